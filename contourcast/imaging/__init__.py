@@ -1,0 +1,1 @@
+"""Scans, regions, contours and the geometry between them; DICOM in and out."""

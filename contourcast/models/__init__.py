@@ -1,0 +1,1 @@
+"""The networks that redraw the tumour as it is today."""

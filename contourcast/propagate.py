@@ -1,0 +1,362 @@
+"""The one verb: from a planning CT, a prior and today's CBCT to today's contours.
+
+Pure: types in, types out; no clock but the caller's, no disk, no network, no globals. The command
+line calls `propagate`; the durable workflow calls the same four steps and writes down the result
+of each before the next begins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+from contourcast.imaging.distance import carry, distance_map
+from contourcast.imaging.errors import ContourcastError, InputError
+from contourcast.imaging.metrics import Agreement, agreement
+from contourcast.imaging.rasterise import rasterise
+from contourcast.imaging.structures import Contour, Roi, nearest_name
+from contourcast.imaging.trace import trace
+from contourcast.imaging.transform import RigidTransform
+from contourcast.imaging.verdict import Figure, Quality, Verdict, worst
+from contourcast.imaging.volume import Probability, Volume, require_same_frame
+from contourcast.registration.methods import METHODS, Task
+from contourcast.registration.result import Registrations
+from contourcast.registration.rigid import register_all
+from contourcast.registration.settings import RegistrationSettings
+
+NETWORK = "diff-umamba"
+ALL_METHODS: tuple[str, ...] = (*METHODS, NETWORK)
+
+OnStep = Callable[[str, float], None]
+"""Told what is going on (a sentence) and how much of the whole is done (0 to 1)."""
+
+
+class Network(Protocol):
+    """What a network is to the pipeline: today's region from today's scan and the r-CT channel."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in results, such as ``diff-umamba``."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of its weights."""
+
+    def predict(self, cbct: Volume, r_ct: Probability) -> Probability:
+        """Today's region on the CBCT's grid; empty where the r-CT channel is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One CBCT and all that is known before it.
+
+    Attributes:
+        prior: The contour to carry, drawn in the planning CT's frame of reference.
+        prior_source_uid: SOP Instance UID of the structure set that holds the prior.
+        start: Where registration may start beside its own guesses; None: nothing is known.
+        vouched: What a person vouched for against the references, in words; empty: nothing.
+    """
+
+    planning_ct: Volume
+    cbct: Volume
+    prior: Roi
+    prior_source_uid: str
+    prior_digest: str = ""
+    start: RigidTransform | None = None
+    vouched: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run may be told; recorded in its result."""
+
+    methods: tuple[str, ...] = ALL_METHODS
+    registration: RegistrationSettings = field(default_factory=RegistrationSettings)
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            if name not in ALL_METHODS:
+                near = nearest_name(name, ALL_METHODS)
+                raise InputError(
+                    f"no method is named '{name}'" + (f"; the nearest is '{near}'" if near else ""),
+                    remedy=f"choose from {', '.join(ALL_METHODS)}",
+                )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drawn:
+    """One method's contour of today.
+
+    Attributes:
+        region: On the CBCT's grid; None when the method failed or nothing may be drawn.
+        loops: Its surface on the CBCT's slices, LPS mm.
+        failed: Why there is none, when the method itself failed.
+    """
+
+    method: str
+    region: Probability | None
+    loops: tuple[Contour, ...] = ()
+    quality: Quality = field(default_factory=Quality)
+    ended_as: str = ""
+    notes: tuple[str, ...] = ()
+    failed: str = ""
+    seconds: float = 0.0
+
+    @property
+    def volume_cc(self) -> float | None:
+        """Volume at the 0.5 level, by voxel centres."""
+        return self.region.mask().volume_cc if self.region is not None else None
+
+    @property
+    def centroid_xyz_mm(self) -> Float[np.ndarray, " 3"] | None:
+        """Centre of mass, LPS mm in the CBCT's frame."""
+        return self.region.mask().centroid_xyz_mm() if self.region is not None else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Propagation:
+    """The result: registration with quality, one contour per method, agreement, verdict.
+
+    Attributes:
+        r_ct: The prior on the CBCT's grid; all zero when the registration was rejected.
+        prior_volume_cc: Of the prior on the planning CT.
+        agreement: Agreement of each method with each reference method, keyed
+            ``(method, reference)``; the references are ``rigid`` and the network.
+    """
+
+    case: Case
+    settings: Settings
+    registrations: Registrations
+    registration_seconds: float
+    r_ct: Probability
+    drawn: tuple[Drawn, ...]
+    agreement: dict[tuple[str, str], Agreement]
+    prior_volume_cc: float
+    quality: Quality
+    network_name: str
+    network_digest: str
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of the registration's and of what the contours say of each other."""
+        return self.quality.verdict
+
+    @property
+    def digest(self) -> str:
+        """Identity of the inputs: the same inputs give the same UIDs."""
+        return inputs_digest(self.case, self.settings, self.network_digest)
+
+
+def propagate(
+    case: Case,
+    *,
+    settings: Settings,
+    network: Network | None,
+    clock: Callable[[], float],
+    on_step: OnStep = lambda sentence, done: None,
+) -> Propagation:
+    """Draws today's contours by every method asked for.
+
+    Raises:
+        FrameMismatchError: Prior and planning CT do not share a frame of reference.
+        InputError: The network is asked for and there is none.
+    """
+    on_step("registering the planning CT to the CBCT", 0.0)
+    start = clock()
+    registrations = register(case, settings)
+    registration_seconds = clock() - start
+    r_ct = carry_prior(case, registrations)
+    drawn = []
+    for n, method in enumerate(settings.methods):
+        on_step(f"drawing: {method}", 0.2 + 0.75 * n / len(settings.methods))
+        drawn.append(
+            draw(case, settings, registrations, r_ct, method, network=network, clock=clock)
+        )
+    on_step("comparing the contours", 0.95)
+    return compare(
+        case,
+        settings,
+        registrations,
+        r_ct,
+        drawn,
+        network=network,
+        registration_seconds=registration_seconds,
+    )
+
+
+def register(case: Case, settings: Settings) -> Registrations:
+    """Step 1: where is the planning CT today, by the whole body and by the target."""
+    require_same_frame(case.planning_ct.frame_of_reference, case.prior.frame_of_reference)
+    return register_all(
+        fixed=case.cbct,
+        moving=case.planning_ct,
+        prior=rasterise(case.prior, case.planning_ct.grid),
+        settings=settings.registration,
+        start=case.start,
+        device=settings.device,
+    )
+
+
+def carry_prior(case: Case, registrations: Registrations) -> Probability:
+    """Step 2: the r-CT channel, the prior on today's grid; all zero when nothing may be carried."""
+    if registrations.rejected:
+        return Probability(
+            values=np.zeros(case.cbct.grid.shape_zyx, np.float32),
+            grid=case.cbct.grid,
+            frame_of_reference=case.cbct.frame_of_reference,
+            name=case.prior.name,
+        )
+    return carry(
+        distance_map(case.prior, grid=case.planning_ct.grid),
+        registrations.chosen.planning_from_cbct,
+        onto=case.cbct.grid,
+    )
+
+
+def draw(
+    case: Case,
+    settings: Settings,
+    registrations: Registrations,
+    r_ct: Probability,
+    method: str,
+    *,
+    network: Network | None,
+    clock: Callable[[], float],
+) -> Drawn:
+    """Step 3, once for each method: today's region and its surface on today's slices."""
+    start = clock()
+    if registrations.rejected:
+        return Drawn(method=method, region=None, notes=("nothing drawn: registration rejected",))
+    try:
+        if method == NETWORK:
+            if network is None:
+                raise InputError("no network is loaded", remedy="name a model folder: --weights")
+            region, quality, ended_as, notes = network.predict(case.cbct, r_ct), Quality(), "", ()
+        else:
+            carriage = METHODS[method](
+                Task(
+                    fixed=case.cbct,
+                    moving=case.planning_ct,
+                    prior=rasterise(case.prior, case.planning_ct.grid),
+                    registrations=registrations,
+                    settings=settings.registration,
+                )
+            )
+            region = carry(
+                distance_map(case.prior, grid=case.planning_ct.grid),
+                carriage.planning_from_cbct,
+                onto=case.cbct.grid,
+            )
+            quality, ended_as, notes = carriage.quality, carriage.ended_as, carriage.notes
+    except ContourcastError as error:  # one method's failure costs its row, not the run
+        return Drawn(method=method, region=None, failed=str(error), seconds=clock() - start)
+    return Drawn(
+        method=method,
+        region=region,
+        loops=trace(region),
+        quality=quality,
+        ended_as=ended_as,
+        notes=notes,
+        seconds=clock() - start,
+    )
+
+
+def compare(
+    case: Case,
+    settings: Settings,
+    registrations: Registrations,
+    r_ct: Probability,
+    drawn: Sequence[Drawn],
+    *,
+    network: Network | None,
+    registration_seconds: float,
+) -> Propagation:
+    """Step 4: what the contours say of each other and of the prior, and the verdict of it all."""
+    regions = {d.method: d.region.mask() for d in drawn if d.region is not None}
+    agreements = {
+        (method, reference): agreement(mask, regions[reference])
+        for reference in ("rigid", NETWORK)
+        if reference in regions
+        for method, mask in regions.items()
+        if method != reference
+    }
+    prior_cc = rasterise(case.prior, case.planning_ct.grid).volume_cc
+    figures = [*registrations.quality.figures]
+    for d in drawn:
+        figures += _plausibility(d, prior_cc)
+    return Propagation(
+        case=case,
+        settings=settings,
+        registrations=registrations,
+        registration_seconds=registration_seconds,
+        r_ct=r_ct,
+        drawn=tuple(drawn),
+        agreement=agreements,
+        prior_volume_cc=prior_cc,
+        quality=Quality(figures=tuple(figures)),
+        network_name=network.name if network is not None else "",
+        network_digest=network.digest if network is not None else "",
+    )
+
+
+def _plausibility(drawn: Drawn, prior_cc: float) -> list[Figure]:
+    """A contour that vanished, doubled or failed deserves a look; a method's reject is a look."""
+    if drawn.failed:
+        return [
+            Figure(
+                name=f"{drawn.method}_drawn",
+                value=0.0,
+                limit="accept 1",
+                verdict=Verdict.LOOK,
+                reason=f"{drawn.method} failed: {drawn.failed}",
+            )
+        ]
+    if drawn.region is None:
+        return []
+    ratio = (drawn.volume_cc or 0.0) / prior_cc if prior_cc else None
+    odd = ratio is None or not 0.25 <= ratio <= 2.0
+    figures = [
+        Figure(
+            name=f"{drawn.method}_volume_over_prior",
+            value=ratio,
+            limit="accept 0.25 to 2",
+            verdict=Verdict.LOOK if odd else Verdict.ACCEPT,
+            reason=(
+                f"{drawn.method} drew {drawn.volume_cc:.1f} cc, the prior has {prior_cc:.1f} cc"
+                if odd
+                else ""
+            ),
+        )
+    ]
+    if worst([drawn.quality.verdict]) is not Verdict.ACCEPT:
+        figures += [
+            Figure(
+                name=f"{drawn.method}_quality",
+                value=None,
+                verdict=Verdict.LOOK,
+                reason=f"{drawn.method}: {reason}",
+            )
+            for reason in drawn.quality.reasons
+        ]
+    return figures
+
+
+def inputs_digest(case: Case, settings: Settings, network_digest: str) -> str:
+    """SHA-256 (hex) over all that the result depends on (CLINICAL_SERVICE §2.5)."""
+    parts = {
+        "cbct": case.cbct.source.digest if case.cbct.source else "",
+        "planning_ct": case.planning_ct.source.digest if case.planning_ct.source else "",
+        "prior": [case.prior_source_uid, case.prior_digest, case.prior.number, case.prior.name],
+        "start": None if case.start is None else case.start.matrix.round(9).tolist(),
+        "vouched": case.vouched,
+        "settings": asdict(settings) | {"device": ""},
+        "network": network_digest,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

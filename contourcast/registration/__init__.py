@@ -1,0 +1,1 @@
+"""Where the planning CT is today: translation, rigid, DIR-T, DIR-L, and how sure that is."""

@@ -1,0 +1,1 @@
+"""Durable jobs and HTTP around the one verb."""

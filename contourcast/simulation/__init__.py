@@ -1,0 +1,1 @@
+"""Virtual patients and whole courses with known truth."""

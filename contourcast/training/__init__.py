@@ -1,0 +1,1 @@
+"""Fitting networks, and measuring methods against known truth."""
