@@ -1,0 +1,62 @@
+# Contourcast. `make demo` and `make test` each stand alone on a fresh machine.
+PYTHON ?= python3
+# A wheel file or requirement that satisfies torch's pin, such as PyTorch's CPU build: make TORCH=torch-2.13.0+cpu….whl demo
+TORCH ?=
+BIN := .venv/bin
+# All cores by default; set to leave some for others.
+WORKERS ?= 2
+
+DEMO_PARTS := baselines
+TEST_PARTS := baselines,codecs,compare,dev,docs,simulation
+
+.PHONY: demo test check test-all bench docs serve wheel peers constraints clean
+
+demo: .venv/.stamp-demo        ## a virtual patient, the main job, a table and pictures
+	$(BIN)/contourcast demo --out demo
+
+test: .venv/.stamp-test        ## everything that the tests need, then the tests
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow" --doctest-modules contourcast tests
+
+check: .venv/.stamp-test       ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-all: .venv/.stamp-test    ## the long ones too
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal --doctest-modules contourcast tests
+
+bench: .venv/.stamp-test       ## ratios against peers
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+docs: .venv/.stamp-test
+	$(BIN)/mkdocs build --strict --site-dir site
+
+serve: .venv/.stamp-demo
+	$(BIN)/contourcast serve
+
+wheel: .venv/.stamp-test
+	$(BIN)/pip wheel --no-deps --wheel-dir dist .
+
+peers:                         ## the Debian programs that tests use as oracles (needs root)
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq dicom3tools dcmtk plastimatch
+
+constraints:                   ## pins from what is installed
+	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+cpu//; / @ /d' \
+	  | sed '1i # Every package that an installation with all extras but [gpu] has, exactly. Made by "make constraints".' > constraints.txt
+
+clean:
+	rm -rf .venv demo site dist build
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Contourcast needs Python 3.11 or newer"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' || { echo "this Python cannot make environments; on Debian: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.stamp-demo: pyproject.toml constraints.txt | .venv/bin/python
+	@test -f .venv/.stamp-test -a ! .venv/.stamp-test -ot pyproject.toml || $(BIN)/pip install -q -c constraints.txt $(TORCH) -e '.[$(DEMO_PARTS)]'
+	@touch $@
+
+.venv/.stamp-test: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/pip install -q -c constraints.txt $(TORCH) -e '.[$(TEST_PARTS)]'
+	@touch $@
