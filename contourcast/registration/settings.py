@@ -1,0 +1,159 @@
+"""Every number of registration, one set for all patients; recorded in each result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from contourcast.registration.result import Focus
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldOfViewSettings:
+    """Where a scan really holds something (REGISTRATION §3)."""
+
+    spacing_mm: float = 3.0
+    closing_mm: float = 6.0
+    erosion_mm: float = 8.0  # bright ring at the rim of a full-fan field
+    border_share: float = 0.25  # of the border voxels that say one value: that value is padding
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalNccSettings:
+    """Local normalisation: ``(I - mean) / (sd + floor)`` in a cubic window (REGISTRATION §4)."""
+
+    radius_mm: float = 12.0
+    least_radius_voxels: int = 2
+    floor_hu: float = 60.0  # about the noise of a cone beam: flat tissue stays flat
+    lowest_hu: float = -1000.0
+    highest_hu: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartSettings:
+    """The search over all shifts on coarse volumes (REGISTRATION §5.1)."""
+
+    spacing_mm: float = 8.0
+    range_mm: float = 60.0
+    blind_range_mm: float = 120.0  # when the positions of the two scans say nothing
+    least_overlap: float = 0.30
+    peaks: int = 3
+    peak_distance_mm: float = 16.0
+    rotation_deg: float = 6.0  # of the further starts, when the first answer is not accepted
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescentSettings:
+    """Gradient descent on the pose (REGISTRATION §5.3 and §5.4).
+
+    Attributes:
+        preconditioner: What the gradient is multiplied with. ``gauss_newton``: the inverse of the
+            metric's Gauss-Newton matrix; ``scalar``: one number, plain descent.
+        momentum: Heavy ball; of ``scalar`` alone.
+        rotation_radius_mm: One radian counts as this many millimetres.
+    """
+
+    preconditioner: Literal["gauss_newton", "scalar"] = "gauss_newton"
+    momentum: float = 0.7
+    rotation_radius_mm: float = 60.0  # moves a typical point of a thorax by about one unit
+    damping: float = 1e-3
+    iterations: int = 60
+    longest_step_voxels: float = 2.0
+    shortest_step_voxels: float = 0.004
+    halvings: int = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelSettings:
+    """One level of the pyramid."""
+
+    spacing_mm: float
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetSettings:
+    """The answer for the prior's surroundings (REGISTRATION §5, focus)."""
+
+    margin_mm: float = 30.0
+    farthest_mm: float = 15.0
+    farthest_deg: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityLimits:
+    """When an answer is accepted, looked at or rejected (REGISTRATION §8).
+
+    Attributes:
+        version: Changes with every number here; recorded with each verdict.
+    """
+
+    version: str = "1"
+    spacing_mm: float = 3.0
+    bone_hu: float = 150.0
+    near_bone_mm: float = 7.0
+    least_near_bone_voxels: int = 200
+    accept_near_bone_lncc: float = 0.45
+    reject_near_bone_lncc: float = 0.30
+    accept_lncc: float = 0.22
+    reject_lncc: float = 0.12
+    accept_overlap: float = 0.60
+    reject_overlap: float = 0.30
+    accept_start_ratio: float = 1.3
+    accept_spread_mm: float = 3.0
+    accept_prior_in_view: float = 0.99
+    accept_shift_mm: float = 40.0
+    reject_shift_mm: float = 100.0
+    accept_angle_deg: float = 8.0
+    reject_angle_deg: float = 15.0
+    accept_apart_mm: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RigidSettings:
+    """Translation and rigid registration."""
+
+    field_of_view: FieldOfViewSettings = field(default_factory=FieldOfViewSettings)
+    local_ncc: LocalNccSettings = field(default_factory=LocalNccSettings)
+    start: StartSettings = field(default_factory=StartSettings)
+    levels: tuple[LevelSettings, ...] = (
+        LevelSettings(spacing_mm=6.0, samples=20_000),
+        LevelSettings(spacing_mm=3.0, samples=40_000),
+        LevelSettings(spacing_mm=2.0, samples=40_000),
+    )
+    descent: DescentSettings = field(default_factory=DescentSettings)
+    target: TargetSettings = field(default_factory=TargetSettings)
+    least_samples: int = 2000
+    seed: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeformableSettings:
+    """DIR-T and DIR-L with elastix (REGISTRATION §6)."""
+
+    spacing_mm: float = 2.5
+    grid_spacing_mm: float = 20.0
+    bending_weight: float = 0.05
+    box_margin_mm: float = 20.0
+    lung_dilation_mm: float = 5.0
+    blend_mm: float = 15.0
+    levels: int = 3
+    iterations_box: int = 300
+    iterations_lung: int = 500
+    samples: int = 4000
+    wall_limit_s: float = 300.0
+    seed: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistrationSettings:
+    """All of registration.
+
+    Attributes:
+        focus: Which answer carries the prior: ``body`` (a bone match) or ``target`` (soft tissue).
+    """
+
+    focus: Focus = "body"
+    rigid: RigidSettings = field(default_factory=RigidSettings)
+    limits: QualityLimits = field(default_factory=QualityLimits)
+    deformable: DeformableSettings = field(default_factory=DeformableSettings)
