@@ -33,6 +33,16 @@ from contourcast.registration.settings import RegistrationSettings
 NETWORK = "diff-umamba"
 ALL_METHODS: tuple[str, ...] = (*METHODS, NETWORK)
 
+# One colour per method, everywhere: structure sets, pictures, pages. Told apart with colour-blind
+# eyes and on grey (after Okabe and Ito's palette, brightened for a dark ground).
+COLORS_RGB: dict[str, tuple[int, int, int]] = {
+    "translation": (230, 159, 0),
+    "rigid": (86, 180, 233),
+    "dir-t": (0, 200, 140),
+    "dir-l": (240, 228, 66),
+    NETWORK: (255, 70, 120),
+}
+
 OnStep = Callable[[str, float], None]
 """Told what is going on (a sentence) and how much of the whole is done (0 to 1)."""
 

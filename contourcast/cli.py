@@ -1,0 +1,211 @@
+"""The command line: a sentence per command.
+
+Errors are one line on stderr and an exit code: 2 for input that cannot be used, 3 for geometry,
+4 for a rejected registration (whose report is written), 1 for anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from contourcast.imaging.errors import ContourcastError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REJECTED = 4
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Carries a tumour's contour from the planning CT to each day's cone-beam CT. "
+    "Not a medical device.",
+)
+
+
+class Device(StrEnum):
+    """Where to compute."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class FocusOption(StrEnum):
+    """What the registration that carries the prior looks at."""
+
+    BODY = "body"
+    TARGET = "target"
+
+
+@app.command()
+def propagate(
+    planning_ct: Annotated[Path, typer.Option(help="Folder of the planning CT's slices.")],
+    structures: Annotated[Path, typer.Option(help="RT Structure Set drawn on the planning CT.")],
+    cbct: Annotated[Path, typer.Option(help="Folder of today's cone-beam CT.")],
+    roi: Annotated[str, typer.Option(help="Name of the ROI to carry, or #number.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results; new or empty.")],
+    method: Annotated[
+        list[str] | None, typer.Option(help="A method; may be repeated. Default: all five.")
+    ] = None,
+    prior_structures: Annotated[
+        Path | None,
+        typer.Option(help="Take the ROI from here instead, such as the last approved set."),
+    ] = None,
+    registration: Annotated[
+        list[Path] | None,
+        typer.Option(help="Spatial Registration to start from, or that ties the prior's frame."),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Model folder. Default: the one shipped.")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+    focus: Annotated[
+        FocusOption, typer.Option(help="Which registration carries the prior: body or target.")
+    ] = FocusOption.BODY,
+    vouch: Annotated[
+        str,
+        typer.Option(
+            help="Your reason why images and structures belong together although "
+            "their references say otherwise. Recorded in the report."
+        ),
+    ] = "",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: as many as there are cores.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json on stdout.")] = False,
+) -> None:
+    """Carry a ROI of the planning CT to one CBCT, by every method, with a report."""
+    with _one_line_errors():
+        _require_new(out)
+        from contourcast import propagate as pipeline
+        from contourcast.service.inputs import read_case
+        from contourcast.service.report import write_results
+
+        settings = pipeline.Settings(
+            methods=tuple(method or pipeline.ALL_METHODS),
+            registration=pipeline.RegistrationSettings(focus=focus.value),
+            device=_device(device, threads),
+        )
+        with _progress() as tell:
+            tell("reading", 0.0)
+            case = read_case(
+                planning_ct=planning_ct,
+                structures=structures,
+                cbct=cbct,
+                roi=roi,
+                prior_structures=prior_structures,
+                registrations=registration or [],
+                vouched=vouch,
+            )
+            network = None
+            if pipeline.NETWORK in settings.methods:
+                from contourcast.models.predictor import load_network
+
+                network = load_network(weights, device=settings.device)
+            result = pipeline.propagate(
+                case, settings=settings, network=network, clock=time.perf_counter, on_step=tell
+            )
+            tell("writing", 0.98)
+            report = write_results(result, out, made_at=datetime.now(UTC))
+        if as_json:
+            typer.echo(report.model_dump_json(indent=1))
+        else:
+            _print_summary(report.verdict, report.reasons, report.methods, out)
+        if result.registrations.rejected:
+            raise typer.Exit(REJECTED)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what this machine has: device, scan backend, codecs, elastix, weights."""
+    with _one_line_errors():
+        from contourcast.service.doctor import examine
+
+        findings = examine()
+        if as_json:
+            typer.echo(json.dumps(findings, indent=1))
+            return
+        width = max(len(name) for name in findings)
+        for name, finding in findings.items():
+            typer.echo(f"{name:<{width}}  {finding}")
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; loopback only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    data: Annotated[Path | None, typer.Option(help="Folder for all that is kept.")] = None,
+) -> None:
+    """Serve the HTTP API (OpenAPI at /docs) with durable jobs on this machine."""
+    with _one_line_errors():
+        from contourcast.service.server import serve as run_server
+        from contourcast.service.settings import ServiceSettings
+
+        settings = ServiceSettings() if data is None else ServiceSettings(data_folder=data)
+        run_server(host=host, port=port, settings=settings)
+
+
+def main() -> None:
+    """The entry point ``contourcast``."""
+    app()
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """A refusal is one line on stderr and its exit code; a bug stays a traceback."""
+    try:
+        yield
+    except ContourcastError as error:
+        typer.echo(f"contourcast: {error}", err=True)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        typer.echo("contourcast: interrupted; nothing was written", err=True)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """A bar on stderr where a person looks, silence where a script does."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:<44}"), BarColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda sentence, done: bar.update(task, description=sentence, completed=done)
+
+
+def _require_new(out: Path) -> None:
+    from contourcast.service.report import FILES
+
+    if out.is_file() or (out.is_dir() and {p.name for p in out.iterdir()} - set(FILES)):
+        raise InputError(
+            "the output folder is not empty", file=out.name, remedy="name a new or empty folder"
+        )
+
+
+def _device(wanted: Device, threads: int) -> str:
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    if wanted is Device.CUDA and not torch.cuda.is_available():
+        raise InputError("this machine has no usable CUDA device", remedy="--device cpu")
+    if wanted is Device.AUTO:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted.value

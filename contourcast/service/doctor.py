@@ -1,0 +1,55 @@
+"""What this machine has: read by the command line and by the health route."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+
+def examine() -> dict[str, str]:
+    """A sentence for each thing that decides how fast, or whether, Contourcast works here."""
+    import torch
+
+    from contourcast.models.predictor import SHIPPED, load_network
+    from contourcast.models.selective_scan import chosen_backend
+
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU only"
+    try:
+        network = load_network(None, device="cpu")
+        weights = f"{network.name}, digest {network.digest[:12]}, from {SHIPPED.name}"
+    except Exception as error:  # a broken installation is what a doctor is for
+        weights = f"missing: {error}"
+    return {
+        "contourcast": version("contourcast"),
+        "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        "device": f"{device}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "selective scan": chosen_backend("cpu"),
+        "weights": weights,
+        "codecs": ", ".join(_codecs()),
+        "elastix": _part("itk-elastix", "dir-t and dir-l fail: pip install contourcast[baselines]"),
+        "cone-beam physics": _part(
+            "itk-rtk", "image-domain form: pip install contourcast[simulation]"
+        ),
+        "jobs": f"dbos {version('dbos')}",
+    }
+
+
+def _codecs() -> list[str]:
+    codecs = ["native", "deflate", "RLE"]
+    for module, name in (
+        ("jpeg_ls", "JPEG-LS"),
+        ("openjpeg", "JPEG 2000, HTJ2K"),
+        ("gdcm", "JPEG lossless"),
+    ):
+        found = importlib.util.find_spec(module) is not None
+        codecs.append(name if found else f"no {name}")
+    return codecs
+
+
+def _part(package: str, without: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return f"not installed; {without}"

@@ -1,0 +1,144 @@
+"""From files to a case: everything is read, and proven to belong together, before work begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from contourcast.imaging.dicom.ct_series import read_ct_series
+from contourcast.imaging.dicom.registration_in import SpatialRegistration, read_registration
+from contourcast.imaging.dicom.rtstruct_in import read_structure_set, require_drawn_on
+from contourcast.imaging.distance import carry, distance_map, own_grid
+from contourcast.imaging.errors import ContourcastError, FrameMismatchError, InputError
+from contourcast.imaging.source import Patient
+from contourcast.imaging.structures import Roi
+from contourcast.imaging.trace import trace
+from contourcast.imaging.transform import RigidTransform
+from contourcast.imaging.volume import Volume
+from contourcast.propagate import Case
+
+
+def read_case(
+    *,
+    planning_ct: Path | Sequence[Path],
+    structures: Path,
+    cbct: Path | Sequence[Path],
+    roi: str,
+    prior_structures: Path | None = None,
+    registrations: Sequence[Path] = (),
+    vouched: str = "",
+) -> Case:
+    """Reads what a propagation needs.
+
+    Args:
+        planning_ct, cbct: A folder, or the files of one series.
+        structures: The structure set of the planning CT.
+        roi: Name or ``#number`` of the ROI to carry.
+        prior_structures: Where the ROI is taken from instead; in the planning CT's frame, or in
+            one that a registration ties to it.
+        registrations: Spatial Registrations: one that ties the planning CT's frame to the CBCT's
+            is a start; one that ties the prior's frame brings the prior home.
+        vouched: The user's reason to accept what the references do not prove.
+
+    Raises:
+        ContourcastError: Something cannot be read, or does not belong together.
+    """
+    planning = read_ct_series(planning_ct, role="planning CT")
+    today = read_ct_series(cbct, role="CBCT")
+    drawn = read_structure_set(structures)
+    known = [read_registration(path) for path in registrations]
+    source = drawn if prior_structures is None else read_structure_set(prior_structures)
+
+    doubts = []
+    for claim in (
+        lambda: require_drawn_on(drawn, planning),
+        lambda: _require_same_patient(planning, today, "planning CT and CBCT"),
+        lambda: _require_patient(drawn.patient, planning, "structure set and planning CT"),
+        lambda: _require_patient(source.patient, planning, "prior and planning CT"),
+    ):
+        try:
+            claim()
+        except ContourcastError as doubt:
+            if not vouched:
+                raise
+            doubts.append(doubt.cause)
+    prior = source.roi(roi)
+    if not prior.loops:
+        raise InputError(
+            f"ROI '{prior.name}' encloses nothing",
+            uid=source.sop_instance_uid,
+            remedy="choose a ROI with closed contours",
+        )
+    return Case(
+        planning_ct=planning,
+        cbct=today,
+        prior=_in_frame_of(planning, prior, known, vouched=bool(vouched)),
+        prior_source_uid=source.sop_instance_uid,
+        prior_digest=source.digest,
+        start=_start(planning, today, known),
+        vouched=f"{vouched} (against: {'; '.join(doubts)})" if doubts else vouched,
+    )
+
+
+def _require_same_patient(planning_ct: Volume, cbct: Volume, what: str) -> None:
+    if planning_ct.source is not None:
+        _require_patient(planning_ct.source.patient, cbct, what)
+
+
+def _require_patient(patient: Patient, scan: Volume, what: str) -> None:
+    """Different patient IDs are two patients until somebody vouches; an empty one says nothing.
+
+    Raises:
+        InputError: Both are stated and differ. The IDs themselves are not told.
+    """
+    if scan.source is None:
+        return
+    first, second = patient.patient_id.strip(), scan.source.patient.patient_id.strip()
+    if first and second and first != second:
+        raise InputError(
+            f"{what} state different patients",
+            tag="(0010,0020) Patient ID",
+            uid=scan.source.series_instance_uid,
+            remedy="check the export; if it is one patient after all, vouch for it",
+        )
+
+
+def _in_frame_of(
+    planning_ct: Volume, prior: Roi, known: Sequence[SpatialRegistration], *, vouched: bool
+) -> Roi:
+    """The prior in the planning CT's frame, carried there when it was drawn in another."""
+    frame = planning_ct.frame_of_reference
+    if prior.frame_of_reference == frame:
+        return prior
+    tie = _tie(known, target_frame=frame, source_frame=prior.frame_of_reference)
+    if tie is None:
+        if vouched:
+            return Roi(**(vars(prior) | {"frame_of_reference": frame}))
+        raise FrameMismatchError(
+            "the prior is drawn in another frame of reference than the planning CT's",
+            tag="(3006,0024) Referenced Frame of Reference UID",
+            uid=f"{prior.frame_of_reference} and {frame}",
+            remedy="give the Spatial Registration that ties the two: --registration",
+        )
+    shape = distance_map(prior, grid=own_grid(prior))
+    at_home = carry(shape, tie.inverse(), onto=planning_ct.grid)
+    return Roi(**(vars(prior) | {"frame_of_reference": frame, "contours": trace(at_home)}))
+
+
+def _start(
+    planning_ct: Volume, cbct: Volume, known: Sequence[SpatialRegistration]
+) -> RigidTransform | None:
+    return _tie(
+        known,
+        target_frame=planning_ct.frame_of_reference,
+        source_frame=cbct.frame_of_reference,
+    )
+
+
+def _tie(
+    known: Sequence[SpatialRegistration], *, target_frame: str, source_frame: str
+) -> RigidTransform | None:
+    for registration in known:
+        if {target_frame, source_frame} <= set(registration.frames):
+            return registration.between(target_frame=target_frame, source_frame=source_frame)
+    return None
