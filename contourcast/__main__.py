@@ -1,0 +1,5 @@
+"""``python -m contourcast`` is ``contourcast``."""
+
+from contourcast.cli import main
+
+main()
