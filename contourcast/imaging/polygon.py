@@ -1,0 +1,206 @@
+"""Closed loops in a plane: what they enclose, how far away they are.
+
+A loop is an array ``(n, 2)`` of points ``(x, y)``, the first not repeated. Several loops together
+enclose by the even-odd rule, so that a loop within a loop is a hole whichever way it winds.
+Pixels are squares of size one about integer points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.spatial import cKDTree
+
+Loop = Float[np.ndarray, "n 2"]
+Loops = Sequence[Loop]
+
+# Positions written with six decimals must not fall on either side of a pixel centre by rounding.
+SAME_PIXEL_PLACE: Final = 6
+# Squares along the longer side of the box in which an area is counted; exact with any number.
+AREA_SQUARES: Final = 32
+
+
+def edges(loops: Loops) -> tuple[Float[np.ndarray, "m 2"], Float[np.ndarray, "m 2"]]:
+    """Where the edges of all loops start and where they stop."""
+    starts = np.concatenate([np.asarray(loop, float) for loop in loops])
+    stops = np.concatenate([np.roll(np.asarray(loop, float), -1, axis=0) for loop in loops])
+    return starts, stops
+
+
+def inside(loops: Loops, shape_yx: tuple[int, int]) -> Bool[np.ndarray, "y x"]:
+    """Pixels whose centre is inside, by even-odd counting over all loops.
+
+    Half-open: an edge through a centre counts as inside where the region lies towards larger x
+    or y, and as outside where it lies towards smaller ones. So two regions that share an edge
+    share no pixel and leave none out. What reaches beyond the image is cut off at its border.
+    """
+    rows, columns = shape_yx
+    result = np.zeros(shape_yx, bool)
+    start, stop = (np.round(ends, SAME_PIXEL_PLACE) for ends in edges(loops))
+    low, high = np.minimum(start, stop), np.maximum(start, stop)
+    left, right = (int(v) for v in np.clip((low[:, 0].min(), high[:, 0].max() + 1), 0, columns))
+    top, bottom = (
+        int(v) for v in np.clip((np.ceil(low[:, 1].min()), np.ceil(high[:, 1].max())), 0, rows)
+    )
+    if left >= right or top >= bottom:
+        return result
+    first = np.maximum(np.ceil(low[:, 1]), top).astype(int)
+    last = np.minimum(np.ceil(high[:, 1]) - 1, bottom - 1).astype(int)
+    edge, step = _repeated(np.maximum(last - first + 1, 0))
+    row = first[edge] + step
+    run, rise = (stop - start)[edge].T
+    crossing = start[edge, 0] + (row - start[edge, 1]) * run / rise
+    column = np.clip(np.ceil(np.round(crossing, SAME_PIXEL_PLACE)), left, right).astype(int)
+    width = right - left + 1
+    crossings = np.bincount(
+        (row - top) * width + (column - left), minlength=(bottom - top) * width
+    ).astype(np.uint8)
+    odd = np.cumsum(crossings.reshape(-1, width), axis=1, dtype=np.uint8) & 1
+    result[top:bottom, left:right] = odd[:, :-1]
+    return result
+
+
+def coverage(loops: Loops, shape_yx: tuple[int, int]) -> Float[np.ndarray, "y x"]:
+    """How much of each pixel is inside, 0 to 1: exact for loops that do not cross.
+
+    Every edge is cut at the pixels' borders; each piece covers the part of its pixel to its
+    right, and all pixels further right, by its height. In the one pixel in which edges cross, a
+    bow-tie's share is that of its net area.
+    """
+    rows, columns = shape_yx
+    start, stop = edges(oriented(loops))
+    start, stop = start + 0.5, stop + 0.5  # pixel c now reaches from c to c + 1
+    start, stop = _cut(start, stop, axis=1, borders=rows)
+    start, stop = _cut(start, stop, axis=0, borders=columns)
+    middle, height = (start + stop) / 2, stop[:, 1] - start[:, 1]
+    row = np.floor(middle[:, 1]).astype(int)
+    column = np.floor(middle[:, 0]).astype(int)
+    seen = (row >= 0) & (row < rows) & (column < columns)
+    row, column, height, x = row[seen], column[seen], height[seen], middle[seen, 0]
+    right_of_it = np.where(column < 0, 1.0, column + 1 - x)
+    column = np.maximum(column, 0)
+    place, size = row * (columns + 1) + column, rows * (columns + 1)
+    change = np.bincount(place, height * right_of_it, size)
+    change += np.bincount(place + 1, height * (1 - right_of_it), size + 1)[:size]
+    winding = np.cumsum(change.reshape(rows, columns + 1), axis=1)[:, :-1]
+    even_odd: np.ndarray = 1 - np.abs(1 - np.abs(winding) % 2)
+    return even_odd
+
+
+def signed_area(loop: Loop) -> float:
+    """Area, positive when it winds from x to y."""
+    x, y = (loop - loop[0]).T
+    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+
+
+def area(loops: Loops) -> float:
+    """Area enclosed by the even-odd rule, in the square of the loops' unit."""
+    if not loops:
+        return 0.0
+    corners = np.concatenate(list(loops))
+    low, extent = corners.min(axis=0), np.ptp(corners, axis=0)
+    square = float(extent.max()) / AREA_SQUARES
+    if square == 0:
+        return 0.0
+    columns, rows = (int(n) for n in np.ceil(extent / square) + 1)
+    return float(coverage([(loop - low) / square for loop in loops], (rows, columns)).sum()) * (
+        square * square
+    )
+
+
+def contains(loop: Loop, point: Float[np.ndarray, " 2"]) -> bool:
+    """Whether the point is inside the loop, half-open as in `inside`."""
+    start, stop = edges([loop])
+    spans = (start[:, 1] <= point[1]) != (stop[:, 1] <= point[1])
+    (x0, y0), (x1, y1) = start[spans].T, stop[spans].T
+    return bool(((x0 + (point[1] - y0) * (x1 - x0) / (y1 - y0)) <= point[0]).sum() % 2)
+
+
+def oriented(loops: Loops) -> list[Loop]:
+    """The same loops, wound so that outer ones have positive area and holes negative area."""
+    result = []
+    for n, loop in enumerate(loops):
+        depth = sum(contains(other, loop[0]) for m, other in enumerate(loops) if m != n)
+        outer = depth % 2 == 0
+        result.append(loop if (signed_area(loop) >= 0) == outer else loop[::-1])
+    return result
+
+
+def distance(
+    points: Float[np.ndarray, "p 2"], loops: Loops, *, limit: float, step: float
+) -> Float[np.ndarray, " p"]:
+    """Distance of points to the nearest edge, at most ``limit``.
+
+    The nearest of marks set along the edges (at most ``step`` apart) names the edge; the distance
+    is then that to the edge itself and to its two neighbours.
+    """
+    start, stop = _pieces(loops, step)
+    middle = (start + stop) / 2
+    away, nearest = cKDTree(middle).query(points, distance_upper_bound=limit + step)
+    result = np.full(len(points), limit)
+    near = np.isfinite(away)
+    for neighbour in (-1, 0, 1):
+        piece = np.clip(nearest[near] + neighbour, 0, len(start) - 1)
+        to_edge = _distance_to_segment(points[near], start[piece], stop[piece])
+        result[near] = np.minimum(result[near], to_edge)
+    return result
+
+
+def crosses_itself(loop: Loop) -> bool:
+    """Whether two edges of the loop cross in their interiors (touching does not count)."""
+    start, stop = edges([loop])
+
+    def side(a: Loop, b: Loop, p: Loop) -> Float[np.ndarray, "m m"]:
+        along, to = (b - a)[:, None, :], p[None, :, :] - a[:, None, :]
+        turn: np.ndarray = along[..., 0] * to[..., 1] - along[..., 1] * to[..., 0]
+        return turn
+
+    apart = side(start, stop, start) * side(start, stop, stop) < 0
+    return bool((apart & apart.T).any())
+
+
+def _pieces(loops: Loops, step: float) -> tuple[Loop, Loop]:
+    """All edges, cut into pieces not longer than the step."""
+    start, stop = edges(loops)
+    count = np.maximum(np.ceil(np.linalg.norm(stop - start, axis=1) / step), 1).astype(int)
+    edge, n = _repeated(count)
+    along = ((stop - start) / count[:, None])[edge]
+    return start[edge] + n[:, None] * along, start[edge] + (n + 1)[:, None] * along
+
+
+def _distance_to_segment(points: Loop, start: Loop, stop: Loop) -> Float[np.ndarray, " p"]:
+    along, to = stop - start, points - start
+    length2 = np.maximum((along**2).sum(axis=1), np.finfo(float).tiny)
+    share = np.clip((along * to).sum(axis=1) / length2, 0, 1)
+    away: np.ndarray = np.linalg.norm(to - share[:, None] * along, axis=1)
+    return away
+
+
+def _cut(start: Loop, stop: Loop, *, axis: int, borders: int) -> tuple[Loop, Loop]:
+    """Edges cut where they cross the integers 0 to ``borders`` on one axis."""
+    a, b = start[:, axis], stop[:, axis]
+    first = np.maximum(np.floor(np.minimum(a, b)) + 1, 0)
+    last = np.minimum(np.ceil(np.maximum(a, b)) - 1, borders)
+    cuts = np.maximum(last - first + 1, 0).astype(int)
+    edge, n = _repeated(cuts + 1)
+    forward = (b > a)[edge]
+
+    def share_at(cut: np.ndarray) -> np.ndarray:
+        border = np.where(forward, first[edge] + cut, last[edge] - cut)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share: np.ndarray = (border - a[edge]) / (b - a)[edge]
+        return share
+
+    since = np.where(n == 0, 0.0, share_at(n - 1))[:, None]
+    until = np.where(n == cuts[edge], 1.0, share_at(n))[:, None]
+    along = (stop - start)[edge]
+    return start[edge] + since * along, start[edge] + until * along
+
+
+def _repeated(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each index as often as its count, and which time it is (from 0)."""
+    index = np.repeat(np.arange(len(counts)), counts)
+    return index, np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)

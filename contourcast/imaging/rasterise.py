@@ -1,0 +1,195 @@
+"""From contours in millimetres to voxels: whose centre is inside, or how much of each is.
+
+Which slice a contour belongs to is one rule for everything: a slice takes the loops of the
+nearest contoured plane within half a gap of it (exactly half way belongs to the lower slice), all
+of them combined by even-odd. Nothing is filled in between, nothing is moved to an image border;
+what a physicist has to know of it is said by `raster_notes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+
+from contourcast.imaging import polygon
+from contourcast.imaging.errors import GeometryError
+from contourcast.imaging.grid import Grid
+from contourcast.imaging.structures import Roi
+from contourcast.imaging.volume import Mask, Probability
+
+# In slices. CLINICAL_SERVICE §2.4: up to here a contour counts as drawn on the slice, and loops
+# this close to each other as drawn on one plane.
+ON_SLICE: Final = 0.1
+# In slices: loops that spread further along the normal were not drawn on this grid's planes.
+FLAT: Final = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plane:
+    """The loops of one contoured plane, in index coordinates of a grid.
+
+    Attributes:
+        k: Where it lies between the slices, fractional.
+        loops: Points (column, row), each of shape (n, 2).
+    """
+
+    k: float
+    loops: tuple[polygon.Loop, ...]
+
+
+def planes_of(roi: Roi, grid: Grid) -> tuple[Plane, ...]:
+    """The contoured planes of a ROI from the first slice to the last, also those off the grid.
+
+    Raises:
+        GeometryError: Loops that do not lie parallel to the grid's slices, or are not finite.
+    """
+    if not roi.loops:
+        return ()
+    lengths = [len(loop.points_xyz_mm) for loop in roi.loops]
+    ijk = grid.index(np.concatenate([loop.points_xyz_mm for loop in roi.loops]))
+    if not np.isfinite(ijk).all():
+        raise GeometryError(
+            f"ROI #{roi.number} has points that are not numbers", tag="(3006,0050) Contour Data"
+        )
+    loops = np.split(ijk, np.cumsum(lengths)[:-1])
+    if any(np.ptp(loop[:, 2]) > FLAT for loop in loops):
+        raise GeometryError(
+            f"ROI #{roi.number} is not drawn on planes parallel to the slices of this grid",
+            tag="(3006,0050) Contour Data",
+            remedy="rasterise it on the series that it was drawn on, then carry it",
+        )
+    loops.sort(key=lambda loop: float(loop[:, 2].mean()))
+    ks = np.array([loop[:, 2].mean() for loop in loops])
+    first = [0, *(np.flatnonzero(np.diff(ks) > ON_SLICE) + 1).tolist(), len(ks)]
+    return tuple(
+        Plane(k=float(np.mean(ks[a:b])), loops=tuple(loop[:, :2] for loop in loops[a:b]))
+        for a, b in pairwise(first)
+    )
+
+
+def plane_of_each_slice(planes: Sequence[Plane], slices: int) -> dict[int, Plane]:
+    """The plane that each slice takes; slices without one are left out."""
+    taken: dict[int, Plane] = {}
+    for plane in planes:
+        n = int(np.ceil(round(plane.k, polygon.SAME_PIXEL_PLACE) - 0.5))
+        if 0 <= n < slices and (n not in taken or abs(plane.k - n) < abs(taken[n].k - n)):
+            taken[n] = plane
+    return taken
+
+
+def rasterise(roi: Roi, grid: Grid) -> Mask:
+    """Voxels whose centre is inside the ROI by even-odd counting, half-open on edges.
+
+    Raises:
+        GeometryError: The ROI is not drawn on planes parallel to the grid's slices.
+    """
+    values = np.zeros(grid.shape_zyx, bool)
+    for n, plane in plane_of_each_slice(planes_of(roi, grid), grid.shape_zyx[0]).items():
+        values[n] = polygon.inside(plane.loops, grid.shape_zyx[1:])
+    return Mask(values=values, grid=grid, frame_of_reference=roi.frame_of_reference, name=roi.name)
+
+
+def coverage(roi: Roi, grid: Grid) -> Probability:
+    """The share of each pixel's area that is inside the ROI, on the slices that `rasterise` takes.
+
+    Raises:
+        GeometryError: The ROI is not drawn on planes parallel to the grid's slices.
+    """
+    values = np.zeros(grid.shape_zyx, np.float32)
+    for n, plane in plane_of_each_slice(planes_of(roi, grid), grid.shape_zyx[0]).items():
+        values[n] = polygon.coverage(plane.loops, grid.shape_zyx[1:])
+    return Probability(
+        values=values, grid=grid, frame_of_reference=roi.frame_of_reference, name=roi.name
+    )
+
+
+def raster_notes(roi: Roi, grid: Grid) -> tuple[str, ...]:
+    """What rasterising this ROI on this grid leaves out or cannot show, a sentence each.
+
+    Slices are counted from 0, as in the arrays.
+    """
+    planes = planes_of(roi, grid)
+    taken = plane_of_each_slice(planes, grid.shape_zyx[0])
+    notes = [*_notes_on_contours(roi), *_notes_on_planes(planes, taken, grid.shape_zyx[0])]
+    notes += _notes_on_loops(planes, taken, grid)
+    return tuple(notes)
+
+
+def _notes_on_contours(roi: Roi) -> list[str]:
+    closed = [c for c in roi.contours if c.geometric_type.startswith("CLOSED")]
+    open_or_point = len(roi.contours) - len(closed)
+    degenerate = sum(not c.encloses for c in closed)
+    notes = []
+    if not roi.contours:
+        notes.append("the ROI has no contour")
+    if open_or_point:
+        notes.append(f"points and open lines enclose no volume: {open_or_point} contours left out")
+    if degenerate:
+        notes.append(f"fewer than three points enclose no area: {degenerate} contours left out")
+    return notes
+
+
+def _notes_on_planes(planes: Sequence[Plane], taken: dict[int, Plane], slices: int) -> list[str]:
+    notes = []
+    off = {n: abs(p.k - n) for n, p in taken.items() if abs(p.k - n) > ON_SLICE}
+    if off:
+        notes.append(
+            f"contours lie up to {max(off.values()):.2f} slices off the slices that take them: "
+            f"{_listed(off)}"
+        )
+    beyond = sum(not -0.5 < p.k <= slices - 0.5 for p in planes)
+    if beyond:
+        notes.append(f"beyond the first or last slice of the image: {beyond} contoured planes")
+    crowded = len(planes) - beyond - len(taken)
+    if crowded:
+        notes.append(f"planes closer than the slices: {crowded} left out for a nearer one")
+    missing = sorted(set(range(min(taken), max(taken) + 1)) - set(taken)) if taken else []
+    if missing:
+        notes.append(f"no contour within the stack, left empty: {_listed(missing)}")
+    return notes
+
+
+def _notes_on_loops(planes: Sequence[Plane], taken: dict[int, Plane], grid: Grid) -> list[str]:
+    _, rows, columns = grid.shape_zyx
+    outside = partly = crossing = 0
+    tiny = []
+    for n, plane in taken.items():
+        corners = [(loop.min(axis=0), loop.max(axis=0)) for loop in plane.loops]
+        gone = [
+            (high < -0.5).any() or (low > (columns - 0.5, rows - 0.5)).any()
+            for low, high in corners
+        ]
+        cut = [
+            (low < -0.5).any() or (high > (columns - 0.5, rows - 0.5)).any()
+            for low, high in corners
+        ]
+        outside += sum(gone)
+        partly += sum(c and not g for c, g in zip(cut, gone, strict=True))
+        crossing += sum(polygon.crosses_itself(loop) for loop in plane.loops)
+        if not all(gone) and (
+            polygon.area(plane.loops) < 1 or not polygon.inside(plane.loops, (rows, columns)).any()
+        ):
+            tiny.append(n)
+    notes = []
+    if outside:
+        notes.append(f"wholly outside the image: {outside} contours left out")
+    if partly:
+        notes.append(f"partly outside the image: {partly} contours cut at its border")
+    if crossing:
+        notes.append(f"{crossing} contours cross themselves (even-odd decides what is inside)")
+    if tiny:
+        notes.append(f"smaller than a voxel, so that its centre alone decides: {_listed(tiny)}")
+    return notes
+
+
+def _listed(slices: Sequence[int] | dict[int, float]) -> str:
+    """``slice 4`` or ``slices 4, 6-9``."""
+    numbers = sorted(slices)
+    breaks = [0, *(np.flatnonzero(np.diff(numbers) > 1) + 1).tolist(), len(numbers)]
+    runs = [numbers[a:b] for a, b in pairwise(breaks)]
+    words = ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+    return f"{'slice' if len(numbers) == 1 else 'slices'} {words}"
