@@ -1,0 +1,101 @@
+"""What the convolutional networks are built of, for two and three axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CONV: Final[dict[int, type[nn.Conv2d] | type[nn.Conv3d]]] = {2: nn.Conv2d, 3: nn.Conv3d}
+NORM: Final[dict[int, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]]] = {
+    2: nn.InstanceNorm2d,
+    3: nn.InstanceNorm3d,
+}
+# nnU-Net v2: InstanceNorm affine, eps 1e-5; LeakyReLU and He initialisation with slope 0.01.
+NORM_EPS: Final = 1e-5
+SLOPE: Final = 0.01
+
+
+def convolution(
+    channels_in: int, channels_out: int, kernel: Sequence[int], stride: Sequence[int] | int = 1
+) -> nn.Module:
+    """With bias, padded so that stride 1 keeps the size."""
+    conv = CONV[len(kernel)]
+    padding = tuple(k // 2 for k in kernel)
+    return conv(channels_in, channels_out, tuple(kernel), stride, padding)  # type: ignore[arg-type]
+
+
+class ResidualBlock(nn.Module):
+    """conv, norm, LReLU, conv, norm; plus the input (through 1 x 1 if asked); LReLU.
+
+    With ``shortcut`` it is U-Mamba's BasicResBlock, without it nnU-Net's BasicBlockD.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        *,
+        kernel: Sequence[int],
+        stride: Sequence[int] | int = 1,
+        shortcut: bool,
+    ) -> None:
+        super().__init__()
+        axes = len(kernel)
+        self.conv1 = convolution(channels_in, channels_out, kernel, stride)
+        self.norm1 = NORM[axes](channels_out, eps=NORM_EPS, affine=True)
+        self.conv2 = convolution(channels_out, channels_out, kernel)
+        self.norm2 = NORM[axes](channels_out, eps=NORM_EPS, affine=True)
+        self.conv3 = (
+            convolution(channels_in, channels_out, (1,) * axes, stride) if shortcut else None
+        )
+
+    def forward(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c2 *space2"]:
+        """Strides shrink the space, rounding up."""
+        y = F.leaky_relu(self.norm1(self.conv1(x)), SLOPE, inplace=True)
+        y = self.norm2(self.conv2(y))
+        return F.leaky_relu(y + (x if self.conv3 is None else self.conv3(x)), SLOPE, inplace=True)
+
+
+def stage(
+    channels_in: int,
+    channels_out: int,
+    *,
+    blocks: int,
+    kernel: Sequence[int],
+    stride: Sequence[int] | int = 1,
+) -> nn.Sequential:
+    """One block that may change channels and size, and further ones that do not."""
+    return nn.Sequential(
+        ResidualBlock(channels_in, channels_out, kernel=kernel, stride=stride, shortcut=True),
+        *(
+            ResidualBlock(channels_out, channels_out, kernel=kernel, shortcut=False)
+            for _ in range(blocks - 1)
+        ),
+    )
+
+
+class Up(nn.Module):
+    """Nearest neighbour *to the size of the skip* (so odd sizes fit), and 1 x 1."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, axes: int) -> None:
+        super().__init__()
+        self.conv = convolution(channels_in, channels_out, (1,) * axes)
+
+    def forward(
+        self, x: Float[Tensor, "b c *space"], size: Sequence[int]
+    ) -> Float[Tensor, "b c2 *size"]:
+        """1 x 1 and nearest neighbour commute: the convolution goes first, on fewer voxels."""
+        up: Tensor = F.interpolate(self.conv(x), size=tuple(size), mode="nearest")
+        return up
+
+
+def initialise_he(module: nn.Module) -> None:
+    """nnU-Net's start for convolutions of images; Linear and Conv1d keep theirs (Mamba's)."""
+    if isinstance(module, nn.Conv2d | nn.Conv3d):
+        nn.init.kaiming_normal_(module.weight, a=SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
