@@ -128,21 +128,86 @@ class RigidSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeformableSettings:
-    """DIR-T and DIR-L with elastix (REGISTRATION §6)."""
+class BSplineSettings:
+    """One elastix B-spline (REGISTRATION §6).
+
+    Attributes:
+        grid_mm: Distance of control points on the last level; doubled on each level before it.
+        bending_weight: Of the bending energy beside the normalised correlation.
+        samples: Random points in each iteration, drawn anew.
+    """
+
+    grid_mm: float = 20.0  # 12 mm folds on a cone beam, even with ten times the bending
+    bending_weight: float = 0.05
+    levels: int = 3
+    iterations: int = 300
+    samples: int = 4000
+    seed: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class LungSettings:
+    """How lungs are found in the planning CT: air within the body, two parts side by side."""
 
     spacing_mm: float = 2.5
-    grid_spacing_mm: float = 20.0
-    bending_weight: float = 0.05
+    air_hu: float = -400.0
+    gas_hu: float = -930.0  # darker than any lung as a whole: bowel, windpipe
+    thinnest_body_mm: float = 6.0  # a couch's shell is thinner, a chest wall is not
+    least_lung_cc: float = 200.0
+    least_share_of_larger: float = 0.1
+    least_apart_mm: float = 50.0
+    erosions_mm: tuple[float, ...] = (0.0, 2.5, 5.0, 7.5, 10.0, 12.5, 15.0)
+    closing_mm: float = 10.0  # vessels at the hilum and tumours at the pleura
+    least_prior_share: float = 0.5  # less of the prior in a lung: it lies beside the lung
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldingLimits:
+    """What the Jacobian determinant of a deformation may be (REGISTRATION §6)."""
+
+    accept_jacobian_min: float = 0.2
+    accept_jacobian_max: float = 4.0
+    accept_displacement_mm: float = 25.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeformableSettings:
+    """DIR-T and DIR-L with elastix (REGISTRATION §6).
+
+    Attributes:
+        room_mm: The working grid reaches this far beyond the region; more than `blend_mm`.
+        coarser_grid: A deformation that folds is tried again with this many times the grid,
+        stiffer_bending: and then, on that grid, with this many times the bending.
+        wall_limit_s: For each run of elastix.
+        memory_limit_gib: Address space of each run of elastix.
+    """
+
+    spacing_mm: float = 2.5
+    lowest_hu: float = -1000.0
+    highest_hu: float = 600.0
+    dir_t: BSplineSettings = field(default_factory=BSplineSettings)
+    dir_l: BSplineSettings = field(default_factory=lambda: BSplineSettings(iterations=500))
     box_margin_mm: float = 20.0
-    lung_dilation_mm: float = 5.0
+    lung_margin_mm: float = 5.0
+    beside_lung_margin_mm: float = 15.0
     blend_mm: float = 15.0
-    levels: int = 3
-    iterations_box: int = 300
-    iterations_lung: int = 500
-    samples: int = 4000
+    room_mm: float = 30.0
+    least_region_cc: float = 8.0  # one cell of the 20 mm grid
+    coarser_grid: float = 1.6
+    stiffer_bending: float = 10.0
+    lungs: LungSettings = field(default_factory=LungSettings)
+    folding: FoldingLimits = field(default_factory=FoldingLimits)
+    threads: int = 1
     wall_limit_s: float = 300.0
-    seed: int = 20
+    memory_limit_gib: float = 4.0
+
+    @classmethod
+    def for_breath_hold_ct(cls) -> DeformableSettings:
+        """For two clean CTs of one patient in different breath holds; never for a cone beam.
+
+        Finer than a cone beam bears, with one level more for the large motion.
+        """
+        return cls(dir_l=BSplineSettings(grid_mm=10.0, levels=4, iterations=500))
 
 
 @dataclass(frozen=True, kw_only=True)

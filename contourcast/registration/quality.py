@@ -1,0 +1,332 @@
+"""Whether a registration may carry a contour: figures, limits, and reasons in words.
+
+The limits are `QualityLimits`; how they were chosen is in docs/decisions/0003-verdict-limits.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+from contourcast.imaging.transform import RigidTransform
+from contourcast.imaging.verdict import Figure, Quality, Verdict
+from contourcast.imaging.volume import Mask, Volume, require_same_frame
+from contourcast.registration.local_ncc import Pose, correlation
+from contourcast.registration.pair import Pair, make_pair, pose_points
+from contourcast.registration.sampling import Image, sample
+from contourcast.registration.settings import QualityLimits, RegistrationSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What only the search knows; None where there was no search.
+
+    Attributes:
+        start_ratio: Height of the best coarse peak over the second.
+        spread_mm: How far apart starts ended that did about as well as the best.
+        blind: The positions of the two scans said nothing, so the shift cannot be judged.
+    """
+
+    start_ratio: float | None = None
+    spread_mm: float | None = None
+    blind: bool = False
+
+
+def assess(
+    *,
+    fixed: Volume,
+    moving: Volume,
+    planning_from_cbct: RigidTransform,
+    prior: Mask,
+    settings: RegistrationSettings,
+    reference: RigidTransform | None = None,
+    device: str = "cpu",
+) -> Quality:
+    """Judges any rigid answer, wherever it came from.
+
+    Args:
+        fixed: The CBCT.
+        moving: The planning CT.
+        planning_from_cbct: The answer.
+        prior: The contour to carry, on the planning CT.
+        settings: All of registration.
+        reference: What shift and angles are measured from; None: equal coordinates.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        InputError: As `make_pair`.
+        FrameMismatchError: Transform or prior do not belong to these scans.
+    """
+    pair = make_pair(fixed=fixed, moving=moving, settings=settings, device=device)
+    base = reference or RigidTransform.identity(
+        source_frame=pair.cbct_frame, target_frame=pair.planning_frame
+    )
+    return judge(pair, pair.pose_of(planning_from_cbct), prior, base=pair.pose_of(base))
+
+
+def judge(
+    pair: Pair, pose: Pose, prior: Mask, *, base: Pose, evidence: Evidence | None = None
+) -> Quality:
+    """All figures of a pose over the whole field of view."""
+    require_same_frame(pair.planning_frame, prior.frame_of_reference)
+    evidence = evidence or Evidence()
+    limits = pair.settings.limits
+    likeness = compare(pair, pose)
+    return Quality(
+        figures=(
+            *_likeness_figures(likeness, limits),
+            *_motion_figures(pose, base, limits, blind=evidence.blind),
+            *_search_figures(evidence, limits),
+            prior_in_view(pair, pose, prior),
+        )
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likeness:
+    """How much CBCT and planning CT look alike at a pose; None: too few voxels to say."""
+
+    overlap: float
+    lncc: float | None
+    near_bone_lncc: float | None
+    near_bone_ncc: float | None
+    near_bone_voxels: int
+
+
+def compare(pair: Pair, pose: Pose, *, within: Bool[np.ndarray, " n"] | None = None) -> Likeness:
+    """Likeness over the core at the spacing of the limits (a part of it: ``within``)."""
+    limits = pair.settings.limits
+    points, fixed = pair.positions(limits.spacing_mm)
+    raw = _values_at(pair.fixed[limits.spacing_mm], points)
+    if within is not None:
+        part = torch.as_tensor(within, device=fixed.device)
+        points, fixed, raw = points[within], fixed[part], raw[part]
+    offsets, matrix = pair.offsets(points), pose.world_from_offsets
+    moving = sample(pair.moving_level(limits.spacing_mm, pose), offsets, matrix)
+    moving_raw = sample(pair.moving[limits.spacing_mm], offsets, matrix)
+    seen = torch.isfinite(moving) & torch.isfinite(moving_raw) & torch.isfinite(raw)
+    near = seen & (sample(near_bone(pair.moving[limits.spacing_mm], limits), offsets, matrix) > 0.5)
+    enough, bony = int(seen.sum()) >= limits.least_near_bone_voxels, int(near.sum())
+    judged = bony >= limits.least_near_bone_voxels
+    return Likeness(
+        overlap=float(torch.isfinite(moving_raw).double().mean()),
+        lncc=correlation(fixed[seen], moving[seen]) if enough else None,
+        near_bone_lncc=correlation(fixed[near], moving[near]) if judged else None,
+        near_bone_ncc=correlation(raw[near], moving_raw[near]) if judged else None,
+        near_bone_voxels=bony,
+    )
+
+
+def near_bone(image: Image, limits: QualityLimits) -> Image:
+    """1 at bone and within a box of ``near_bone_mm`` round it."""
+    bone = (torch.nan_to_num(image.values, nan=-1000.0) > limits.bone_hu).float()
+    reach = np.round(limits.near_bone_mm / image.spacing_xyz_mm).astype(int)[::-1]
+    for axis, r in enumerate(int(n) for n in reach):
+        kernel, padding = [1, 1, 1], [0, 0, 0]
+        kernel[axis], padding[axis] = 2 * r + 1, r
+        bone = functional.max_pool3d(bone[None], tuple(kernel), 1, tuple(padding))[0]
+    return image.with_values(bone)
+
+
+def prior_in_view(pair: Pair, pose: Pose, prior: Mask) -> Figure:
+    """How much of the prior lies in the CBCT's field of view."""
+    limit = pair.settings.limits.accept_prior_in_view
+    words = f"accept ≥ {limit:g}, reject 0"
+    planning = voxel_centers(prior)
+    if not len(planning):
+        return Figure(
+            name="prior_in_view",
+            value=None,
+            limit=words,
+            verdict=Verdict.LOOK,
+            reason="the prior has no voxel on the planning CT",
+        )
+    depth = sample(pair.depth, pair.offsets(_back(pose, planning)), _from_offsets(pair))
+    share = float((torch.nan_to_num(depth, nan=0.0) > 0).double().mean())
+    verdict = Verdict.ACCEPT if share >= limit else Verdict.LOOK if share > 0 else Verdict.REJECT
+    reason = "" if share >= limit else f"{1 - share:.0%} of the prior lies outside the CBCT's view"
+    return Figure(name="prior_in_view", value=share, limit=words, verdict=verdict, reason=reason)
+
+
+def voxel_centers(mask: Mask) -> Float[np.ndarray, "n 3"]:
+    """Positions of a mask's voxels, LPS mm."""
+    k, j, i = np.nonzero(mask.values)
+    return mask.grid.world(np.column_stack((i, j, k)).reshape(-1, 3))
+
+
+def _back(pose: Pose, planning_xyz_mm: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+    """Points of the planning CT to the CBCT."""
+    matrix = pose.world_from_offsets
+    back: np.ndarray = (planning_xyz_mm - matrix[:3, 3]) @ matrix[:3, :3] + pose.center_xyz_mm
+    return back
+
+
+def _from_offsets(pair: Pair) -> Float[np.ndarray, "4 4"]:
+    matrix = np.eye(4)
+    matrix[:3, 3] = pair.center_xyz_mm
+    return matrix
+
+
+def _values_at(image: Image, points_xyz_mm: Float[np.ndarray, "n 3"]) -> Float[Tensor, " n"]:
+    points = torch.as_tensor(points_xyz_mm, dtype=torch.float64, device=image.values.device)
+    return sample(image, points, np.eye(4)).float()
+
+
+def _likeness_figures(likeness: Likeness, limits: QualityLimits) -> Sequence[Figure]:
+    bone = _least(
+        "near_bone_lncc",
+        likeness.near_bone_lncc,
+        limits.accept_near_bone_lncc,
+        limits.reject_near_bone_lncc,
+        "bones of CBCT and planning CT agree too little: local correlation near bone is {:.2f}",
+    )
+    if likeness.near_bone_lncc is None:
+        bone = Figure(
+            name="near_bone_lncc",
+            value=None,
+            limit=bone.limit,
+            verdict=Verdict.LOOK,
+            reason=f"only {likeness.near_bone_voxels} voxels lie near bone, too few to judge by",
+        )
+    return (
+        _least(
+            "overlap",
+            likeness.overlap,
+            limits.accept_overlap,
+            limits.reject_overlap,
+            "only a share of {:.2f} of the CBCT's field lies in the planning CT",
+        ),
+        _least(
+            "lncc",
+            likeness.lncc,
+            limits.accept_lncc,
+            limits.reject_lncc,
+            "CBCT and planning CT look too little alike: local correlation is {:.2f}",
+        ),
+        bone,
+        Figure(name="near_bone_ncc", value=likeness.near_bone_ncc),
+    )
+
+
+def _motion_figures(
+    pose: Pose, base: Pose, limits: QualityLimits, *, blind: bool
+) -> Sequence[Figure]:
+    turned = RigidTransform.about(
+        np.zeros(3),
+        rotation=pose.rotation @ base.rotation.T,
+        translation_xyz_mm=np.zeros(3),
+        source_frame="from",
+        target_frame="to",
+    )
+    angle = max(abs(a) for a in turned.euler_xyz_deg)
+    shift = float(np.linalg.norm(pose.translation_xyz_mm - base.translation_xyz_mm))
+    shifted = _most(
+        "shift_mm",
+        shift,
+        limits.accept_shift_mm,
+        limits.reject_shift_mm,
+        "the patient is shifted by {:.0f} mm, more than set-up explains",
+    )
+    if blind:
+        shifted = Figure(
+            name="shift_mm",
+            value=None,
+            limit=shifted.limit,
+            verdict=Verdict.LOOK,
+            reason="the two scans' coordinates do not meet, so the shift cannot be judged; "
+            "a registration object of the treatment machine would tell where to start",
+        )
+    return (
+        shifted,
+        _most(
+            "angle_deg",
+            angle,
+            limits.accept_angle_deg,
+            limits.reject_angle_deg,
+            "the patient is turned by {:.1f}°, more than set-up explains",
+        ),
+        Figure(name="angle_x_deg", value=turned.euler_xyz_deg[0]),
+        Figure(name="angle_y_deg", value=turned.euler_xyz_deg[1]),
+        Figure(name="angle_z_deg", value=turned.euler_xyz_deg[2]),
+    )
+
+
+def _search_figures(evidence: Evidence, limits: QualityLimits) -> Sequence[Figure]:
+    figures = []
+    if evidence.start_ratio is not None:
+        figures.append(
+            _least(
+                "start_ratio",
+                evidence.start_ratio,
+                limits.accept_start_ratio,
+                None,
+                "another place fits nearly as well: the best start is {:.2f} times the second",
+            )
+        )
+    if evidence.spread_mm is not None:
+        figures.append(
+            _most(
+                "spread_mm",
+                evidence.spread_mm,
+                limits.accept_spread_mm,
+                None,
+                "several starts ended {:.1f} mm apart with nearly the same fit",
+            )
+        )
+    return figures
+
+
+def _least(
+    name: str, value: float | None, accept: float, reject: float | None, sentence: str
+) -> Figure:
+    return _limited(name, value, accept, reject, sentence, sign=1)
+
+
+def _most(
+    name: str, value: float | None, accept: float, reject: float | None, sentence: str
+) -> Figure:
+    return _limited(name, value, accept, reject, sentence, sign=-1)
+
+
+def _limited(
+    name: str,
+    value: float | None,
+    accept: float,
+    reject: float | None,
+    sentence: str,
+    *,
+    sign: Literal[1, -1],
+) -> Figure:
+    """``sign`` +1: at least these limits; -1: at most. What cannot be computed is rejected."""
+    at_least, less = ("≥", "<") if sign == 1 else ("≤", ">")
+    words = f"accept {at_least} {accept:g}"
+    if reject is not None:
+        words += f", reject {less} {reject:g}"
+    if value is None:
+        return Figure(
+            name=name,
+            value=None,
+            limit=words,
+            verdict=Verdict.REJECT,
+            reason=f"{name} cannot be computed: the two scans hardly meet",
+        )
+    if sign * value >= sign * accept:
+        return Figure(name=name, value=value, limit=words)
+    rejected = reject is not None and sign * value < sign * reject
+    return Figure(
+        name=name,
+        value=value,
+        limit=words,
+        verdict=Verdict.REJECT if rejected else Verdict.LOOK,
+        reason=sentence.format(value),
+    )
+
+
+__all__ = ["Evidence", "Likeness", "assess", "compare", "judge", "pose_points", "prior_in_view"]

@@ -1,0 +1,365 @@
+"""Where the planning CT is today: translation and rigid registration (REGISTRATION §5).
+
+Every shift is tried at once on coarse volumes; from the best of them, and from what is known,
+gradient descent climbs the local NCC through the levels of a pyramid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.spatial import cKDTree
+from scipy.spatial.transform import Rotation
+
+from contourcast.imaging.transform import RigidTransform
+from contourcast.imaging.verdict import Figure, Quality, Verdict
+from contourcast.imaging.volume import Mask, Volume, require_same_frame
+from contourcast.registration.descent import descend
+from contourcast.registration.fft_start import start_poses
+from contourcast.registration.local_ncc import Pose
+from contourcast.registration.pair import Pair, make_pair, pose_points
+from contourcast.registration.quality import (
+    Evidence,
+    compare,
+    judge,
+    prior_in_view,
+    voxel_centers,
+)
+from contourcast.registration.result import LevelLog, Registration, Registrations
+from contourcast.registration.settings import RegistrationSettings
+
+RIGID, TRANSLATION = 6, 3
+
+
+def register_all(
+    *,
+    fixed: Volume,
+    moving: Volume,
+    prior: Mask,
+    settings: RegistrationSettings,
+    start: RigidTransform | None = None,
+    device: str = "cpu",
+    region: Mask | None = None,
+) -> Registrations:
+    """All answers to where the planning CT is in today's CBCT, with what speaks for them.
+
+    Args:
+        fixed: Today's CBCT.
+        moving: The planning CT.
+        prior: The contour to carry, on the planning CT.
+        settings: All numbers.
+        start: ``planning_from_cbct`` as it is known so far, such as the treatment machine's.
+        device: ``cpu`` or ``cuda``.
+        region: On the CBCT's grid: compare here alone. None: the whole field of view.
+
+    Raises:
+        InputError: A scan cannot be registered at all (`make_pair`).
+        FrameMismatchError: Prior or start do not belong to these scans.
+    """
+    require_same_frame(moving.frame_of_reference, prior.frame_of_reference)
+    pair = make_pair(fixed=fixed, moving=moving, settings=settings, device=device, region=region)
+    base, blind = _base(pair, start)
+    starts = _starts(pair, base, blind=blind)
+    body, quality = _body(pair, prior, base, starts, blind=blind)
+    shifted = _finest(pair, _coarse(pair, starts.poses, free=TRANSLATION), free=TRANSLATION)
+    target = _target(pair, prior, body)
+    return _gathered(
+        pair,
+        prior,
+        body=_registration(pair, body, quality),
+        target=target,
+        translation=_registration(pair, shifted, judge(pair, shifted.pose, prior, base=base)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Answer:
+    """Where a descent ended."""
+
+    pose: Pose
+    value: float
+    log: tuple[LevelLog, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Starts:
+    """Poses to descend from, and by how much the best shift stands out."""
+
+    poses: tuple[Pose, ...]
+    ratio: float | None
+
+
+def _base(pair: Pair, start: RigidTransform | None) -> tuple[Pose, bool]:
+    """What shifts are counted from, and whether that is a blind guess: centre upon centre."""
+    if start is not None:
+        return pair.pose_of(start), False
+    same = RigidTransform.identity(source_frame=pair.cbct_frame, target_frame=pair.planning_frame)
+    pose = pair.pose_of(same)
+    if pair.overlap(pose) >= pair.settings.rigid.start.least_overlap:
+        return pose, False
+    whole = pair.moving[pair.coarse_mm]
+    middle = whole.world((whole.size_xyz - 1)[None] / 2)[0]
+    return replace(pose, translation_xyz_mm=middle - pair.center_xyz_mm), True
+
+
+def _starts(pair: Pair, base: Pose, *, blind: bool) -> _Starts:
+    """The base itself and the best shifts of it."""
+    settings = pair.settings.rigid.start
+    found = start_poses(
+        pair.fixed[pair.coarse_mm],
+        pair.core,
+        pair.moving[pair.coarse_mm],
+        base,
+        range_mm=settings.blind_range_mm if blind else settings.range_mm,
+        settings=settings,
+        local_ncc=pair.settings.rigid.local_ncc,
+    )
+    ratio = None
+    if found:
+        second = found[1].peak if len(found) > 1 else 0.0
+        ratio = max(found[0].peak, 0.0) / max(second, 0.1 * abs(found[0].peak), 1e-6)
+    return _Starts(poses=(base, *(start.pose for start in found)), ratio=ratio)
+
+
+def _body(
+    pair: Pair, prior: Mask, base: Pose, starts: _Starts, *, blind: bool
+) -> tuple[_Answer, Quality]:
+    """The rigid answer of the whole field; turned starts only when the first is not accepted."""
+    coarse = _coarse(pair, starts.poses, free=RIGID)
+    answer = _finest(pair, coarse, free=RIGID)
+
+    def judged() -> Quality:
+        evidence = Evidence(start_ratio=starts.ratio, spread_mm=_spread(pair, coarse), blind=blind)
+        return judge(pair, answer.pose, prior, base=base, evidence=evidence)
+
+    quality = judged()
+    if quality.verdict is Verdict.ACCEPT:
+        return answer, quality
+    turned = [
+        pose
+        for rotated in _turned(base, pair.settings.rigid.start.rotation_deg)
+        for pose in _starts(pair, rotated, blind=blind).poses[1:2]
+    ]
+    best = max(a.value for a in coarse)
+    coarse = [*coarse, *_coarse(pair, turned, free=RIGID)]
+    if max(a.value for a in coarse) > best:
+        answer = _finest(pair, coarse, free=RIGID)
+    return answer, judged()
+
+
+def _turned(base: Pose, angle_deg: float) -> list[Pose]:
+    vectors = [sign * np.radians(angle_deg) * axis for axis in np.eye(3) for sign in (1, -1)]
+    return [
+        replace(base, rotation=Rotation.from_rotvec(v).as_matrix() @ base.rotation) for v in vectors
+    ]
+
+
+def _coarse(pair: Pair, poses: Sequence[Pose], *, free: int) -> list[_Answer]:
+    """A descent at the coarsest level from each pose."""
+    return [_descended(pair, pose, free=free, levels=slice(0, 1)) for pose in poses]
+
+
+def _finest(pair: Pair, coarse: Sequence[_Answer], *, free: int) -> _Answer:
+    """The best of them, on through the finer levels."""
+    best = max(coarse, key=lambda answer: answer.value)
+    fine = _descended(pair, best.pose, free=free, levels=slice(1, None))
+    return replace(fine, log=(*best.log, *fine.log))
+
+
+def _descended(pair: Pair, pose: Pose, *, free: int, levels: slice) -> _Answer:
+    value, logs = -1.0, []
+    for level in pair.settings.rigid.levels[levels]:
+        metric = pair.metric(level.spacing_mm, pose, samples=level.samples)
+        pose, value, log = descend(
+            metric,
+            pose,
+            free=free,
+            settings=pair.settings.rigid.descent,
+            spacing_mm=level.spacing_mm,
+        )
+        logs.append(log)
+    return _Answer(pose=pose, value=value, log=tuple(logs))
+
+
+def _spread(pair: Pair, answers: Sequence[_Answer]) -> float:
+    """Largest distance to the best answer of those within 5 % of its metric, mm at 60 mm."""
+    best = max(answers, key=lambda answer: answer.value)
+    radius = pair.settings.rigid.descent.rotation_radius_mm
+    points = pair.center_xyz_mm + radius * np.concatenate((np.eye(3), -np.eye(3)))
+    there = pose_points(best.pose, points)
+    near = [a for a in answers if a.value >= 0.95 * best.value]
+    return max(
+        float(np.linalg.norm(pose_points(a.pose, points) - there, axis=1).mean()) for a in near
+    )
+
+
+def _target(pair: Pair, prior: Mask, body: _Answer) -> Registration | None:
+    """The answer of the prior's surroundings, begun at the body's and never far from it."""
+    settings = pair.settings.rigid
+    centroid = prior.centroid_xyz_mm()
+    if centroid is None:
+        return None
+    finest = settings.levels[-1].spacing_mm
+    if _round_prior(pair, prior, body.pose, finest).sum() < settings.least_samples:
+        return None
+    home = body.pose
+
+    def allowed(pose: Pose) -> bool:
+        return _distance(pose, home, centroid) <= settings.target.farthest_mm and (
+            _angle_deg(pose, home) <= settings.target.farthest_deg
+        )
+
+    pose, value, logs = home, -1.0, []
+    for level in settings.levels:
+        within = _round_prior(pair, prior, body.pose, level.spacing_mm)
+        metric = pair.metric(level.spacing_mm, pose, samples=level.samples, within=within)
+        pose, value, log = descend(
+            metric,
+            pose,
+            free=RIGID,
+            settings=settings.descent,
+            spacing_mm=level.spacing_mm,
+            allowed=allowed,
+        )
+        logs.append(log)
+    answer = _Answer(pose=pose, value=value, log=tuple(logs))
+    return _registration(pair, answer, _target_quality(pair, prior, answer, home))
+
+
+def _target_quality(pair: Pair, prior: Mask, answer: _Answer, home: Pose) -> Quality:
+    """Likeness round the prior, whether it is in view, and whether the answer hit its bounds."""
+    limits, bounds = pair.settings.limits, pair.settings.rigid.target
+    within = _round_prior(pair, prior, home, limits.spacing_mm)
+    lncc = compare(pair, answer.pose, within=within).lncc
+    before = compare(pair, home, within=within).lncc
+    centroid = prior.centroid_xyz_mm()
+    assert centroid is not None
+    moved, turned = _distance(answer.pose, home, centroid), _angle_deg(answer.pose, home)
+    bounded = moved > 0.95 * bounds.farthest_mm or turned > 0.95 * bounds.farthest_deg
+    weak = lncc is None or lncc < limits.accept_lncc
+    return Quality(
+        figures=(
+            Figure(
+                name="target_lncc",
+                value=lncc,
+                limit=f"accept ≥ {limits.accept_lncc:g}",
+                verdict=Verdict.LOOK if weak else Verdict.ACCEPT,
+                reason=(
+                    "round the prior CBCT and planning CT look too little alike: "
+                    f"local correlation is {lncc or 0.0:.2f}"
+                    if weak
+                    else ""
+                ),
+            ),
+            Figure(name="target_lncc_by_body", value=before),
+            Figure(
+                name="target_from_body_deg",
+                value=turned,
+                limit=f"at most {bounds.farthest_mm:g} mm and {bounds.farthest_deg:g}°",
+                verdict=Verdict.LOOK if bounded else Verdict.ACCEPT,
+                reason=(
+                    "round the prior the best fit lies farther from the body's than is allowed"
+                    if bounded
+                    else ""
+                ),
+            ),
+            prior_in_view(pair, answer.pose, prior),
+        )
+    )
+
+
+def _round_prior(pair: Pair, prior: Mask, pose: Pose, spacing_mm: float) -> Bool[np.ndarray, " n"]:
+    """Which positions of a level come to lie within the margin of the prior."""
+    margin = pair.settings.rigid.target.margin_mm
+    points, _ = pair.positions(spacing_mm)
+    planning = pose_points(pose, points)
+    centers = voxel_centers(prior)
+    low, high = centers.min(axis=0) - margin, centers.max(axis=0) + margin
+    near = ((planning >= low) & (planning <= high)).all(axis=1)
+    every = max(1, len(centers) // 5000)
+    distance, _ = cKDTree(centers[::every]).query(planning[near], distance_upper_bound=margin)
+    within = np.zeros(len(points), bool)
+    within[near] = np.isfinite(distance)
+    return within
+
+
+def _registration(pair: Pair, answer: _Answer, quality: Quality) -> Registration:
+    return Registration(
+        planning_from_cbct=answer.pose.transform(
+            cbct_frame=pair.cbct_frame, planning_frame=pair.planning_frame
+        ),
+        quality=quality,
+        center_xyz_mm=pair.center_xyz_mm,
+        log=answer.log,
+    )
+
+
+def _gathered(
+    pair: Pair,
+    prior: Mask,
+    *,
+    body: Registration,
+    target: Registration | None,
+    translation: Registration,
+) -> Registrations:
+    """All of them, and what body and target together say."""
+    focus = pair.settings.focus
+    figures = list(body.quality.figures)
+    apart = None
+    if target is not None:
+        centroid = prior.centroid_xyz_mm()
+        assert centroid is not None
+        places = [r.cbct_from_planning.apply(centroid[None])[0] for r in (body, target)]
+        apart = float(np.linalg.norm(places[0] - places[1]))
+        limit = pair.settings.limits.accept_apart_mm
+        figures.append(
+            Figure(
+                name="body_target_apart_mm",
+                value=apart,
+                limit=f"accept ≤ {limit:g}",
+                verdict=Verdict.LOOK if apart > limit else Verdict.ACCEPT,
+                reason=(
+                    f"bones and the prior's surroundings want answers {apart:.0f} mm apart"
+                    if apart > limit
+                    else ""
+                ),
+            )
+        )
+        if focus == "target":
+            known = {figure.name for figure in figures}
+            figures += [f for f in target.quality.figures if f.name not in known]
+    elif focus == "target":
+        figures.append(
+            Figure(
+                name="target_lncc",
+                value=None,
+                verdict=Verdict.LOOK,
+                reason="too little of the prior's surroundings is in view: the body's answer "
+                "carries the prior",
+            )
+        )
+    return Registrations(
+        body=body,
+        target=target,
+        translation=translation,
+        focus=focus,
+        apart_mm=apart,
+        quality=Quality(figures=tuple(figures)),
+    )
+
+
+def _distance(first: Pose, second: Pose, planning_xyz_mm: Float[np.ndarray, " 3"]) -> float:
+    """How far apart two poses put a point of the planning CT into the CBCT."""
+    places = []
+    for pose in (first, second):
+        matrix = pose.world_from_offsets
+        places.append((planning_xyz_mm - matrix[:3, 3]) @ matrix[:3, :3])
+    return float(np.linalg.norm(places[0] - places[1]))
+
+
+def _angle_deg(first: Pose, second: Pose) -> float:
+    between = Rotation.from_matrix(first.rotation @ second.rotation.T)
+    return float(np.degrees(between.magnitude()))
