@@ -27,7 +27,7 @@ test-all: .venv/.stamp-test    ## the long ones too
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal --doctest-modules contourcast tests
 
 bench: .venv/.stamp-test       ## ratios against peers
-	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/measure.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 
 docs: .venv/.stamp-test
 	$(BIN)/mkdocs build --strict --site-dir site

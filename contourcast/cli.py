@@ -21,7 +21,9 @@ import typer
 from contourcast.imaging.errors import ContourcastError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
+
+    from contourcast.service.report import Report
 
 REJECTED = 4
 
@@ -87,10 +89,11 @@ def propagate(
 ) -> None:
     """Carry a ROI of the planning CT to one CBCT, by every method, with a report."""
     with _one_line_errors():
-        _require_new(out)
         from contourcast import propagate as pipeline
         from contourcast.service.inputs import read_case
-        from contourcast.service.report import write_results
+        from contourcast.service.report import FILES, write_results
+
+        _require_empty(out, but_for=FILES)
 
         settings = pipeline.Settings(
             methods=tuple(method or pipeline.ALL_METHODS),
@@ -121,9 +124,96 @@ def propagate(
         if as_json:
             typer.echo(report.model_dump_json(indent=1))
         else:
-            _print_summary(report.verdict, report.reasons, report.methods, out)
+            _print_summary(report, out)
         if result.registrations.rejected:
             raise typer.Exit(REJECTED)
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Option(help="Folder for the courses; new or empty.")],
+    patients: Annotated[int, typer.Option(min=1, help="How many virtual patients.")] = 1,
+    fractions: Annotated[int, typer.Option(min=1, max=7, help="CBCTs of each.")] = 3,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 1,
+    recipe: Annotated[str, typer.Option(help="smooth, clinic-1 or clinic-2.")] = "clinic-1",
+    difficulty: Annotated[
+        float | None, typer.Option(help="Multiplies shift, drift and phase offset.")
+    ] = None,
+    regression: Annotated[
+        float | None, typer.Option(help="Multiplies melt, ghost and consolidation change.")
+    ] = None,
+    from_ct: Annotated[Path | None, typer.Option(help="Grow the patients from this CT.")] = None,
+    structures: Annotated[Path | None, typer.Option(help="Structure set of that CT.")] = None,
+    roi: Annotated[str, typer.Option(help="Tumour of that CT; without it, one is grafted.")] = "",
+    physics: Annotated[
+        str, typer.Option(help="rtk, image, or auto: rtk when it is installed.")
+    ] = "auto",
+) -> None:
+    """Make virtual patients and whole courses in DICOM, with the truth kept beside them."""
+    with _one_line_errors():
+        _require_empty(out)
+        from contourcast.service.inputs import read_anatomy
+        from contourcast.simulation.courses import simulate_courses
+        from contourcast.simulation.recipe import named_recipe
+
+        chosen = named_recipe(recipe, difficulty=difficulty, regression=regression)
+        anatomy = read_anatomy(from_ct, structures=structures, roi=roi) if from_ct else None
+        with _progress() as tell:
+            simulate_courses(
+                out,
+                recipe=chosen,
+                anatomy=anatomy,
+                patients=patients,
+                fractions=fractions,
+                seed=seed,
+                physics=physics,
+                on_step=tell,
+            )
+        typer.echo(f"{patients} patients with {fractions} fractions each: {out}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders that propagate wrote.")],
+    truth: Annotated[
+        list[Path] | None, typer.Option(help="Simulated courses. Default: beside the runs.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for table.csv, table.md, plots.png.")] = Path(
+        "compared"
+    ),
+) -> None:
+    """Measure runs whose truth is known: a table and plots."""
+    with _one_line_errors():
+        from contourcast.training.evaluate import compare as measure_all
+        from contourcast.training.evaluate import table
+
+        places = truth or [run.parent for run in runs]
+        with _progress() as tell:
+            rows = measure_all(runs, places, out, on_step=tell)
+        typer.echo(table(rows))
+        typer.echo(f"written to {out}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("demo"),
+) -> None:
+    """Show the whole: a virtual patient, the main job on it, a table and pictures."""
+    import shutil
+
+    shutil.rmtree(out, ignore_errors=True)
+    course = out / "course"
+    simulate(out=course, patients=1, fractions=1, seed=7, physics="image")
+    patient = course / "patient-001"
+    propagate(
+        planning_ct=patient / "planning-ct",
+        structures=patient / "structures.dcm",
+        cbct=patient / "fraction-01",
+        roi="GTV",
+        out=out / "run",
+    )
+    compare([out / "run"], truth=[course], out=out / "compared")
+    typer.echo(f"look at {out / 'run' / 'report.html'} and {out / 'compared' / 'plots.png'}")
 
 
 @app.command()
@@ -190,13 +280,22 @@ def _progress() -> Iterator[Callable[[str, float], None]]:
         yield lambda sentence, done: bar.update(task, description=sentence, completed=done)
 
 
-def _require_new(out: Path) -> None:
-    from contourcast.service.report import FILES
-
-    if out.is_file() or (out.is_dir() and {p.name for p in out.iterdir()} - set(FILES)):
+def _require_empty(out: Path, but_for: Collection[str] = ()) -> None:
+    if out.is_file() or (out.is_dir() and {p.name for p in out.iterdir()} - set(but_for)):
         raise InputError(
             "the output folder is not empty", file=out.name, remedy="name a new or empty folder"
         )
+
+
+def _print_summary(report: Report, out: Path) -> None:
+    """What a person wants to know first."""
+    typer.echo(f"verdict: {report.verdict}")
+    for reason in report.reasons:
+        typer.echo(f"  - {reason}")
+    for method in report.methods:
+        volume = "–" if method.volume_cc is None else f"{method.volume_cc:.1f} cc"
+        typer.echo(f"{method.method:<12} {method.state:<9} {volume:>10}  {method.seconds:6.1f} s")
+    typer.echo(f"results in {out}; not reviewed, not a medical device")
 
 
 def _device(wanted: Device, threads: int) -> str:

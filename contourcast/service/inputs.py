@@ -31,8 +31,9 @@ def read_case(
     """Reads what a propagation needs.
 
     Args:
-        planning_ct, cbct: A folder, or the files of one series.
+        planning_ct: A folder, or the files of one series.
         structures: The structure set of the planning CT.
+        cbct: A folder, or the files of one series.
         roi: Name or ``#number`` of the ROI to carry.
         prior_structures: Where the ROI is taken from instead; in the planning CT's frame, or in
             one that a registration ties to it.

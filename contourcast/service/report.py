@@ -7,7 +7,6 @@ a transform that nobody should use is in the report, and nowhere a system would 
 from __future__ import annotations
 
 import base64
-import os
 import platform
 import shutil
 import tempfile
@@ -186,7 +185,7 @@ def write_results(propagation: Propagation, out: Path, *, made_at: datetime) -> 
             for name in FILES:
                 (out / name).unlink(missing_ok=True)
             out.rmdir()
-        os.replace(draft, out)
+        draft.replace(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return report
@@ -235,7 +234,7 @@ def render_html(report: Report, propagation: Propagation, picture: bytes) -> str
     return environment.get_template("report.html.j2").render(
         report=report,
         patient=source.patient if source else None,
-        colors={name: "#%02x%02x%02x" % rgb for name, rgb in COLORS_RGB.items()},
+        colors={name: "#{:02x}{:02x}{:02x}".format(*rgb) for name, rgb in COLORS_RGB.items()},
         picture=base64.b64encode(picture).decode(),
     )
 
