@@ -72,4 +72,5 @@ class SeriesSource:
     manufacturer: str = ""
     model: str = ""
     patient_position: str = ""
+    body_part: str = ""
     notes: tuple[str, ...] = ()

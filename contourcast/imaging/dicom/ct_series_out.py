@@ -13,6 +13,7 @@ from pydicom import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from contourcast.imaging.dicom.modules import (
+    add_body_part,
     add_patient,
     add_study,
     as_it_came,
@@ -38,7 +39,6 @@ class Acquisition:
     Attributes:
         image_type: (0008,0008); what was not measured on a patient is DERIVED.
         kvp: Tube voltage in kV; None: not known, written empty.
-        body_part: (0018,0015), a defined term in capitals.
         kernel: (0018,1210), the reconstruction filter's name.
         diameter_mm: (0018,1100) Reconstruction Diameter; None: not stated.
         slice_thickness_mm: None: the median distance of the slices.
@@ -47,7 +47,6 @@ class Acquisition:
 
     image_type: tuple[str, ...] = ("DERIVED", "PRIMARY", "AXIAL")
     kvp: float | None = None
-    body_part: str = "CHEST"
     kernel: str = ""
     diameter_mm: float | None = None
     slice_thickness_mm: float | None = None
@@ -70,6 +69,7 @@ def series_source(
     manufacturer: str = "",
     model: str = "",
     patient_position: str = "HFS",
+    body_part: str = "",
 ) -> SeriesSource:
     """The DICOM identity of a volume made in memory; its UIDs follow from digest and role.
 
@@ -86,6 +86,7 @@ def series_source(
         manufacturer: (0008,0070).
         model: (0008,1090).
         patient_position: (0018,5100), such as HFS or FFP.
+        body_part: (0018,0015), such as CHEST.
     """
     slices = tuple(
         SliceSource(
@@ -108,6 +109,7 @@ def series_source(
         manufacturer=manufacturer,
         model=model,
         patient_position=patient_position,
+        body_part=body_part,
     )
 
 
@@ -220,12 +222,12 @@ def _add_series(dataset: Dataset, source: SeriesSource, acquisition: Acquisition
         ("SeriesDate", source.series_date),
         ("SeriesTime", source.series_time),
         ("SeriesDescription", source.series_description),
-        ("BodyPartExamined", acquisition.body_part),
         ("ManufacturerModelName", source.model),
         ("SoftwareVersions", acquisition.software_versions),
     ):
         if value:
             as_it_came(dataset, keyword, value)
+    add_body_part(dataset, source)
     dataset.PatientPosition = source.patient_position or "HFS"
     as_it_came(dataset, "Manufacturer", source.manufacturer)
 

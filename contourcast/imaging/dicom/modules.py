@@ -83,7 +83,7 @@ def new_object(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: s
     meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
     meta.TransferSyntaxUID = UID(transfer_syntax_uid)
     meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = cut(f"CONTOURCAST_{VERSION}", 16)
+    meta.ImplementationVersionName = cut(f"CCAST_{VERSION}", 16)
     dataset = Dataset()
     dataset.file_meta = meta
     dataset.SpecificCharacterSet = "ISO_IR 192"
@@ -131,6 +131,17 @@ def add_our_series(
     dataset.SoftwareVersions = VERSION
     if at.tzinfo is not None:
         dataset.TimezoneOffsetFromUTC = at.strftime("%z")
+
+
+def add_body_part(dataset: Dataset, source: SeriesSource) -> None:
+    """The body part as the images state it; else a laterality that is known to be unknown.
+
+    One of the two is asked for (General Series module, type 2C); most body parts are not paired.
+    """
+    if source.body_part:
+        as_it_came(dataset, "BodyPartExamined", source.body_part)
+    else:
+        dataset.Laterality = ""
 
 
 def as_it_came(dataset: Dataset, keyword: str, value: str) -> None:
