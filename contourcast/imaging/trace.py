@@ -1,0 +1,137 @@
+"""From a region on a grid to its contours in millimetres.
+
+The surface is the 0.5 level, found between pixel centres on the slice's own plane. A probability
+is interpolated as log-odds: for a region that was carried as a signed distance these are linear
+in millimetres, so that the level lies where the distance is zero. A mask's surface lies half way
+between the centres of pixels. Beyond the image nothing is inside, so what touches the border is
+closed there, half a pixel outside the outermost centres at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import contourpy
+import numpy as np
+
+from contourcast.imaging import polygon
+from contourcast.imaging.grid import Grid
+from contourcast.imaging.structures import Contour
+from contourcast.imaging.volume import Mask, Probability
+
+# CLINICAL_SERVICE §2.4: size and import speed of structure sets.
+THINNED_BY_MM: Final = 0.05
+# CLINICAL_SERVICE §2.4, against thinning that eats a small contour.
+AREA_CHANGE: Final = 0.001
+# Points closer than this become one when written with four decimals (CLINICAL_SERVICE §2.4).
+SAME_POINT_MM: Final = 0.001
+# Log-odds beyond these are as good as certain; 4 is 0.982, or 4 mm inside a carried region.
+CERTAIN_LOG_ODDS: Final = 4.0
+
+
+def trace(region: Probability | Mask) -> tuple[Contour, ...]:
+    """The region's contours, slice by slice from the first to the last.
+
+    Outer loops run counter-clockwise and holes clockwise, seen from the head. No loop crosses
+    itself; loops that enclose nothing are left out.
+    """
+    grid, level = region.grid, _level(region)
+    occupied = np.argwhere(level.max(axis=(1, 2)) > 0)[:, 0]
+    contours = []
+    for n in occupied.tolist():
+        for loop in _loops(level[n], grid.spacing_xy_mm):
+            ij = loop / grid.spacing_xy_mm
+            points = grid.world(np.column_stack((ij, np.full(len(ij), n))))
+            contours.append(Contour(points_xyz_mm=points[::-1] if grid.normal[2] < 0 else points))
+    return tuple(contours)
+
+
+def loops_volume_cc(loops: Sequence[Contour], grid: Grid) -> float:
+    """Volume of a stack of loops: even-odd area times the length that the nearest slice stands for.
+
+    Loops half a slice or more beyond the grid's first and last slice count as on them.
+    """
+    lengths = grid.thickness_z_mm
+    on_slice: dict[int, list[polygon.Loop]] = {}
+    for loop in loops:
+        if loop.encloses:
+            ijk = grid.index(loop.points_xyz_mm)
+            n = int(np.clip(np.rint(ijk[:, 2].mean()), 0, grid.shape_zyx[0] - 1))
+            on_slice.setdefault(n, []).append(ijk[:, :2] * grid.spacing_xy_mm)
+    return sum(polygon.area(flat) * float(lengths[n]) for n, flat in on_slice.items()) / 1000.0
+
+
+def _level(region: Probability | Mask) -> np.ndarray:
+    """Positive inside, zero on the surface."""
+    if isinstance(region, Mask):
+        return np.where(region.values, np.float32(1), np.float32(-1))
+    end = 1 / (1 + np.exp(-CERTAIN_LOG_ODDS))
+    odds = np.clip(region.values, 1 - end, end)
+    level: np.ndarray = np.log(odds / (1 - odds))
+    return level
+
+
+def _loops(level: np.ndarray, spacing_xy_mm: tuple[float, float]) -> list[polygon.Loop]:
+    """Loops of one slice in mm from the first pixel, wound from x to y (holes the other way)."""
+    rows, columns = (np.flatnonzero((level > 0).any(axis=axis)) for axis in (1, 0))
+    top, left = rows[0] - 1, columns[0] - 1
+    box = np.full((np.ptp(rows) + 3, np.ptp(columns) + 3), level.min(initial=-1.0), float)
+    inside = level[max(top, 0) : rows[-1] + 2, max(left, 0) : columns[-1] + 2]
+    y, x = max(-top, 0), max(-left, 0)
+    box[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
+    found = contourpy.contour_generator(
+        x=(left + np.arange(box.shape[1])) * spacing_xy_mm[0],
+        y=(top + np.arange(box.shape[0])) * spacing_xy_mm[1],
+        z=box,
+        name="serial",
+        line_type=contourpy.LineType.Separate,
+    ).lines(0.0)
+    lines = [np.asarray(line, float) for line in found]
+    thinned = (_thinned(_distinct(line[:-1])) for line in lines if len(line) > 3)
+    return [loop for loop in thinned if len(loop) >= 3 and polygon.signed_area(loop) != 0]
+
+
+def _distinct(loop: polygon.Loop) -> polygon.Loop:
+    """The loop without points that fall onto the one before them."""
+    steps = np.linalg.norm(loop - np.roll(loop, 1, axis=0), axis=1)
+    distinct: polygon.Loop = loop[steps > SAME_POINT_MM]
+    return distinct
+
+
+def _thinned(loop: polygon.Loop) -> polygon.Loop:
+    """Fewer points, as far as area and simplicity allow."""
+    area, tolerance = polygon.signed_area(loop) if len(loop) else 0.0, THINNED_BY_MM
+    while len(loop) > 3 and tolerance > SAME_POINT_MM:
+        fewer: polygon.Loop = loop[_kept(loop, tolerance)]
+        if (
+            len(fewer) >= 3
+            and abs(polygon.signed_area(fewer) - area) < AREA_CHANGE * abs(area)
+            and not polygon.crosses_itself(fewer)
+        ):
+            return fewer
+        tolerance /= 2
+    return loop
+
+
+def _kept(loop: polygon.Loop, tolerance: float) -> np.ndarray:
+    """Points that Douglas and Peucker (1973) keep; the loop is opened at two far points."""
+    far = int(((loop - loop[0]) ** 2).sum(axis=1).argmax())
+    closed = np.concatenate((loop, loop[:1]))
+    kept = np.zeros(len(closed), bool)
+    kept[[0, far]] = True
+    open_spans = [(0, far), (far, len(loop))]
+    while open_spans:
+        first, last = open_spans.pop()
+        if last - first < 2:
+            continue
+        chord, to = closed[last] - closed[first], closed[first + 1 : last] - closed[first]
+        length2 = float(chord @ chord)
+        share = np.clip(to @ chord / length2, 0, 1) if length2 else np.zeros(len(to))
+        away2 = ((to - share[:, None] * chord) ** 2).sum(axis=1)
+        worst = int(away2.argmax())
+        if away2[worst] > tolerance * tolerance:
+            middle = first + 1 + worst
+            kept[middle] = True
+            open_spans += [(first, middle), (middle, last)]
+    return kept[:-1]
