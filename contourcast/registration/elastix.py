@@ -166,8 +166,7 @@ def _write(
     np.save(folder / elastix_child.FIXED, pair.fixed.astype(np.float32))
     np.save(folder / elastix_child.MOVING, pair.moving.astype(np.float32))
     np.save(folder / elastix_child.FIXED_MASK, pair.region.astype(np.uint8))
-    if not pair.moving_observed.all():
-        np.save(folder / elastix_child.MOVING_MASK, pair.moving_observed.astype(np.uint8))
+    np.save(folder / elastix_child.MOVING_MASK, pair.moving_observed.astype(np.uint8))
 
 
 def _ending(code: int) -> str:

@@ -93,12 +93,15 @@ class Elastix:
             view.SetSpacing([float(job["spacing_mm"])] * 3)
             return view
 
+        # A view frees its array when Python lets go of it, so all are held until the end.
+        fixed, moving = image(self._scan, FIXED), image(self._scan, MOVING)
+        fixed_mask = image(self._mask, FIXED_MASK)
+        moving_mask = image(self._mask, MOVING_MASK)
         method = self._method.New()
-        method.SetFixedImage(image(self._scan, FIXED))
-        method.SetMovingImage(image(self._scan, MOVING))
-        method.SetFixedMask(image(self._mask, FIXED_MASK))
-        if (folder / MOVING_MASK).exists():
-            method.SetMovingMask(image(self._mask, MOVING_MASK))
+        method.SetFixedImage(fixed)
+        method.SetMovingImage(moving)
+        method.SetFixedMask(fixed_mask)
+        method.SetMovingMask(moving_mask)
         parameters = self._parameters.New()
         parameters.AddParameterMap(parameter_map(job))
         method.SetParameterObject(parameters)

@@ -90,6 +90,18 @@ class Pose:
         matrix[:3, 3] = self.center_xyz_mm + self.translation_xyz_mm
         return matrix
 
+    def apply(self, points_xyz_mm: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+        """Points of the CBCT to the planning CT."""
+        matrix = self.world_from_offsets
+        moved: np.ndarray = (points_xyz_mm - self.center_xyz_mm) @ matrix[:3, :3].T + matrix[:3, 3]
+        return moved
+
+    def back(self, planning_xyz_mm: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+        """Points of the planning CT to the CBCT."""
+        matrix = self.world_from_offsets
+        moved: np.ndarray = (planning_xyz_mm - matrix[:3, 3]) @ matrix[:3, :3] + self.center_xyz_mm
+        return moved
+
     def transform(self, *, cbct_frame: str, planning_frame: str) -> RigidTransform:
         """As the transform that everything else speaks of."""
         return RigidTransform.about(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from contourcast.imaging.errors import FrameMismatchError, InputError
 from contourcast.imaging.transform import RigidTransform
@@ -17,7 +18,7 @@ from contourcast.registration.field_of_view import depth_at, depth_in_view
 from contourcast.registration.local_ncc import LocalNcc, Pose, normalise
 from contourcast.registration.pyramid import full_resolution, pyramid
 from contourcast.registration.sampling import Image, sample
-from contourcast.registration.settings import RegistrationSettings
+from contourcast.registration.settings import QualityLimits, RegistrationSettings
 
 # Coarse levels have settled within this of where finer ones end (pancreas and thorax pairs,
 # benchmarks/rigid.py); farther parts of the planning CT are not normalised.
@@ -52,7 +53,17 @@ class Pair:
         return max(self.fixed)
 
     @cached_property
+    def near_bone(self) -> Image:
+        """1 at bone of the planning CT and close to it, at the spacing of the limits."""
+        limits = self.settings.limits
+        return near_bone(self.moving[limits.spacing_mm], limits)
+
+    @cached_property
     def _normalised_fixed(self) -> dict[float, Image]:
+        return {}
+
+    @cached_property
+    def _positions(self) -> dict[float, tuple[Float[np.ndarray, "n 3"], Float[Tensor, " n"]]]:
         return {}
 
     @cached_property
@@ -69,7 +80,7 @@ class Pair:
 
     def moving_level(self, spacing_mm: float, pose: Pose) -> Image:
         """The planning CT, locally normalised; of fine levels only what is near this pose."""
-        corners = pose_points(pose, _corners(self.depth))
+        corners = pose.apply(_corners(self.depth))
         kept = self._normalised_moving.get(spacing_mm)
         near = kept is not None and np.abs(kept[1] - corners).max() <= FINE_REACH_MM / 2
         if kept is not None and (spacing_mm == self.coarse_mm or near):
@@ -84,10 +95,13 @@ class Pair:
 
     def positions(self, spacing_mm: float) -> tuple[Float[np.ndarray, "n 3"], Float[Tensor, " n"]]:
         """Every voxel of the level in the core: LPS mm, and its normalised value."""
-        image = self.fixed_level(spacing_mm)
-        inside = (depth_at(self.core, image) > 0) & torch.isfinite(image.values)
-        zyx = inside.nonzero().cpu().numpy()
-        return image.world(zyx[:, ::-1].astype(float)), image.values[inside]
+        if spacing_mm not in self._positions:
+            image = self.fixed_level(spacing_mm)
+            inside = (depth_at(self.core, image) > 0) & torch.isfinite(image.values)
+            zyx = inside.nonzero().cpu().numpy()
+            points = image.world(zyx[:, ::-1].astype(float))
+            self._positions[spacing_mm] = points, image.values[inside]
+        return self._positions[spacing_mm]
 
     def metric(
         self,
@@ -144,11 +158,15 @@ class Pair:
         return Pose.of(planning_from_cbct, center_xyz_mm=self.center_xyz_mm)
 
 
-def pose_points(pose: Pose, points_xyz_mm: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-    """Where the pose takes points of the CBCT."""
-    matrix = pose.world_from_offsets
-    moved: np.ndarray = (points_xyz_mm - pose.center_xyz_mm) @ matrix[:3, :3].T + matrix[:3, 3]
-    return moved
+def near_bone(image: Image, limits: QualityLimits) -> Image:
+    """1 at bone and within a box of ``near_bone_mm`` round it."""
+    bone = (torch.nan_to_num(image.values, nan=-1000.0) > limits.bone_hu).float()
+    reach = np.round(limits.near_bone_mm / image.spacing_xyz_mm).astype(int)[::-1]
+    for axis, r in enumerate(int(n) for n in reach):
+        kernel, padding = [1, 1, 1], [0, 0, 0]
+        kernel[axis], padding[axis] = 2 * r + 1, r
+        bone = functional.max_pool3d(bone[None], tuple(kernel), 1, tuple(padding))[0]
+    return image.with_values(bone)
 
 
 def make_pair(

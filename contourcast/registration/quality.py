@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional
 
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.verdict import Figure, Quality, Verdict
 from contourcast.imaging.volume import Mask, Volume, require_same_frame
 from contourcast.registration.local_ncc import Pose, correlation
-from contourcast.registration.pair import Pair, make_pair, pose_points
+from contourcast.registration.pair import Pair, make_pair
+from contourcast.registration.prior_region import PriorRegion
 from contourcast.registration.sampling import Image, sample
 from contourcast.registration.settings import QualityLimits, RegistrationSettings
 
@@ -64,18 +64,20 @@ def assess(
         InputError: As `make_pair`.
         FrameMismatchError: Transform or prior do not belong to these scans.
     """
+    require_same_frame(moving.frame_of_reference, prior.frame_of_reference)
     pair = make_pair(fixed=fixed, moving=moving, settings=settings, device=device)
     base = reference or RigidTransform.identity(
         source_frame=pair.cbct_frame, target_frame=pair.planning_frame
     )
-    return judge(pair, pair.pose_of(planning_from_cbct), prior, base=pair.pose_of(base))
+    return judge(
+        pair, pair.pose_of(planning_from_cbct), PriorRegion.of(prior), base=pair.pose_of(base)
+    )
 
 
 def judge(
-    pair: Pair, pose: Pose, prior: Mask, *, base: Pose, evidence: Evidence | None = None
+    pair: Pair, pose: Pose, prior: PriorRegion, *, base: Pose, evidence: Evidence | None = None
 ) -> Quality:
     """All figures of a pose over the whole field of view."""
-    require_same_frame(pair.planning_frame, prior.frame_of_reference)
     evidence = evidence or Evidence()
     limits = pair.settings.limits
     likeness = compare(pair, pose)
@@ -112,7 +114,7 @@ def compare(pair: Pair, pose: Pose, *, within: Bool[np.ndarray, " n"] | None = N
     moving = sample(pair.moving_level(limits.spacing_mm, pose), offsets, matrix)
     moving_raw = sample(pair.moving[limits.spacing_mm], offsets, matrix)
     seen = torch.isfinite(moving) & torch.isfinite(moving_raw) & torch.isfinite(raw)
-    near = seen & (sample(near_bone(pair.moving[limits.spacing_mm], limits), offsets, matrix) > 0.5)
+    near = seen & (sample(pair.near_bone, offsets, matrix) > 0.5)
     enough, bony = int(seen.sum()) >= limits.least_near_bone_voxels, int(near.sum())
     judged = bony >= limits.least_near_bone_voxels
     return Likeness(
@@ -124,23 +126,11 @@ def compare(pair: Pair, pose: Pose, *, within: Bool[np.ndarray, " n"] | None = N
     )
 
 
-def near_bone(image: Image, limits: QualityLimits) -> Image:
-    """1 at bone and within a box of ``near_bone_mm`` round it."""
-    bone = (torch.nan_to_num(image.values, nan=-1000.0) > limits.bone_hu).float()
-    reach = np.round(limits.near_bone_mm / image.spacing_xyz_mm).astype(int)[::-1]
-    for axis, r in enumerate(int(n) for n in reach):
-        kernel, padding = [1, 1, 1], [0, 0, 0]
-        kernel[axis], padding[axis] = 2 * r + 1, r
-        bone = functional.max_pool3d(bone[None], tuple(kernel), 1, tuple(padding))[0]
-    return image.with_values(bone)
-
-
-def prior_in_view(pair: Pair, pose: Pose, prior: Mask) -> Figure:
+def prior_in_view(pair: Pair, pose: Pose, prior: PriorRegion) -> Figure:
     """How much of the prior lies in the CBCT's field of view."""
     limit = pair.settings.limits.accept_prior_in_view
     words = f"accept ≥ {limit:g}, reject 0"
-    planning = voxel_centers(prior)
-    if not len(planning):
+    if not len(prior.points_xyz_mm):
         return Figure(
             name="prior_in_view",
             value=None,
@@ -148,24 +138,11 @@ def prior_in_view(pair: Pair, pose: Pose, prior: Mask) -> Figure:
             verdict=Verdict.LOOK,
             reason="the prior has no voxel on the planning CT",
         )
-    depth = sample(pair.depth, pair.offsets(_back(pose, planning)), _from_offsets(pair))
+    depth = sample(pair.depth, pair.offsets(pose.back(prior.points_xyz_mm)), _from_offsets(pair))
     share = float((torch.nan_to_num(depth, nan=0.0) > 0).double().mean())
     verdict = Verdict.ACCEPT if share >= limit else Verdict.LOOK if share > 0 else Verdict.REJECT
     reason = "" if share >= limit else f"{1 - share:.0%} of the prior lies outside the CBCT's view"
     return Figure(name="prior_in_view", value=share, limit=words, verdict=verdict, reason=reason)
-
-
-def voxel_centers(mask: Mask) -> Float[np.ndarray, "n 3"]:
-    """Positions of a mask's voxels, LPS mm."""
-    k, j, i = np.nonzero(mask.values)
-    return mask.grid.world(np.column_stack((i, j, k)).reshape(-1, 3))
-
-
-def _back(pose: Pose, planning_xyz_mm: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-    """Points of the planning CT to the CBCT."""
-    matrix = pose.world_from_offsets
-    back: np.ndarray = (planning_xyz_mm - matrix[:3, 3]) @ matrix[:3, :3] + pose.center_xyz_mm
-    return back
 
 
 def _from_offsets(pair: Pair) -> Float[np.ndarray, "4 4"]:
@@ -327,6 +304,3 @@ def _limited(
         verdict=Verdict.REJECT if rejected else Verdict.LOOK,
         reason=sentence.format(value),
     )
-
-
-__all__ = ["Evidence", "Likeness", "assess", "compare", "judge", "pose_points", "prior_in_view"]

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from contourcast.imaging.transform import RigidTransform
@@ -20,13 +19,13 @@ from contourcast.imaging.volume import Mask, Volume, require_same_frame
 from contourcast.registration.descent import descend
 from contourcast.registration.fft_start import start_poses
 from contourcast.registration.local_ncc import Pose
-from contourcast.registration.pair import Pair, make_pair, pose_points
+from contourcast.registration.pair import Pair, make_pair
+from contourcast.registration.prior_region import PriorRegion
 from contourcast.registration.quality import (
     Evidence,
     compare,
     judge,
     prior_in_view,
-    voxel_centers,
 )
 from contourcast.registration.result import LevelLog, Registration, Registrations
 from contourcast.registration.settings import RegistrationSettings
@@ -60,18 +59,19 @@ def register_all(
         FrameMismatchError: Prior or start do not belong to these scans.
     """
     require_same_frame(moving.frame_of_reference, prior.frame_of_reference)
+    place = PriorRegion.of(prior)
     pair = make_pair(fixed=fixed, moving=moving, settings=settings, device=device, region=region)
     base, blind = _base(pair, start)
     starts = _starts(pair, base, blind=blind)
-    body, quality = _body(pair, prior, base, starts, blind=blind)
+    body, quality = _body(pair, place, base, starts, blind=blind)
     shifted = _finest(pair, _coarse(pair, starts.poses, free=TRANSLATION), free=TRANSLATION)
-    target = _target(pair, prior, body)
+    target = _target(pair, place, body)
     return _gathered(
         pair,
-        prior,
+        place,
         body=_registration(pair, body, quality),
         target=target,
-        translation=_registration(pair, shifted, judge(pair, shifted.pose, prior, base=base)),
+        translation=_registration(pair, shifted, judge(pair, shifted.pose, place, base=base)),
     )
 
 
@@ -125,7 +125,7 @@ def _starts(pair: Pair, base: Pose, *, blind: bool) -> _Starts:
 
 
 def _body(
-    pair: Pair, prior: Mask, base: Pose, starts: _Starts, *, blind: bool
+    pair: Pair, prior: PriorRegion, base: Pose, starts: _Starts, *, blind: bool
 ) -> tuple[_Answer, Quality]:
     """The rigid answer of the whole field; turned starts only when the first is not accepted."""
     coarse = _coarse(pair, starts.poses, free=RIGID)
@@ -189,17 +189,15 @@ def _spread(pair: Pair, answers: Sequence[_Answer]) -> float:
     best = max(answers, key=lambda answer: answer.value)
     radius = pair.settings.rigid.descent.rotation_radius_mm
     points = pair.center_xyz_mm + radius * np.concatenate((np.eye(3), -np.eye(3)))
-    there = pose_points(best.pose, points)
+    there = best.pose.apply(points)
     near = [a for a in answers if a.value >= 0.95 * best.value]
-    return max(
-        float(np.linalg.norm(pose_points(a.pose, points) - there, axis=1).mean()) for a in near
-    )
+    return max(float(np.linalg.norm(a.pose.apply(points) - there, axis=1).mean()) for a in near)
 
 
-def _target(pair: Pair, prior: Mask, body: _Answer) -> Registration | None:
+def _target(pair: Pair, prior: PriorRegion, body: _Answer) -> Registration | None:
     """The answer of the prior's surroundings, begun at the body's and never far from it."""
     settings = pair.settings.rigid
-    centroid = prior.centroid_xyz_mm()
+    centroid = prior.centroid_xyz_mm
     if centroid is None:
         return None
     finest = settings.levels[-1].spacing_mm
@@ -229,13 +227,13 @@ def _target(pair: Pair, prior: Mask, body: _Answer) -> Registration | None:
     return _registration(pair, answer, _target_quality(pair, prior, answer, home))
 
 
-def _target_quality(pair: Pair, prior: Mask, answer: _Answer, home: Pose) -> Quality:
+def _target_quality(pair: Pair, prior: PriorRegion, answer: _Answer, home: Pose) -> Quality:
     """Likeness round the prior, whether it is in view, and whether the answer hit its bounds."""
     limits, bounds = pair.settings.limits, pair.settings.rigid.target
     within = _round_prior(pair, prior, home, limits.spacing_mm)
     lncc = compare(pair, answer.pose, within=within).lncc
     before = compare(pair, home, within=within).lncc
-    centroid = prior.centroid_xyz_mm()
+    centroid = prior.centroid_xyz_mm
     assert centroid is not None
     moved, turned = _distance(answer.pose, home, centroid), _angle_deg(answer.pose, home)
     bounded = moved > 0.95 * bounds.farthest_mm or turned > 0.95 * bounds.farthest_deg
@@ -271,19 +269,12 @@ def _target_quality(pair: Pair, prior: Mask, answer: _Answer, home: Pose) -> Qua
     )
 
 
-def _round_prior(pair: Pair, prior: Mask, pose: Pose, spacing_mm: float) -> Bool[np.ndarray, " n"]:
+def _round_prior(
+    pair: Pair, prior: PriorRegion, pose: Pose, spacing_mm: float
+) -> Bool[np.ndarray, " n"]:
     """Which positions of a level come to lie within the margin of the prior."""
-    margin = pair.settings.rigid.target.margin_mm
     points, _ = pair.positions(spacing_mm)
-    planning = pose_points(pose, points)
-    centers = voxel_centers(prior)
-    low, high = centers.min(axis=0) - margin, centers.max(axis=0) + margin
-    near = ((planning >= low) & (planning <= high)).all(axis=1)
-    every = max(1, len(centers) // 5000)
-    distance, _ = cKDTree(centers[::every]).query(planning[near], distance_upper_bound=margin)
-    within = np.zeros(len(points), bool)
-    within[near] = np.isfinite(distance)
-    return within
+    return prior.near(pose.apply(points), margin_mm=pair.settings.rigid.target.margin_mm)
 
 
 def _registration(pair: Pair, answer: _Answer, quality: Quality) -> Registration:
@@ -299,7 +290,7 @@ def _registration(pair: Pair, answer: _Answer, quality: Quality) -> Registration
 
 def _gathered(
     pair: Pair,
-    prior: Mask,
+    prior: PriorRegion,
     *,
     body: Registration,
     target: Registration | None,
@@ -310,7 +301,7 @@ def _gathered(
     figures = list(body.quality.figures)
     apart = None
     if target is not None:
-        centroid = prior.centroid_xyz_mm()
+        centroid = prior.centroid_xyz_mm
         assert centroid is not None
         places = [r.cbct_from_planning.apply(centroid[None])[0] for r in (body, target)]
         apart = float(np.linalg.norm(places[0] - places[1]))
@@ -353,10 +344,7 @@ def _gathered(
 
 def _distance(first: Pose, second: Pose, planning_xyz_mm: Float[np.ndarray, " 3"]) -> float:
     """How far apart two poses put a point of the planning CT into the CBCT."""
-    places = []
-    for pose in (first, second):
-        matrix = pose.world_from_offsets
-        places.append((planning_xyz_mm - matrix[:3, 3]) @ matrix[:3, :3])
+    places = [pose.back(planning_xyz_mm[None])[0] for pose in (first, second)]
     return float(np.linalg.norm(places[0] - places[1]))
 
 
