@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float
 
+from contourcast.imaging.errors import GeometryError
 from contourcast.imaging.polygon import Loop, contains, signed_area
 
 # Points of a loop that are asked whether it lies in another: one alone may touch it.
@@ -53,6 +54,9 @@ def keyhole(ring: Ring) -> Loop:
 
     Holes come from left to right, so whatever the cut meets first is already part of the loop.
     A cut is parallel to x: readers that fill row by row do not see it.
+
+    Raises:
+        GeometryError: A hole reaches out of its ring.
     """
     loop = ring.outer
     for hole in sorted(ring.holes, key=lambda h: float(h[:, 0].min())):
@@ -86,6 +90,8 @@ def _first_edge_to_the_left(loop: Loop, point: Float[np.ndarray, " 2"]) -> tuple
     x = start[:, 0] + (point[1] - start[:, 1]) * (end[:, 0] - start[:, 0]) / rise
     x = np.where(spans & (x <= point[0]), x, -np.inf)
     edge = int(x.argmax())
+    if not np.isfinite(x[edge]):
+        raise GeometryError("a hole reaches out of the loop round it, so it cannot be cut open")
     return edge, np.array([x[edge], point[1]])
 
 

@@ -23,7 +23,12 @@ from contourcast.imaging.source import Patient, SeriesSource, Study
 MANUFACTURER: Final = "Contourcast"
 VERSION: Final = version("contourcast")
 IMPLEMENTATION_CLASS_UID: Final = derived_uid(MANUFACTURER, "implementation class")
-DS_BYTES: Final = 16  # PS3.5 table 6.2-1
+# Lengths of values, PS3.5 table 6.2-1 (of text in characters; never more bytes, to be sure).
+CS_BYTES: Final = 16
+DS_BYTES: Final = 16
+SH_BYTES: Final = 16
+LO_BYTES: Final = 64
+ST_BYTES: Final = 1024
 DETACHED_STUDY_CLASS_UID: Final = "1.2.840.10008.3.1.2.3.1"  # of a referenced study (PS3.6)
 
 
@@ -83,7 +88,7 @@ def new_object(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: s
     meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
     meta.TransferSyntaxUID = UID(transfer_syntax_uid)
     meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = cut(f"CCAST_{VERSION}", 16)
+    meta.ImplementationVersionName = cut(f"CCAST_{VERSION}", SH_BYTES)
     dataset = Dataset()
     dataset.file_meta = meta
     dataset.SpecificCharacterSet = "ISO_IR 192"
@@ -123,7 +128,7 @@ def add_our_series(
     dataset.SeriesNumber = number
     dataset.SeriesDate, dataset.SeriesTime = date_text(at), time_text(at)
     if description:
-        dataset.SeriesDescription = cut(description, 64)
+        dataset.SeriesDescription = cut(description, LO_BYTES)
     dataset.OperatorsName = ""
     dataset.InstanceCreationDate, dataset.InstanceCreationTime = date_text(at), time_text(at)
     dataset.Manufacturer = MANUFACTURER

@@ -11,6 +11,7 @@ from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, SpatialRegistrationStorage
 
 from contourcast.imaging.dicom.modules import (
+    LO_BYTES,
     add_body_part,
     add_our_series,
     add_patient,
@@ -32,7 +33,6 @@ from contourcast.imaging.volume import Volume, require_same_frame
 
 SERIES_NUMBER: Final = 9002  # beside the structure set's
 SIGNIFICANT_DIGITS: Final = 10  # < 1e-6 mm at 500 mm, and at most 16 bytes (CLINICAL_SERVICE §2.3)
-LO_BYTES: Final = 64
 
 
 def write_registration(

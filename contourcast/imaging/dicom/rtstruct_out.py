@@ -18,9 +18,13 @@ from pydicom.tag import Tag
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
 
 from contourcast.imaging.dicom.modules import (
+    CS_BYTES,
     DETACHED_STUDY_CLASS_UID,
     DS_BYTES,
+    LO_BYTES,
     MANUFACTURER,
+    SH_BYTES,
+    ST_BYTES,
     VERSION,
     add_our_series,
     add_patient,
@@ -48,9 +52,6 @@ from contourcast.imaging.structures import Contour, Roi
 from contourcast.imaging.volume import Volume, require_same_frame
 
 NAME_BYTES: Final = 16  # of ROI names: the shortest limit met (CLINICAL_SERVICE §2.8, Eclipse)
-SH_BYTES: Final = 16  # PS3.5 table 6.2-1
-LO_BYTES: Final = 64
-ST_BYTES: Final = 1024
 METHOD_BYTES: Final = 11  # of a method in a ROI's name, so that some of the ROI's own is left
 SERIES_NUMBER: Final = 9001  # above those of scanners (CLINICAL_SERVICE §2.2)
 DECIMALS: Final = 4  # of coordinates in mm (CLINICAL_SERVICE §2.4)
@@ -450,7 +451,7 @@ def _observation_item(roi: Roi, name: str, approval: Approval) -> Dataset:
     item.ObservationNumber = roi.number
     item.ReferencedROINumber = roi.number
     item.ROIObservationLabel = cut(name, SH_BYTES)
-    item.RTROIInterpretedType = cut(roi.interpreted_type, DS_BYTES)
+    item.RTROIInterpretedType = cut(roi.interpreted_type, CS_BYTES)
     as_it_came(item, "ROIInterpreter", approval.reviewer)
     return item
 
