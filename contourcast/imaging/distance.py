@@ -97,6 +97,29 @@ def distance_map(roi: Roi, *, grid: Grid, margin_mm: float = MARGIN_MM) -> Dista
     )
 
 
+def own_grid(roi: Roi) -> Grid:
+    """A grid with a slice on each plane of a ROI, for one whose scan is not at hand.
+
+    Raises:
+        InputError: The ROI is not drawn on at least two axial planes.
+    """
+    loops = [loop.points_xyz_mm for loop in roi.loops]
+    heights = np.unique(np.round([z for loop in loops for z in loop[:, 2]], 2))
+    if len(heights) < 2 or len(heights) > len(loops):
+        raise InputError(
+            f"ROI '{roi.name}' is not a stack of axial contours",
+            remedy="give one that was drawn on axial slices",
+        )
+    low = np.concatenate(loops).min(axis=0)[:2]
+    size = np.ceil(np.concatenate(loops).max(axis=0)[:2] - low).astype(int) + 1
+    return Grid(
+        shape_zyx=(len(heights), int(size[1]), int(size[0])),
+        spacing_xy_mm=(1.0, 1.0),
+        origin_xyz_mm=np.array([*low, heights[0]]),
+        offsets_z_mm=heights - heights[0],
+    )
+
+
 def carry(distance: DistanceMap, planning_from_cbct: PointMap, *, onto: Grid) -> Probability:
     """The region on another scan's grid, as sigmoid(distance / 1 mm); its mask is distance >= 0.
 

@@ -22,7 +22,7 @@ from contourcast.imaging.rasterise import rasterise
 from contourcast.imaging.structures import StructureSet
 from contourcast.imaging.volume import Mask
 from contourcast.propagate import ALL_METHODS, COLORS_RGB
-from contourcast.simulation.truth import FractionTruth, find_truths
+from contourcast.simulation.truth import Truth, load_truth
 
 RESAMPLES: Final = 2000  # of the bootstrap
 TARGETS: Final = ("label", "anatomy")
@@ -79,7 +79,7 @@ def compare(
         raise InputError(
             "no run was found", file=runs[0].name if runs else "", remedy="run propagate first"
         )
-    truths = {found.cbct_series_uid: found for place in truth for found in find_truths(place)}
+    truths = find_truths(truth)
     rows: list[Row] = []
     for n, folder in enumerate(folders):
         on_step(f"measuring {folder.name}", n / len(folders))
@@ -91,7 +91,29 @@ def compare(
     return rows
 
 
-def measure(run: Path, truths: dict[str, FractionTruth]) -> list[Row]:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Known:
+    """A truth and whose it is."""
+
+    patient: str
+    fraction: str
+    truth: Truth
+
+
+def find_truths(places: Sequence[Path]) -> dict[str, Known]:
+    """Every truth beneath these folders, by the series UID of its CBCT."""
+    found = {}
+    for path in sorted(p for place in places for p in place.rglob("truth/fraction-*.json")):
+        truth = load_truth(path)
+        found[truth.cbct_series_uid] = Known(
+            patient=f"{path.parents[2].name}/{path.parents[1].name}",
+            fraction=path.stem,
+            truth=truth,
+        )
+    return found
+
+
+def measure(run: Path, truths: dict[str, Known]) -> list[Row]:
     """The rows of one run.
 
     Raises:
@@ -106,17 +128,18 @@ def measure(run: Path, truths: dict[str, FractionTruth]) -> list[Row]:
             file=run.name,
             remedy="name the folder of its simulated course: --truth",
         )
-    truth = truths[series_uid]
+    known = truths[series_uid]
+    truth = known.truth
     proposals = read_structure_set(run / "RS.dcm")
     rows = []
-    for target, reference in zip(TARGETS, (truth.label, truth.anatomy), strict=True):
+    for target, reference in zip(TARGETS, (truth.label, truth.anatomical), strict=True):
         for method in report["methods"]:
             proposal = _proposal(proposals, method["roi_name"], reference)
             found = agreement(proposal, reference)
             rows.append(
                 Row(
-                    patient=truth.patient,
-                    fraction=truth.fraction,
+                    patient=known.patient,
+                    fraction=known.fraction,
                     method=method["method"],
                     target=target,
                     state=method["state"],
