@@ -1,0 +1,177 @@
+"""From today's scan and the carried prior to today's region."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy import ndimage
+from torch import nn
+
+from contourcast.imaging.errors import InputError, WeightsError
+from contourcast.imaging.grid import Grid
+from contourcast.imaging.volume import Probability, Volume
+from contourcast.models.region import is_empty, region_grid, sample, scaling, scan_on
+from contourcast.models.weights import Card, load_model
+
+SHIPPED: Final = Path(__file__).parent / "weights" / "diff-umamba"
+# nnU-Net v2: windows overlap by half and weigh by a Gaussian of an eighth of the patch.
+OVERLAP: Final = 0.5
+WINDOW_SIGMA: Final = 1 / 8
+# Logits beyond say nothing more of where the surface is, and would bend it between samples.
+LOGIT_LIMIT: Final = 8.0
+# How far from the carried prior a piece may lie and still be today's target: 95 % of the baseline
+# shifts and drifts of REGISTRATION §11.1 stay below it.
+NEAR_PRIOR_MM: Final = 10.0
+# Pieces smaller than this share of the largest are dropped, as the labelling rule does
+# (REGISTRATION §11.1).
+SPECK_SHARE: Final = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predictor:
+    """A trained network, ready for one scan after another.
+
+    Attributes:
+        digest: SHA-256 (hex) of the card, which names the weights by theirs.
+    """
+
+    network: nn.Module
+    card: Card
+    digest: str
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """The network's name in the table."""
+        return self.card.network
+
+    def predict(self, cbct: Volume, r_ct: Probability) -> Probability:
+        """Today's region on the CBCT's grid, zero away from it.
+
+        An empty prior gives an empty region: the prior says where to look, and without it
+        nothing may be drawn.
+
+        Raises:
+            FrameMismatchError: Scan and prior are of different frames of reference.
+            GridMismatchError: They are on different grids.
+        """
+        cbct.require_same_place(r_ct)
+        if is_empty(r_ct):
+            return r_ct.with_values(np.zeros_like(r_ct.values))
+        card = self.card
+        grid = region_grid(
+            r_ct,
+            spacing_zyx_mm=card.spacing_zyx_mm,
+            patch_zyx=card.patch_zyx,
+            margin_mm=card.margin_mm,
+        )
+        values, observed = scan_on(cbct, grid)
+        prior = sample(r_ct.values, r_ct.grid, onto=grid, outside=0.0)
+        scan = scaling(values, observed, card.normalisation).apply(values)
+        logits = self._logits(np.stack((scan, prior)))
+        logits[~plausible(logits > 0, prior, grid)] = -LOGIT_LIMIT
+        return r_ct.with_values(_onto_scan(logits, grid, r_ct.grid))
+
+    @torch.inference_mode()
+    def _logits(self, channels: Float[np.ndarray, "c z y x"]) -> Float[np.ndarray, "z y x"]:
+        """Logit of the target at each voxel of the region, from overlapping windows."""
+        patch = self.card.patch_zyx
+        weight = _window(patch)
+        total = np.zeros(channels.shape[1:], np.float32)
+        weights = np.zeros_like(total)
+        starts = (_starts(n, p) for n, p in zip(channels.shape[1:], patch, strict=True))
+        for corner in product(*starts):
+            box = tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))
+            x = torch.from_numpy(channels[(slice(None), *box)][None].copy()).to(self.device)
+            background, target = self.network(x)[0].float().cpu().numpy()
+            total[box] += weight * (target - background)
+            weights[box] += weight
+        logits: np.ndarray = (total / weights).clip(-LOGIT_LIMIT, LOGIT_LIMIT)
+        return logits
+
+
+def load_network(folder: Path | None, *, device: str = "cpu") -> Predictor:
+    """A model folder as a predictor; None: the checkpoint that comes with Contourcast.
+
+    Raises:
+        WeightsError: The folder is not a model, see `load_model`; or its channels are not ours.
+        InputError: This machine has no such device.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("this machine has no CUDA device", remedy="use --device cpu")
+    network, card, digest = load_model(folder or SHIPPED)
+    if card.channels != ("cbct", "r_ct"):
+        raise WeightsError(
+            f"the model wants the channels {', '.join(card.channels)}, not cbct and r_ct",
+            remedy="use a model that was trained on the scan and the carried prior",
+        )
+    return Predictor(network=network.to(device), card=card, digest=digest, device=device)
+
+
+def plausible(
+    drawn: Bool[np.ndarray, "z y x"], prior: Float[np.ndarray, "z y x"], grid: Grid
+) -> Bool[np.ndarray, "z y x"]:
+    """Where the region may be: round the pieces that can be today's target.
+
+    Kept is every piece that reaches within `NEAR_PRIOR_MM` of the carried prior (a target can
+    fall apart as it shrinks, and a ROI may have two parts), but no speck. When none does, the
+    nearest is kept, so that a person sees what was found rather than nothing.
+    """
+    pieces, count = ndimage.label(drawn, np.ones((3, 3, 3)))
+    if count <= 1:
+        return np.ones_like(drawn)
+    inside = prior >= min(0.5, float(prior.max()))
+    away_mm = ndimage.distance_transform_edt(~inside, sampling=grid.spacing_zyx_mm)
+    numbers = np.arange(1, count + 1)
+    sizes = ndimage.sum_labels(drawn, pieces, numbers)
+    nearest_mm = ndimage.minimum(away_mm, pieces, numbers)
+    near = nearest_mm <= NEAR_PRIOR_MM
+    if not near.any():
+        near = nearest_mm == nearest_mm.min()
+    kept = numbers[near & (sizes >= SPECK_SHARE * sizes[near].max())]
+    dropped = drawn & ~np.isin(pieces, kept)
+    rim = ndimage.binary_dilation(dropped, np.ones((3, 3, 3)))
+    allowed: np.ndarray = ~rim | np.isin(pieces, kept)
+    return allowed
+
+
+def _onto_scan(
+    logits: Float[np.ndarray, "z y x"], grid: Grid, scan: Grid
+) -> Float[np.ndarray, "z y x"]:
+    """Probabilities on the scan's grid: logits by cubic spline, so that the 0.5 level is smooth."""
+    probability = np.zeros(scan.shape_zyx, np.float32)
+    if not (logits > 0).any():
+        return probability
+    found = np.argwhere(logits > -LOGIT_LIMIT / 2)
+    low, high = (found.min(0) - 1).clip(0), np.minimum(found.max(0) + 2, logits.shape)
+    corners = scan.index(grid.crop(low, high).corners_xyz_mm)[:, ::-1]
+    first = np.ceil(corners.min(0)).astype(int).clip(0)
+    last = np.minimum(np.floor(corners.max(0)).astype(int) + 1, scan.shape_zyx)
+    if (first >= last).any():
+        return probability
+    box = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+    fine = sample(
+        logits, grid, onto=scan.crop(first, last), outside=-LOGIT_LIMIT, blur=False, order=3
+    )
+    probability[box] = 1 / (1 + np.exp(-fine))
+    return probability
+
+
+def _starts(length: int, patch: int) -> list[int]:
+    """Evenly spread windows that overlap by at least `OVERLAP` and end at the ends."""
+    windows = 1 + int(np.ceil((length - patch) / (patch * (1 - OVERLAP))))
+    return [int(n) for n in np.linspace(0, length - patch, windows).round()]
+
+
+def _window(patch: tuple[int, ...]) -> Float[np.ndarray, "z y x"]:
+    """Gaussian weights, never zero."""
+    axes = [np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (WINDOW_SIGMA * n)) ** 2) for n in patch]
+    weight = axes[0][:, None, None] * axes[1][None, :, None] * axes[2][None, None, :]
+    window: np.ndarray = weight.astype(np.float32).clip(1e-4)
+    return window

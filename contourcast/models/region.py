@@ -1,0 +1,139 @@
+"""What a network is shown: the region round the prior, on the grid of its card.
+
+Training and prediction cut, resample and normalise by these same functions, so that a network
+meets in the clinic what it met in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import ndimage
+
+from contourcast.imaging.grid import Grid
+from contourcast.imaging.volume import Probability, Volume
+from contourcast.models.weights import Normalisation
+
+# A prior that reaches nowhere above this is no prior: its surface is the 0.5 level, and one that
+# is smaller than a voxel still shows this much at the nearest centre.
+EMPTY_BELOW: Final = 0.05
+# Share of a region at exactly its lowest value from which that value is padding, not tissue:
+# noise lets no real scan repeat its minimum.
+PADDING_SHARE: Final = 0.01
+
+
+def is_empty(r_ct: Probability) -> bool:
+    """Whether nothing was carried (a rejected registration gives such a channel)."""
+    return bool(r_ct.values.max(initial=0.0) < EMPTY_BELOW)
+
+
+def region_grid(
+    r_ct: Probability,
+    *,
+    spacing_zyx_mm: Sequence[float],
+    patch_zyx: Sequence[int],
+    margin_mm: float,
+) -> Grid:
+    """The prior's box and a margin, at least a patch, along LPS whatever the scan's axes are."""
+    inside = np.argwhere(r_ct.values >= min(0.5, float(r_ct.values.max())))
+    low, high = inside.min(0), inside.max(0)
+    corners = r_ct.grid.crop(low, high + 1).corners_xyz_mm
+    low_mm, high_mm = corners.min(0) - margin_mm, corners.max(0) + margin_mm
+    spacing = np.asarray(spacing_zyx_mm, float)[::-1]
+    shape = np.maximum(np.ceil((high_mm - low_mm) / spacing).astype(int) + 1, patch_zyx[::-1])
+    first = (low_mm + high_mm) / 2 - (shape - 1) / 2 * spacing
+    return Grid.even(
+        shape_zyx=(int(shape[2]), int(shape[1]), int(shape[0])),
+        spacing_xyz_mm=spacing.tolist(),
+        origin_xyz_mm=first,
+    )
+
+
+def sample(
+    values: np.ndarray, grid: Grid, *, onto: Grid, outside: float, blur: bool = True, order: int = 1
+) -> Float[np.ndarray, "z y x"]:
+    """Values at the places of another grid of the same frame, float32.
+
+    Args:
+        values: ``[z, y, x]``.
+        grid: Where they lie.
+        onto: Where they are wanted.
+        outside: The value where ``grid`` has none.
+        blur: Whether a finer grid is averaged to the coarser one's voxels (Gaussian of the same
+            variance as the box) rather than picked from.
+        order: Of the interpolating spline.
+    """
+    zyx = grid.index(onto.centers())[:, ::-1].T  # (3 n)
+    variance = np.subtract(np.square(onto.spacing_zyx_mm), np.square(grid.spacing_zyx_mm)) / 12
+    sigma_mm = np.sqrt(variance.clip(0.0)) if blur else np.zeros(3)
+    sigma = sigma_mm / np.where(np.array(grid.spacing_zyx_mm) > 0, grid.spacing_zyx_mm, np.inf)
+    reach = np.ceil(4 * sigma).astype(int) + 2
+    low = (np.floor(zyx.min(1)).astype(int) - reach).clip(0)
+    high = np.minimum(np.ceil(zyx.max(1)).astype(int) + reach + 1, grid.shape_zyx)
+    if (low >= high).any():
+        return np.full(onto.shape_zyx, outside, np.float32)
+    part = values[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].astype(np.float32)
+    if sigma.any():
+        part = ndimage.gaussian_filter(part, sigma, mode="nearest")
+    found: np.ndarray = ndimage.map_coordinates(
+        part, zyx - low[:, None], order=order, mode="constant", cval=outside
+    )
+    return found.reshape(onto.shape_zyx)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """From this scan's numbers to the network's: clip, shift, divide."""
+
+    lower: float
+    upper: float
+    mean: float
+    sd: float
+
+    def apply(self, values: np.ndarray) -> Float[np.ndarray, "z y x"]:
+        """Normalised, float32."""
+        scaled: np.ndarray = (values.clip(self.lower, self.upper) - self.mean) / self.sd
+        return scaled.astype(np.float32)
+
+
+def scaling(
+    values: np.ndarray, observed: Bool[np.ndarray, "z y x"], normalisation: Normalisation
+) -> Scaling:
+    """What `Normalisation` says of one region."""
+    real = values[observed]
+    if not real.size:
+        return Scaling(lower=0.0, upper=0.0, mean=0.0, sd=1.0)
+    lower, upper = np.percentile(
+        real, [normalisation.lower_percentile, normalisation.upper_percentile]
+    )
+    clipped = real.clip(lower, upper)
+    return Scaling(
+        lower=float(lower),
+        upper=float(upper),
+        mean=float(clipped.mean()),
+        sd=max(float(clipped.std()), 1e-3),  # a constant region becomes zeros, not infinities
+    )
+
+
+def scan_on(cbct: Volume, grid: Grid) -> tuple[np.ndarray, Bool[np.ndarray, "z y x"]]:
+    """The scan at a region's grid, and where it really shows something.
+
+    Left out are declared padding, places beyond the scan, and the one value that a cone beam
+    repeats outside its round field. They get the lowest value observed in the region.
+    """
+    values = sample(cbct.values, cbct.grid, onto=grid, outside=np.nan)
+    observed = np.isfinite(values)
+    if cbct.observed is not None:
+        declared = sample(cbct.observed, cbct.grid, onto=grid, outside=0.0)
+        observed &= declared > 0.99
+    if observed.any():
+        lowest = values[observed].min()
+        at_lowest = observed & (values <= lowest + 0.5)
+        if at_lowest.mean() > PADDING_SHARE:
+            observed &= ~at_lowest
+    fallback = float(values[observed].min()) if observed.any() else 0.0
+    return np.where(observed, values, fallback).astype(np.float32), observed

@@ -1,0 +1,276 @@
+"""A model folder: ``weights.safetensors`` and ``card.json``, and nothing that can run.
+
+The card says what the network is and what it was trained to see; it names the weights by their
+SHA-256. Pickles (``.pt``, ``.pth``) are never opened: they can hold programs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal
+
+import safetensors.torch
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from contourcast.imaging.errors import WeightsError
+from contourcast.models.mamba import STRICT
+from contourcast.models.networks import build, config_from_plain, config_to_plain
+from contourcast.models.umamba_bot import UMambaConfig
+
+WEIGHTS_FILE: Final = "weights.safetensors"
+CARD_FILE: Final = "card.json"
+# Largest files that are opened: the largest network of the table (67 million float32) is 0.27 GB;
+# a safetensors header of it is 0.1 MB; a card is a few kB.
+MAX_WEIGHTS_BYTES: Final = 2**30
+MAX_HEADER_BYTES: Final = 2**22
+MAX_CARD_BYTES: Final = 2**20
+PICKLE_STARTS: Final = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """How the CBCT's numbers become the network's, anew for each scan.
+
+    Cone beams are not calibrated (soft tissue of one scanner reads -130 HU, lung -420), so no
+    fixed window fits. Within the region round the prior, of the voxels that were observed: clip
+    to two percentiles, subtract the mean, divide by the standard deviation.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    kind: Literal["region-zscore"] = "region-zscore"
+    lower_percentile: float = 1.0
+    upper_percentile: float = 99.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a model is, was trained on, and must be given.
+
+    Attributes:
+        network: Its name in the table of networks.
+        config: Every switch of the network.
+        channels: What the input channels are.
+        spacing_zyx_mm: Of the grid it works on.
+        patch_zyx: Voxels it was trained on; larger regions are covered by overlapping windows.
+        margin_mm: How far round the prior it looks.
+        normalisation: Of channel 0; channel 1 is a probability and stays.
+        weights_sha256: Of the weights file.
+        training: How it came about: command, seed, data, figures; for people.
+    """
+
+    network: str
+    config: UMambaConfig
+    channels: tuple[str, ...] = ("cbct", "r_ct")
+    spacing_zyx_mm: tuple[float, float, float]
+    patch_zyx: tuple[int, int, int]
+    margin_mm: float
+    normalisation: Normalisation = field(default_factory=Normalisation)
+    weights_sha256: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One stable text."""
+        plain = asdict(self) | {"format": 1, "config": config_to_plain(self.config)}
+        return json.dumps(plain, indent=2, sort_keys=True) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PlainCard:
+    """The card as its file states it, before the network's own switches are understood."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    format: Literal[1]
+    network: str
+    config: dict[str, Any]
+    channels: tuple[str, ...]
+    spacing_zyx_mm: tuple[float, float, float]
+    patch_zyx: tuple[int, int, int]
+    margin_mm: float
+    normalisation: Normalisation
+    weights_sha256: str
+    training: dict[str, Any]
+
+
+def card_from_json(text: str | bytes) -> Card:
+    """Reads a card.
+
+    Raises:
+        WeightsError: Not JSON, an unknown or missing entry, a switch that this version lacks.
+    """
+    try:
+        plain = TypeAdapter(_PlainCard).validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise WeightsError(
+            f"the model card cannot be used: {where + ': ' if where else ''}{first['msg']}",
+            file=CARD_FILE,
+            remedy="export the model again, or use the Contourcast it was made with",
+        ) from error
+    if min(*plain.spacing_zyx_mm, *plain.patch_zyx) <= 0 or not 0 <= plain.margin_mm <= 500:
+        raise WeightsError("the model card states sizes that no image has", file=CARD_FILE)
+    entries = {f.name: getattr(plain, f.name) for f in fields(plain)}
+    del entries["format"]
+    return Card(**entries | {"config": config_from_plain(plain.network, plain.config)})
+
+
+def save_model(folder: Path, network: nn.Module, card: Card, *, dtype: torch.dtype) -> Card:
+    """Writes weights and card; the answer is the card with the weights' digest in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().cpu().to(dtype) for key, value in network.state_dict().items()}
+    data = safetensors.torch.save({key: value.contiguous() for key, value in state.items()})
+    complete = replace(card, weights_sha256=hashlib.sha256(data).hexdigest())
+    (folder / WEIGHTS_FILE).write_bytes(data)
+    (folder / CARD_FILE).write_text(complete.to_json(), encoding="utf-8")
+    return complete
+
+
+def load_model(folder: Path) -> tuple[nn.Module, Card, str]:
+    """The network, its card, and the model's digest (SHA-256 of the card, which names the weights).
+
+    Raises:
+        WeightsError: A file is missing, is a link to elsewhere, too large, a pickle, not the one
+            that the card names, or holds other tensors than the network has.
+    """
+    text = _read(folder, CARD_FILE, MAX_CARD_BYTES)
+    card = card_from_json(text)
+    data = _read(folder, WEIGHTS_FILE, MAX_WEIGHTS_BYTES)
+    found = hashlib.sha256(data).hexdigest()
+    if found != card.weights_sha256:
+        raise WeightsError(
+            f"the weights are not those of the card: SHA-256 {found[:12]}…, "
+            f"the card says {card.weights_sha256[:12] or 'none'}…",
+            file=WEIGHTS_FILE,
+            remedy="copy the whole model folder again",
+        )
+    network = build(card.network, card.config)
+    fill(network, _tensors(data))
+    return network.eval(), card, hashlib.sha256(text).hexdigest()
+
+
+def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Puts tensors into a network, each into its place and none left over.
+
+    Raises:
+        WeightsError: Unknown, missing or misshapen tensors, or numbers that are not finite.
+    """
+    own = network.state_dict()
+    unknown, missing = sorted(set(state) - set(own)), sorted(set(own) - set(state))
+    if unknown or missing:
+        raise WeightsError(
+            f"the weights are of another network: {_listed('unknown', unknown)}"
+            f"{'; ' if unknown and missing else ''}{_listed('missing', missing)}"
+        )
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise WeightsError(
+                f"tensor {key} has shape {tuple(value.shape)}, needed is {tuple(own[key].shape)}"
+            )
+        if not torch.isfinite(value).all():
+            raise WeightsError(f"tensor {key} holds numbers that are not finite")
+    network.load_state_dict(dict(state))
+
+
+def import_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames the tensors of the authors' checkpoints of UMamba-Bot and Diff-UMamba to ours.
+
+    Known are U-Mamba's ``mamba_layer`` and Diff-UMamba's two key sets (``mamba_m_1``,
+    ``mamba_m_2``, ``proj_convs.i``, ``lambdas``; and ``conv3d_i``, ``lambda_i``). Modules that
+    their state dicts hold twice (``decoder.encoder``, ``all_modules``) are dropped. What is then
+    unknown or missing is for `fill` to refuse.
+    """
+    renamed: dict[str, Tensor] = {}
+    scalars: dict[int, Tensor] = {}
+    for key, value in state.items():
+        if key.startswith("decoder.encoder.") or ".all_modules." in key:
+            continue
+        if key.startswith("lambda_"):
+            scalars[int(key.removeprefix("lambda_"))] = value.reshape(1)
+            continue
+        renamed[_renamed(key)] = value.reshape(-1) if key == "lambdas" else value
+    if scalars:
+        renamed["nrm.lambdas"] = torch.cat([scalars[i] for i in sorted(scalars)])
+    return renamed
+
+
+def _renamed(key: str) -> str:
+    head, _, tail = key.partition(".")
+    if head == "mamba_m_1":
+        return f"mamba_layer.{tail}"
+    if head == "mamba_m_2":
+        return f"nrm.mamba.{tail}"
+    if head == "proj_convs":
+        return f"nrm.proj.{tail}"
+    if head.startswith("conv3d_"):
+        return f"nrm.proj.{int(head.removeprefix('conv3d_')) - 1}.{tail}"
+    if head == "lambdas":
+        return "nrm.lambdas"
+    for n in ("1", "2"):  # BasicBlockD wraps convolution and norm in one module
+        key = key.replace(f".conv{n}.conv.", f".conv{n}.").replace(f".conv{n}.norm.", f".norm{n}.")
+    return key
+
+
+def _read(folder: Path, name: str, limit: int) -> bytes:
+    """The whole of one small file that really lies in the folder."""
+    path = folder / name
+    if not path.is_file():
+        pickles = [p.name for p in folder.glob("*.p*t*")] if folder.is_dir() else []
+        raise WeightsError(
+            f"the model folder has no {name}",
+            file=pickles[0] if pickles else "",
+            remedy=(
+                "pickled checkpoints are never opened, they can run programs: convert it to "
+                "safetensors where it was trained"
+                if pickles
+                else f"a model folder holds {CARD_FILE} and {WEIGHTS_FILE}"
+            ),
+        )
+    if path.resolve().parent != folder.resolve():
+        raise WeightsError(
+            f"{name} is a link that leaves the model folder", file=name, remedy="copy the file"
+        )
+    size = path.stat().st_size
+    if size > limit:
+        raise WeightsError(f"{name} has {size} bytes, the limit is {limit}", file=name)
+    return path.read_bytes()
+
+
+def _tensors(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, as float32."""
+    if data.startswith(PICKLE_STARTS):
+        raise WeightsError(
+            "this is a pickle, not a safetensors file; pickles can run programs, none is opened",
+            file=WEIGHTS_FILE,
+            remedy="convert it to safetensors where it was trained",
+        )
+    header = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
+    if header > min(MAX_HEADER_BYTES, len(data) - 8):
+        raise WeightsError(
+            f"the file claims a header of {header} bytes and has {len(data)}",
+            file=WEIGHTS_FILE,
+            remedy="the file is truncated or forged: fetch it again",
+        )
+    try:
+        tensors = safetensors.torch.load(data)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise WeightsError(
+            f"not a readable safetensors file ({error})",
+            file=WEIGHTS_FILE,
+            remedy="fetch it again",
+        ) from error
+    return {key: value.float() for key, value in tensors.items()}
+
+
+def _listed(word: str, keys: list[str]) -> str:
+    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+    return f"{word} {', '.join(keys[:5])}{more}" if keys else ""

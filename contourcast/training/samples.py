@@ -1,0 +1,188 @@
+"""From cases to samples: what the trainer reads, one small file for each fraction.
+
+A sample is the region round the prior at the card's spacing, with some slack round it for
+augmentation: the normalised scan, the signed distance to the carried prior (so that the prior can
+be moved and grown), and how much of each voxel the label fills.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float
+from scipy import ndimage
+
+from contourcast.imaging.errors import InputError
+from contourcast.imaging.grid import Grid
+from contourcast.imaging.volume import Mask, Probability, Volume
+from contourcast.models.region import is_empty, region_grid, sample, scaling, scan_on
+from contourcast.models.weights import Normalisation
+
+# The carried prior falls off as sigmoid(distance / 1 mm) (imaging/distance.py, `carry`); beyond
+# this many millimetres its logit says no more than near or far.
+CARRY_REACH_MM: Final = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """The grid that samples and, later, predictions live on.
+
+    Attributes:
+        spacing_zyx_mm: Near the simulated scans' own; docs/decisions/0004-first-checkpoint.md.
+        patch_zyx: What the network is trained on.
+        margin_mm: Round the prior: more than a target moves and grows between fractions.
+        slack_zyx: Voxels kept round the region, for rotations and shifted crops.
+    """
+
+    spacing_zyx_mm: tuple[float, float, float] = (2.5, 2.5, 2.5)
+    patch_zyx: tuple[int, int, int] = (48, 56, 56)
+    margin_mm: float = 30.0
+    slack_zyx: tuple[int, int, int] = (12, 14, 14)
+    normalisation: Normalisation = field(default_factory=Normalisation)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """One fraction as the trainer sees it.
+
+    Attributes:
+        name: Such as ``patient-001-fraction-03``.
+        patient: Virtual patients of one name never stand in two splits,
+        ct: … nor do two that were grown from one CT.
+        scan: Normalised, ``[z, y, x]``.
+        prior_mm: Signed distance to the carried prior's surface, inside positive.
+        label: Share of each voxel that the label fills, 0 to 1.
+    """
+
+    name: str
+    patient: str
+    ct: str
+    scan: Float[np.ndarray, "z y x"]
+    prior_mm: Float[np.ndarray, "z y x"]
+    label: Float[np.ndarray, "z y x"]
+
+
+def make_sample(
+    cbct: Volume,
+    r_ct: Probability,
+    label: Mask | Probability,
+    *,
+    name: str,
+    patient: str,
+    ct: str,
+    settings: SampleSettings,
+) -> Sample:
+    """Cuts, resamples and normalises one case, as the predictor will.
+
+    Raises:
+        InputError: The prior is empty.
+        FrameMismatchError: Scan, prior and label are of different frames of reference.
+        GridMismatchError: They are on different grids.
+    """
+    cbct.require_same_place(r_ct)
+    cbct.require_same_place(label)
+    if is_empty(r_ct):
+        raise InputError(f"{name}: the carried prior is empty, there is nothing to learn from")
+    grid = region_grid(
+        r_ct,
+        spacing_zyx_mm=settings.spacing_zyx_mm,
+        patch_zyx=settings.patch_zyx,
+        margin_mm=settings.margin_mm,
+    )
+    values, observed = scan_on(cbct, grid)
+    normalise = scaling(values, observed, settings.normalisation)
+    wide = _grown(grid, settings.slack_zyx)
+    values, _ = scan_on(cbct, wide)
+    prior = sample(r_ct.values, r_ct.grid, onto=wide, outside=0.0)
+    return Sample(
+        name=name,
+        patient=patient,
+        ct=ct,
+        scan=normalise.apply(values),
+        prior_mm=signed_distance(prior, wide),
+        label=sample(label.values, label.grid, onto=wide, outside=0.0).clip(0.0, 1.0),
+    )
+
+
+def signed_distance(prior: Float[np.ndarray, "z y x"], grid: Grid) -> Float[np.ndarray, "z y x"]:
+    """Millimetres to the 0.5 level, inside positive: from the logit near it, by voxels beyond."""
+    inside = prior >= min(0.5, float(prior.max()))
+    spacing = grid.spacing_zyx_mm
+    far = ndimage.distance_transform_edt(inside, sampling=spacing)
+    far -= ndimage.distance_transform_edt(~inside, sampling=spacing)
+    p = prior.clip(1e-3, 1 - 1e-3).astype(float)
+    near = np.log(p / (1 - p))
+    distance: np.ndarray = np.where(np.abs(near) < CARRY_REACH_MM, near, far)
+    return distance.astype(np.float32)
+
+
+def save_sample(folder: Path, sample: Sample) -> Path:
+    """Writes ``NAME.npz``; float16 holds all three to better than a hundredth."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{sample.name}.npz"
+    arrays = {
+        name: getattr(sample, name).astype(np.float16) for name in ("scan", "prior_mm", "label")
+    }
+    np.savez_compressed(path, patient=sample.patient, ct=sample.ct, **arrays)
+    return path
+
+
+def load_samples(folder: Path) -> tuple[Sample, ...]:
+    """All samples of a folder, by name.
+
+    Raises:
+        InputError: There is none.
+    """
+    samples = []
+    for path in sorted(folder.glob("*.npz")):
+        with np.load(path, allow_pickle=False) as file:
+            samples.append(
+                Sample(
+                    name=path.stem,
+                    patient=str(file["patient"]),
+                    ct=str(file["ct"]),
+                    scan=file["scan"],
+                    prior_mm=file["prior_mm"],
+                    label=file["label"],
+                )
+            )
+    if not samples:
+        raise InputError("the folder holds no samples", remedy="run build_samples first")
+    return tuple(samples)
+
+
+def split(
+    samples: Sequence[Sample], *, validation_cts: Sequence[str]
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Training and validation, apart by patient *and* by CT.
+
+    Raises:
+        InputError: A patient stands on both sides, or a side is empty.
+    """
+    train = tuple(s for s in samples if s.ct not in validation_cts)
+    validation = tuple(s for s in samples if s.ct in validation_cts)
+    shared = {s.patient for s in train} & {s.patient for s in validation}
+    if shared:
+        raise InputError(f"patients stand on both sides of the split: {', '.join(sorted(shared))}")
+    if not train or not validation:
+        known = ", ".join(sorted({s.ct for s in samples}))
+        raise InputError(
+            "one side of the split is empty", remedy=f"choose validation CTs from {known}"
+        )
+    return train, validation
+
+
+def _grown(grid: Grid, voxels_zyx: Sequence[int]) -> Grid:
+    """The same grid with some voxels more on every side."""
+    x, y, z = (int(v) for v in voxels_zyx[::-1])
+    nz, ny, nx = grid.shape_zyx
+    return Grid.even(
+        shape_zyx=(nz + 2 * z, ny + 2 * y, nx + 2 * x),
+        spacing_xyz_mm=grid.spacing_xyz_mm,
+        origin_xyz_mm=grid.world([[-x, -y, -z]])[0],
+        direction=grid.direction,
+    )
