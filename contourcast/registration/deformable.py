@@ -335,18 +335,17 @@ def lung_with_prior(scene: Scene) -> Region:
             f"{settings.lungs.least_lung_cc:g} cc or more",
             remedy="use dir-t, which needs no lung",
         )
-    spacing_zyx_mm = planning.spacing_xyz_mm[::-1]
-    lung, share = _holding(prior, found, spacing_zyx_mm)
+    lung, share = _holding(prior, found, planning)
     if share >= settings.lungs.least_prior_share:
-        united = closed_by(lung.inside | prior, spacing_zyx_mm, settings.lungs.closing_mm)
+        united = closed_by(lung.inside | prior, planning, settings.lungs.closing_mm)
         notes = (f"the {lung.side} lung ({lung.volume_cc:.0f} cc) holds the prior",)
     else:
-        united = lung.inside | grown_by(prior, spacing_zyx_mm, settings.beside_lung_margin_mm)
+        united = lung.inside | grown_by(prior, planning, settings.beside_lung_margin_mm)
         notes = (
             f"{100 * share:.0f} % of the prior lie in the {lung.side} lung, the nearer one: it is "
             f"united with the prior and {settings.beside_lung_margin_mm:g} mm round it",
         )
-    region = as_image(grown_by(united, spacing_zyx_mm, settings.lung_margin_mm), planning)
+    region = as_image(grown_by(united, planning, settings.lung_margin_mm), planning)
     k, j, i = np.nonzero(region.values.numpy())
     cbct_from_planning = scene.planning_from_cbct.inverse()
     local = _in_cbct_axes(
@@ -359,18 +358,19 @@ def lung_with_prior(scene: Scene) -> Region:
 
 
 def _holding(
-    prior: Bool[np.ndarray, "z y x"],
-    found: Sequence[Lung],
-    spacing_zyx_mm: Float[np.ndarray, " 3"],
+    prior: Bool[np.ndarray, "z y x"], found: Sequence[Lung], image: Image
 ) -> tuple[Lung, float]:
     """The lung with most of the prior, or else the nearer one; and the prior's share in it."""
-
-    def nearness(lung: Lung) -> tuple[float, float]:
-        outside_mm = ndimage.distance_transform_edt(~lung.inside, sampling=spacing_zyx_mm)
-        return float(lung.inside[prior].mean()), -float(outside_mm[prior].mean())
-
-    nearest = max(found, key=nearness)
-    return nearest, nearness(nearest)[0]
+    shares = [float(lung.inside[prior].mean()) for lung in found]
+    if max(shares) > 0:
+        most = int(np.argmax(shares))
+        return found[most], shares[most]
+    away = [
+        ndimage.distance_transform_edt(~lung.inside, sampling=image.spacing_xyz_mm[::-1])
+        for lung in found
+    ]
+    nearest = int(np.argmin([float(distance[prior].min()) for distance in away]))
+    return found[nearest], 0.0
 
 
 def _prior_in_cbct_axes(scene: Scene, method: str) -> Points:

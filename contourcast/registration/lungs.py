@@ -41,54 +41,76 @@ def lungs(planning_ct: Image, settings: LungSettings) -> tuple[Lung, ...]:
             nothing was observed.
         settings: What counts as air, as body and as a lung.
     """
-    spacing_zyx_mm = planning_ct.spacing_xyz_mm[::-1]
     hu = planning_ct.values.cpu().numpy()
-    air = ~(hu >= settings.air_hu)  # what was not observed is no tissue
-    air &= _body(~air, spacing_zyx_mm, settings)
+    tissue = hu >= settings.air_hu  # what was not observed is none
+    air = ~tissue & _body(tissue, planning_ct, settings)
     air &= ~_gas(air, hu, settings)
+    middle_x_mm = _center_x_mm(tissue, planning_ct)
     found = []
     for part in _side_by_side(air, planning_ct, settings):
-        closed = closed_by(part, spacing_zyx_mm, settings.closing_mm)
-        volume_cc = float(closed.sum() * np.prod(spacing_zyx_mm) / 1000)
-        if volume_cc >= settings.least_lung_cc:
-            found.append((closed, volume_cc))
-    middle_x_mm = _body_middle_x_mm(hu >= settings.air_hu, planning_ct)
-    return tuple(
-        Lung(
-            side="left" if _center_x_mm(closed, planning_ct) > middle_x_mm else "right",
-            inside=closed,
-            volume_cc=volume_cc,
+        closed = closed_by(part, planning_ct, settings.closing_mm)
+        found.append(
+            Lung(
+                side="left" if _center_x_mm(closed, planning_ct) > middle_x_mm else "right",
+                inside=closed,
+                volume_cc=float(closed.sum() * np.prod(planning_ct.spacing_xyz_mm) / 1000),
+            )
         )
-        for closed, volume_cc in found
-    )
+    large = [lung for lung in found if lung.volume_cc >= settings.least_lung_cc]
+    return tuple(sorted(large, key=lambda lung: -lung.volume_cc))
 
 
-def closed_by(region: Region, spacing_zyx_mm: Float[np.ndarray, " 3"], radius_mm: float) -> Region:
+def closed_by(region: Region, image: Image, radius_mm: float) -> Region:
     """Closed by a ball, and filled."""
-    reach = [int(np.ceil(radius_mm / s)) + 1 for s in spacing_zyx_mm]
-    padded = np.pad(region, [(r, r) for r in reach])
-    grown = grown_by(padded, spacing_zyx_mm, radius_mm)
-    closed = ndimage.distance_transform_edt(grown, sampling=spacing_zyx_mm) > radius_mm
-    filled: Region = ndimage.binary_fill_holes(closed | padded)
-    return filled[tuple(slice(r, -r) for r in reach)]
+    box = _box(region, image, 0.0)
+    reach = _voxels(image, radius_mm)
+    padded = np.pad(region[box], [(r, r) for r in reach])
+    grown = _distance(~padded, image) <= radius_mm
+    closed = (_distance(grown, image) > radius_mm) | padded
+    whole = np.zeros_like(region)
+    whole[box] = ndimage.binary_fill_holes(closed)[tuple(slice(r, -r) for r in reach)]
+    return whole
 
 
-def grown_by(region: Region, spacing_zyx_mm: Float[np.ndarray, " 3"], radius_mm: float) -> Region:
+def grown_by(region: Region, image: Image, radius_mm: float) -> Region:
     """With all that lies within a distance of it."""
     if not region.any():
         return region
-    grown: Region = ndimage.distance_transform_edt(~region, sampling=spacing_zyx_mm) <= radius_mm
+    box = _box(region, image, radius_mm)
+    grown = np.zeros_like(region)
+    grown[box] = _distance(~region[box], image) <= radius_mm
     return grown
 
 
-def _body(
-    tissue: Region, spacing_zyx_mm: Float[np.ndarray, " 3"], settings: LungSettings
-) -> Region:
+def _distance(region: Region, image: Image) -> Float[np.ndarray, "z y x"]:
+    """How far each voxel lies from the nearest one outside, mm."""
+    distance: np.ndarray = ndimage.distance_transform_edt(
+        region, sampling=image.spacing_xyz_mm[::-1]
+    )
+    return distance
+
+
+def _voxels(image: Image, length_mm: float) -> list[int]:
+    """So many voxels reach at least this far, along z, y and x."""
+    return [int(np.ceil(length_mm / s)) + 1 for s in image.spacing_xyz_mm[::-1]]
+
+
+def _box(region: Region, image: Image, margin_mm: float) -> tuple[slice, ...]:
+    """The voxels round a region, cut to the image."""
+    (found,) = ndimage.find_objects(region.view(np.uint8)) or (None,)
+    if found is None:
+        return tuple(slice(0, n) for n in region.shape)
+    return tuple(
+        slice(max(side.start - reach, 0), side.stop + reach)
+        for side, reach in zip(found, _voxels(image, margin_mm), strict=True)
+    )
+
+
+def _body(tissue: Region, image: Image, settings: LungSettings) -> Region:
     """The largest piece of tissue without thin shells, slice by slice with what it encloses."""
-    half = settings.thinnest_body_mm / 2
-    core = ndimage.distance_transform_edt(tissue, sampling=spacing_zyx_mm) > half
-    trunk = grown_by(_largest(core), spacing_zyx_mm, half + float(spacing_zyx_mm.max()))
-    trunk &= tissue
+    half_mm = settings.thinnest_body_mm / 2
+    core = _largest(_distance(tissue, image) > half_mm)
+    trunk = tissue & grown_by(core, image, half_mm + float(image.spacing_xyz_mm.max()))
     around, _ = ndimage.label(~trunk, structure=_IN_PLANE)
     rim = np.concatenate([around[:, [0, -1], :].ravel(), around[:, :, [0, -1]].ravel()])
     outside: Region = np.isin(around, np.unique(rim[rim > 0]))
@@ -120,8 +142,7 @@ def _gas(air: Region, hu: Float[np.ndarray, "z y x"], settings: LungSettings) ->
 
 def _side_by_side(air: Region, image: Image, settings: LungSettings) -> tuple[Region, ...]:
     """Two parts apart along x, eroded until they part; one when they never do."""
-    spacing_zyx_mm = image.spacing_xyz_mm[::-1]
-    depth = ndimage.distance_transform_edt(air, sampling=spacing_zyx_mm)
+    depth = _distance(air, image)
     for erosion_mm in settings.erosions_mm:
         labels, n = ndimage.label(depth > erosion_mm)
         if n < 2:
@@ -134,31 +155,27 @@ def _side_by_side(air: Region, image: Image, settings: LungSettings) -> tuple[Re
             sizes[second - 1] >= settings.least_share_of_larger * sizes[first - 1]
             and apart_mm >= settings.least_apart_mm
         ):
-            return _grown_back(air, seeds, spacing_zyx_mm)
+            return _grown_back(air, seeds, image)
     one = _largest(air)
     return (one,) if one.any() else ()
 
 
-def _grown_back(
-    air: Region, seeds: tuple[Region, Region], spacing_zyx_mm: Float[np.ndarray, " 3"]
-) -> tuple[Region, ...]:
+def _grown_back(air: Region, seeds: tuple[Region, Region], image: Image) -> tuple[Region, ...]:
     """Each voxel of the air that holds a seed goes to the nearer seed."""
     labels, _ = ndimage.label(air)
     held = np.isin(labels, np.unique(labels[seeds[0] | seeds[1]]))
-    nearer_first = ndimage.distance_transform_edt(
-        ~seeds[0], sampling=spacing_zyx_mm
-    ) <= ndimage.distance_transform_edt(~seeds[1], sampling=spacing_zyx_mm)
+    box = _box(held, image, 0.0)
+    nearer_first = np.zeros_like(air)
+    nearer_first[box] = _distance(~seeds[0][box], image) <= _distance(~seeds[1][box], image)
     return held & nearer_first, held & ~nearer_first
 
 
 def _center_x_mm(region: Region, image: Image) -> float:
-    """Mean LPS x of a region: larger is further left."""
-    index_ijk = np.array(ndimage.center_of_mass(region))[::-1]
+    """Mean LPS x of a region, larger further left; of nothing, the middle of the image."""
+    if not region.any():
+        return float(image.world((image.size_xyz[None] - 1) / 2)[0, 0])
+    index_ijk = np.array([np.nonzero(region)[axis].mean() for axis in (2, 1, 0)])
     return float(image.world(index_ijk[None])[0, 0])
-
-
-def _body_middle_x_mm(tissue: Region, image: Image) -> float:
-    return _center_x_mm(_largest(tissue), image) if tissue.any() else 0.0
 
 
 def as_image(region: Region, image: Image) -> Image:
