@@ -93,7 +93,7 @@ class StructureSet:
             UnknownRoiError: There is none, or more than one; lists what there is, nearest first.
         """
         wanted = name.strip()
-        found = [r for r in self.rois if r.name == wanted or f"#{r.number}" == wanted]
+        found = [r for r in self.rois if r.name.strip() == wanted or f"#{r.number}" == wanted]
         if len(found) == 1:
             return found[0]
         listed = ", ".join(f"'{r.name}' (#{r.number})" for r in self.rois) or "none at all"

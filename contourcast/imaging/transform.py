@@ -10,9 +10,10 @@ from typing import Protocol, Self
 
 import numpy as np
 from jaxtyping import Float
+from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
-from contourcast.imaging.errors import FrameMismatchError, GeometryError
+from contourcast.imaging.errors import FrameMismatchError, GeometryError, GridMismatchError
 from contourcast.imaging.grid import Grid, Points, frozen_array
 
 
@@ -48,14 +49,7 @@ class RigidTransform:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "matrix", frozen_array(self.matrix))
-        r = self.matrix[:3, :3]
-        if (
-            self.matrix.shape != (4, 4)
-            or not np.isfinite(self.matrix).all()
-            or not np.allclose(self.matrix[3], [0, 0, 0, 1], atol=1e-9)
-            or not np.allclose(r.T @ r, np.eye(3), atol=1e-5)
-            or np.linalg.det(r) < 0
-        ):
+        if not _is_rigid(self.matrix):
             raise GeometryError(
                 "the matrix is not a rigid motion",
                 tag="(3006,00C6) Frame of Reference Transformation Matrix",
@@ -92,24 +86,27 @@ class RigidTransform:
 
     def inverse(self) -> Self:
         """The way back."""
-        r, t = self.matrix[:3, :3], self.matrix[:3, 3]
-        back = np.eye(4)
-        back[:3, :3], back[:3, 3] = r.T, -r.T @ t
+        back = np.linalg.inv(self.matrix)  # not the transpose: a file's matrix has few digits
+        back[3] = [0, 0, 0, 1]
         return type(self)(
             matrix=back, source_frame=self.target_frame, target_frame=self.source_frame
         )
 
     def __matmul__(self, first: RigidTransform) -> RigidTransform:
-        """``cbct_from_planning @ planning_from_mr`` is ``cbct_from_mr``."""
-        if first.target_frame != self.source_frame:
+        """``cbct_from_planning @ planning_from_mr`` is ``cbct_from_mr``.
+
+        The rotation is made exactly orthonormal, so that few digits do not add up in a chain.
+        """
+        if not first.target_frame or first.target_frame != self.source_frame:
             raise FrameMismatchError(
                 "cannot chain two transforms that meet in different frames of reference",
                 tag="(0020,0052) Frame of Reference UID",
-                uid=f"{first.target_frame} then {self.source_frame}",
+                uid=f"{first.target_frame or 'none'} then {self.source_frame or 'none'}",
                 remedy="register both images to one planning CT first",
             )
         product = self.matrix @ first.matrix
-        product[3] = [0, 0, 0, 1]
+        u, _, vt = np.linalg.svd(product[:3, :3])
+        product[:3, :3], product[3] = u @ vt, [0, 0, 0, 1]
         return RigidTransform(
             matrix=product, source_frame=first.source_frame, target_frame=self.target_frame
         )
@@ -132,6 +129,17 @@ class RigidTransform:
         return float(x), float(y), float(z)
 
 
+def _is_rigid(matrix: np.ndarray) -> bool:
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+        return False
+    r = matrix[:3, :3]
+    return bool(
+        np.allclose(matrix[3], [0, 0, 0, 1], atol=1e-9)
+        and np.allclose(r.T @ r, np.eye(3), atol=1e-5)
+        and np.linalg.det(r) > 0
+    )
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Displacement:
     """How far points of a frame are to be moved, sampled on a grid of that frame.
@@ -139,6 +147,9 @@ class Displacement:
     Attributes:
         values_xyz_mm: Vectors (x, y, z) in mm at the grid's voxels, shape (z, y, x, 3), float32.
             Outside the grid the displacement is zero.
+
+    Raises:
+        GridMismatchError: There is not one vector for each voxel.
     """
 
     values_xyz_mm: Float[np.ndarray, "z y x 3"]
@@ -147,11 +158,14 @@ class Displacement:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values_xyz_mm", frozen_array(self.values_xyz_mm, np.float32))
+        if self.values_xyz_mm.shape != (*self.grid.shape_zyx, 3):
+            raise GridMismatchError(
+                f"vectors of shape {self.values_xyz_mm.shape} do not fit a grid of "
+                f"{self.grid.shape_zyx}"
+            )
 
     def at(self, points_xyz_mm: Points) -> Points:
         """The displacement at any points, linear between samples, shape (n, 3)."""
-        from scipy.ndimage import map_coordinates
-
         ijk = self.grid.index(points_xyz_mm)
         zyx = ijk[:, ::-1].T
         columns = [

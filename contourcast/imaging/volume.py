@@ -70,6 +70,11 @@ class Volume(_Sampled):
         super().__post_init__()
         if self.observed is not None:
             object.__setattr__(self, "observed", frozen_array(self.observed, bool))
+            if self.observed.shape != self.grid.shape_zyx:
+                raise GridMismatchError(
+                    f"observed, of shape {self.observed.shape}, does not fit a grid of "
+                    f"{self.grid.shape_zyx}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
