@@ -16,7 +16,7 @@ from torch import nn
 from contourcast.imaging.errors import InputError, WeightsError
 from contourcast.imaging.grid import Grid
 from contourcast.imaging.volume import Probability, Volume
-from contourcast.models.region import is_empty, region_grid, sample, scaling, scan_on
+from contourcast.models.region import is_empty, region_grid, sample_on, scaling, scan_on
 from contourcast.models.weights import Card, load_model
 
 SHIPPED: Final = Path(__file__).parent / "weights" / "diff-umamba"
@@ -72,7 +72,7 @@ class Predictor:
             margin_mm=card.margin_mm,
         )
         values, observed = scan_on(cbct, grid)
-        prior = sample(r_ct.values, r_ct.grid, onto=grid, outside=0.0)
+        prior = sample_on(r_ct.values, r_ct.grid, onto=grid, outside=0.0)
         scan = scaling(values, observed, card.normalisation).apply(values)
         logits = self._logits(np.stack((scan, prior)))
         logits[~plausible(logits > 0, prior, grid)] = -LOGIT_LIMIT
@@ -156,7 +156,7 @@ def _onto_scan(
     if (first >= last).any():
         return probability
     box = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
-    fine = sample(
+    fine = sample_on(
         logits, grid, onto=scan.crop(first, last), outside=-LOGIT_LIMIT, blur=False, order=3
     )
     probability[box] = 1 / (1 + np.exp(-fine))

@@ -53,7 +53,7 @@ def region_grid(
     )
 
 
-def sample(
+def sample_on(
     values: np.ndarray, grid: Grid, *, onto: Grid, outside: float, blur: bool = True, order: int = 1
 ) -> Float[np.ndarray, "z y x"]:
     """Values at the places of another grid of the same frame, float32.
@@ -125,10 +125,10 @@ def scan_on(cbct: Volume, grid: Grid) -> tuple[np.ndarray, Bool[np.ndarray, "z y
     Left out are declared padding, places beyond the scan, and the one value that a cone beam
     repeats outside its round field. They get the lowest value observed in the region.
     """
-    values = sample(cbct.values, cbct.grid, onto=grid, outside=np.nan)
+    values = sample_on(cbct.values, cbct.grid, onto=grid, outside=np.nan)
     observed = np.isfinite(values)
     if cbct.observed is not None:
-        declared = sample(cbct.observed, cbct.grid, onto=grid, outside=0.0)
+        declared = sample_on(cbct.observed, cbct.grid, onto=grid, outside=0.0)
         observed &= declared > 0.99
     if observed.any():
         lowest = values[observed].min()

@@ -7,7 +7,8 @@ be moved and grown), and how much of each voxel the label fills.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -16,11 +17,15 @@ import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
 
+from contourcast.imaging.dicom.ct_series import read_ct_series
+from contourcast.imaging.dicom.rtstruct_in import read_structure_set
+from contourcast.imaging.distance import carry, distance_map
 from contourcast.imaging.errors import InputError
 from contourcast.imaging.grid import Grid
 from contourcast.imaging.volume import Mask, Probability, Volume
-from contourcast.models.region import is_empty, region_grid, sample, scaling, scan_on
+from contourcast.models.region import is_empty, region_grid, sample_on, scaling, scan_on
 from contourcast.models.weights import Normalisation
+from contourcast.simulation.truth import load_truth
 
 # The carried prior falls off as sigmoid(distance / 1 mm) (imaging/distance.py, `carry`); beyond
 # this many millimetres its logit says no more than near or far.
@@ -50,7 +55,7 @@ class Sample:
     """One fraction as the trainer sees it.
 
     Attributes:
-        name: Such as ``patient-001-fraction-03``.
+        name: Such as ``patient-7-1-fraction-03``: seed, number, fraction.
         patient: Virtual patients of one name never stand in two splits,
         ct: … nor do two that were grown from one CT.
         scan: Normalised, ``[z, y, x]``.
@@ -64,6 +69,49 @@ class Sample:
     scan: Float[np.ndarray, "z y x"]
     prior_mm: Float[np.ndarray, "z y x"]
     label: Float[np.ndarray, "z y x"]
+
+
+def build_samples(
+    courses: Sequence[Path],
+    out: Path,
+    settings: SampleSettings,
+    *,
+    on_sample: Callable[[Sample], None] = lambda sample: None,
+) -> int:
+    """Turns simulated courses into a folder of samples, and says how many.
+
+    The prior is carried by the true motion of the bones; how wrong a registration is comes with
+    the augmentation.
+
+    Args:
+        courses: Folders such as ``OUT/patient-001``.
+        out: Where the samples go.
+        settings: Their grid.
+        on_sample: Told of each.
+    """
+    count = 0
+    for course in courses:
+        recipe = json.loads((course / "truth" / "patient.json").read_text(encoding="utf-8"))
+        patient = "patient-" + "-".join(str(n) for n in recipe["patient_seed"])
+        planning_ct = read_ct_series(course / "planning-ct")
+        structures = read_structure_set(course / "structures.dcm")
+        for path in sorted((course / "truth").glob("fraction-*.json")):
+            truth = load_truth(path)
+            cbct = read_ct_series(course / path.stem)
+            prior = distance_map(structures.roi(truth.roi_name), grid=planning_ct.grid)
+            sample = make_sample(
+                cbct,
+                carry(prior, truth.motion.rigid, onto=cbct.grid),
+                truth.label,
+                name=f"{patient}-{path.stem}",
+                patient=patient,
+                ct=recipe["ct"],
+                settings=settings,
+            )
+            save_sample(out, sample)
+            on_sample(sample)
+            count += 1
+    return count
 
 
 def make_sample(
@@ -97,14 +145,14 @@ def make_sample(
     normalise = scaling(values, observed, settings.normalisation)
     wide = _grown(grid, settings.slack_zyx)
     values, _ = scan_on(cbct, wide)
-    prior = sample(r_ct.values, r_ct.grid, onto=wide, outside=0.0)
+    prior = sample_on(r_ct.values, r_ct.grid, onto=wide, outside=0.0)
     return Sample(
         name=name,
         patient=patient,
         ct=ct,
         scan=normalise.apply(values),
         prior_mm=signed_distance(prior, wide),
-        label=sample(label.values, label.grid, onto=wide, outside=0.0).clip(0.0, 1.0),
+        label=sample_on(label.values, label.grid, onto=wide, outside=0.0).clip(0.0, 1.0),
     )
 
 
