@@ -1,0 +1,80 @@
+"""Every setting of the service: environment variables ``CONTOURCAST_*``, or a TOML file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+FILE_VARIABLE = "CONTOURCAST_SETTINGS_FILE"
+
+
+class ServiceSettings(BaseSettings):
+    """Read once at the start and passed on; no algorithm reads the environment.
+
+    An environment variable wins over the TOML file that ``CONTOURCAST_SETTINGS_FILE`` names, and
+    what is passed in code wins over both.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="CONTOURCAST_", extra="forbid", frozen=True)
+
+    data_folder: Path = Field(
+        default=Path.home() / ".local" / "share" / "contourcast",
+        description="Folder of everything that the service keeps.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on (loopback only).")
+    port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one.")
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where registration and networks run."
+    )
+    weights: Path | None = Field(
+        default=None, description="Model folder of the network; none: the one that is shipped."
+    )
+    jobs_at_once: int = Field(default=1, ge=1, description="Propagations that run side by side.")
+    worker_slot: str = Field(
+        default="worker-1",
+        min_length=1,
+        description="Name of this worker; a job that it left is taken up under the same name.",
+    )
+
+    request_limit_mib: int = Field(default=2048, ge=1, description="Largest request body, MiB.")
+    file_limit_mib: int = Field(default=256, ge=1, description="Largest DICOM file, MiB.")
+    unpacked_limit_mib: int = Field(default=4096, ge=1, description="Largest zip, unpacked, MiB.")
+    zip_ratio_limit: int = Field(
+        default=50, ge=1, description="Unpacked bytes for each packed byte, at most."
+    )
+    files_limit: int = Field(default=5000, ge=1, description="Files in one request, at most.")
+    uploads_at_once: int = Field(default=64, ge=1, description="Uploads taken at the same time.")
+    upload_idle_s: float = Field(
+        default=60.0, gt=0, description="Seconds without a byte after which an upload is given up."
+    )
+    disk_reserve_mib: int = Field(
+        default=1024, ge=0, description="Free space below which nothing more is taken in, MiB."
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Code, then environment, then the TOML file."""
+        named = os.environ.get(FILE_VARIABLE)
+        if not named:
+            return init_settings, env_settings
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=Path(named))
+        return init_settings, env_settings, toml
