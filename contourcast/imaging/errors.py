@@ -4,6 +4,7 @@
 ContourcastError                cause, where, remedy; at the rim an exit code or problem+json
 ├── InputError                  what came in cannot be used
 │   ├── DicomError              … because of an attribute, a file or an instance
+│   │   └── NotDicomError       … because the file is not DICOM at all
 │   ├── IncompleteSeriesError   … because slices are missing
 │   └── UnknownRoiError         … because no ROI has that name
 ├── GeometryError               two things do not share a space
@@ -67,6 +68,10 @@ class InputError(ContourcastError):
 
 class DicomError(InputError):
     """An attribute, a file or an instance is not what it has to be."""
+
+
+class NotDicomError(DicomError):
+    """A file that is not DICOM; beside DICOM files it is passed over."""
 
 
 class IncompleteSeriesError(InputError):

@@ -27,7 +27,19 @@ Points = Float[np.ndarray, "n 3"]
 
 
 def frozen_array(values: object, dtype: type | str = np.float64) -> np.ndarray:
-    """A read-only copy, for the inside of frozen objects."""
+    """A read-only array for the inside of frozen objects: a copy, unless it is one already.
+
+    An array that is read-only and owns its memory (nobody holds a writable view's base) is taken
+    as it is, so a volume of 200 MB is not copied each time it passes a constructor.
+    """
+    if (
+        isinstance(values, np.ndarray)
+        and values.dtype == np.dtype(dtype)
+        and values.flags.owndata
+        and values.flags.c_contiguous
+        and not values.flags.writeable
+    ):
+        return values
     array = np.array(values, dtype=dtype, order="C")
     array.setflags(write=False)
     return array
