@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.ndimage import gaussian_filter, zoom
-from torch.nn.functional import grid_sample
+from scipy.ndimage import gaussian_filter
+from torch.nn.functional import grid_sample, interpolate
 
 from contourcast.imaging.errors import GeometryError
 from contourcast.imaging.grid import Grid
@@ -108,7 +108,11 @@ def smooth_noise(
     field /= max(float(field.std()), 1e-6)
     inner = field[tuple(slice(p, n - p) for p, n in zip(pad, small, strict=True))]
     if any(st > 1 for st in steps):
-        inner = zoom(inner, steps, order=1, grid_mode=True, mode="nearest")
+        larger = [
+            max(n, round(k * st)) for n, k, st in zip(shape_zyx, inner.shape, steps, strict=True)
+        ]
+        image = torch.from_numpy(np.ascontiguousarray(inner))[None, None]
+        inner = interpolate(image, size=larger, mode="trilinear", align_corners=False)[0, 0].numpy()
     cut: np.ndarray = inner[tuple(slice(0, n) for n in shape_zyx)]
     return cut.astype(np.float32)
 
