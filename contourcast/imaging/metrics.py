@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from scipy.spatial import cKDTree
 
 from contourcast.imaging.errors import GeometryError
+from contourcast.imaging.grid import Grid
 from contourcast.imaging.volume import Mask
 
 # Added path length counts contour further away than this (REGISTRATION §10).
@@ -211,11 +212,14 @@ def _even_spacing_zyx_mm(mask: Mask) -> np.ndarray:
         raise GeometryError(
             "one slice alone has no surface to measure", remedy="compare whole series"
         )
-    spacing = np.array(grid.spacing_zyx_mm)
-    if not grid.is_even:
-        extent = grid.offsets_z_mm[-1] / (MOST_PLANES_A_SLICE * grid.shape_zyx[0])
-        spacing[0] = max(float(grid.gaps_mm.min()), float(extent))
-    return spacing
+    z, y, x = grid.spacing_zyx_mm
+    return np.array([z if grid.is_even else grid.thickness_z_mm.sum() / _planes(grid), y, x])
+
+
+def _planes(grid: Grid) -> int:
+    """How many even planes stand for an uneven grid: about the smallest gap apart."""
+    wanted = round(float(grid.thickness_z_mm.sum() / grid.gaps_mm.min()))
+    return min(wanted, MOST_PLANES_A_SLICE * grid.shape_zyx[0])
 
 
 def _even_planes(mask: Mask) -> Bool[np.ndarray, "z y x"]:
@@ -223,12 +227,9 @@ def _even_planes(mask: Mask) -> Bool[np.ndarray, "z y x"]:
     grid = mask.grid
     if grid.is_even:
         return mask.values
-    edges = grid.offsets_z_mm[0] + np.cumsum([0.0, *grid.thickness_z_mm])
-    edges -= grid.thickness_z_mm[0] / 2
-    step = float(_even_spacing_zyx_mm(mask)[0])
-    planes = np.arange(edges[0] + step / 2, edges[-1], step)
-    nearest = np.clip(np.searchsorted(edges, planes) - 1, 0, grid.shape_zyx[0] - 1)
-    repeated: np.ndarray = mask.values[nearest]
+    edges = np.cumsum(grid.thickness_z_mm)
+    planes = (np.arange(_planes(grid)) + 0.5) * (edges[-1] / _planes(grid))
+    repeated: np.ndarray = mask.values[np.searchsorted(edges[:-1], planes)]
     return repeated
 
 
