@@ -127,8 +127,8 @@ class MethodReport(_Part):
     notes: list[str]
     verdict: Verdict
     figures: list[JudgedFigure]
-    agreement_with_rigid: dict[str, float | bool | None] | None
-    agreement_with_network: dict[str, float | bool | None] | None
+    agreement_with_rigid: dict[str, float | str | None] | None
+    agreement_with_network: dict[str, float | str | None] | None
 
 
 class Provenance(_Part):
@@ -399,7 +399,7 @@ def _verdict(quality: Quality, drawn: Drawn) -> Verdict:
     return Verdict.REJECT if drawn.region is None else quality.verdict
 
 
-def _agreement(found: Agreement | None) -> dict[str, float | bool | None] | None:
+def _agreement(found: Agreement | None) -> dict[str, float | str | None] | None:
     if found is None:
         return None
     return {
