@@ -268,7 +268,7 @@ def _train_epoch(
                 )
             continue
         bad_in_a_row = 0
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
         optimiser.step()
         _follow(average, network, settings, number * settings.steps_per_epoch + step)
