@@ -452,8 +452,7 @@ def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
 
 
 def _text(dataset: Dataset, keyword: str) -> str:
-    value = dataset.get(keyword)
-    return "" if value is None else str(value).strip()
+    return _raw(dataset, keyword)[1].decode(errors="replace").strip(" \0")
 
 
 def _number(text: str) -> float | None:
@@ -464,12 +463,14 @@ def _number(text: str) -> float | None:
 
 
 def _raw(dataset: Dataset, keyword: str) -> tuple[str | None, bytes]:
-    """The VR and the bytes of an attribute as they lie in the file, without what makes them even."""
+    """The VR and the bytes of an attribute as they lie in the file, without padding."""
     tag = tag_for_keyword(keyword)
     element = dataset.get_item(tag) if tag is not None and tag in dataset else None
     if isinstance(element, RawDataElement):
         return element.VR, (element.value or b"").removesuffix(b" ")
-    return (None, b"") if element is None else (element.VR, str(element.value).encode())
+    if element is None or element.value is None:
+        return None, b""
+    return element.VR, str(element.value).encode()
 
 
 def _numbers(text: bytes) -> np.ndarray | None:

@@ -433,16 +433,28 @@ def _distinct(points: np.ndarray) -> np.ndarray:
 
 
 def _contour_data(points_xyz_mm: np.ndarray, on_slice: _Slice) -> bytes:
-    """Decimal Strings; a coordinate that is one number all over the slice is the slice's own."""
-    formats = [
-        ds_text(on_slice.origin_xyz_mm[axis]) if on_slice.fixed[axis] else f"%.{DECIMALS}f"
-        for axis in range(3)
-    ]
-    text = "\\".join(["\\".join(formats)] * len(points_xyz_mm))
-    text = text % tuple(points_xyz_mm[:, ~on_slice.fixed].ravel().tolist())
-    if np.abs(points_xyz_mm).max() >= 10.0 ** (DS_BYTES - DECIMALS - 2):
+    """Decimal Strings; a coordinate that is one number all over the slice is the slice's own.
+
+    An odd length is made even by a digit, not by a blank: a blank after a last value of 16 bytes
+    is one byte too many for readers that count it.
+
+    Raises:
+        GeometryError: The numbers are too large for four decimals in 16 bytes.
+    """
+    free = ~on_slice.fixed
+    if np.abs(points_xyz_mm).max() >= 10.0 ** (DS_BYTES - DECIMALS - 3):
         raise GeometryError("a contour lies so far away that its coordinates do not fit")
-    return text.encode() + b" " * (len(text) % 2)
+    form = "\\".join(
+        f"%.{DECIMALS}f" if free[axis] else ds_text(on_slice.origin_xyz_mm[axis])
+        for axis in range(3)
+    )
+    text = "\\".join([form] * len(points_xyz_mm)) % tuple(points_xyz_mm[:, free].ravel().tolist())
+    if len(text) % 2:
+        first_free = int(free.argmax())
+        values = text.split("\\", first_free + 1)
+        values[first_free] += "0"
+        text = "\\".join(values)
+    return text.encode()
 
 
 def _observation_item(roi: Roi, name: str, approval: Approval) -> Dataset:
@@ -451,7 +463,7 @@ def _observation_item(roi: Roi, name: str, approval: Approval) -> Dataset:
     item.ObservationNumber = roi.number
     item.ReferencedROINumber = roi.number
     item.ROIObservationLabel = cut(name, SH_BYTES)
-    item.RTROIInterpretedType = cut(roi.interpreted_type, CS_BYTES)
+    as_it_came(item, "RTROIInterpretedType", cut(roi.interpreted_type, CS_BYTES))
     as_it_came(item, "ROIInterpreter", approval.reviewer)
     return item
 
