@@ -126,7 +126,7 @@ def make_ct_series(
         path = folder / f"{name}-{k:03d}.dcm"
         _save(dataset, path, transfer_syntax)
         paths.append(path)
-        sops.append(str(dataset.SOPInstanceUID))
+        sops.append(str(dataset.get("SOPInstanceUID", "")))
     return CtFiles(
         folder=folder,
         paths=tuple(paths),

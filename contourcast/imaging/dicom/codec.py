@@ -25,6 +25,10 @@ from contourcast.imaging.errors import DicomError
 MEMORY_BYTES: Final = 2 << 30
 # JPEG 2000 decodes 15 slices of 512 x 512 a second (DEPENDENCIES §1), so 2048 x 2048 in 1 s.
 SECONDS_A_FRAME: Final = 30
+NOT_INSTALLED: Final = {
+    "error": "no decoder for it is installed",
+    "remedy": "install contourcast[codecs], or send it uncompressed",
+}
 
 
 class Codec:
@@ -134,15 +138,14 @@ def _answer(answers: IO[bytes], encoded: bytes, request: dict[str, object]) -> N
     answer, data = {}, b""
     try:
         decoder = get_decoder(str(request.pop("transfer_syntax_uid")))
-        if not decoder.is_available:
-            answer = {
-                "error": "no decoder for it is installed",
-                "remedy": "install contourcast[codecs], or send it uncompressed",
-            }
-        else:
+        if decoder.is_available:
             array, _ = decoder.as_array(encoded, raw=True, **request)  # type: ignore[arg-type]
             data = array.astype(f"<u{int(str(request['bits_allocated'])) // 8}").tobytes()
             answer = {"bytes": str(len(data))}
+        else:
+            answer = NOT_INSTALLED
+    except NotImplementedError:
+        answer = NOT_INSTALLED
     except Exception as error:  # whatever a codec throws at us is a damaged stream
         answer = {"error": type(error).__name__}
     answers.write(json.dumps(answer).encode() + b"\n" + data)

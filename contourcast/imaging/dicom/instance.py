@@ -112,6 +112,7 @@ class Header:
     manufacturer: str
     model: str
     patient_position: str
+    body_part: str
     patient: Patient
     study: Study
     plane: ImagePlane
@@ -140,13 +141,22 @@ def read_header(source: Source, *, file: str = "", limits: Limits = LIMITS) -> H
     """
     parsed = read_elements(source, file=file, limits=limits)
     a = parsed.attributes
+    sop_class = a.uid(0x00080016, required=True)
     pixels = None
     if parsed.pixel_start is not None:
         pixels = _pixel_format(parsed, parsed.pixel_start, limits)
+    elif sop_class in (CT_IMAGE, ENHANCED_CT) or 0x00280010 in a:
+        raise DicomError(
+            "the image has no pixels: the file is cut short",
+            tag=tag_name(0x7FE00010),
+            uid=a.uid(0x00080018),
+            file=a.file,
+            remedy="send the file again",
+        )
     return Header(
         file=a.file,
         transfer_syntax=parsed.transfer_syntax,
-        sop_class_uid=a.uid(0x00080016, required=True),
+        sop_class_uid=sop_class,
         sop_instance_uid=a.uid(0x00080018, required=True),
         series_instance_uid=a.uid(0x0020000E, required=True),
         study_instance_uid=a.uid(0x0020000D, required=True),
@@ -162,6 +172,7 @@ def read_header(source: Source, *, file: str = "", limits: Limits = LIMITS) -> H
         manufacturer=a.text(0x00080070),
         model=a.text(0x00081090),
         patient_position=a.word(0x00185100),
+        body_part=a.word(0x00180015),
         patient=read_patient(a),
         study=read_study(a),
         plane=_image_plane(a, signed=pixels is not None and pixels.signed),

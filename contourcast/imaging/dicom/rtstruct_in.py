@@ -60,14 +60,15 @@ def read_structure_set(path: Path, *, limits: Limits = LIMITS) -> StructureSet:
             file=a.file,
             remedy="give the structure set of the planning CT",
         )
-    if 0x30060020 not in a:
-        raise DicomError(
-            "the structure set has no list of ROIs: it is damaged",
-            tag=tag_name(0x30060020),
-            uid=a.uid(0x00080018),
-            file=a.file,
-            remedy="export the structure set again",
-        )
+    for tag in (0x30060020, 0x30060039):  # one ROI may lack contours, not the whole file
+        if tag not in a:
+            raise DicomError(
+                "the structure set has no list of ROIs or none of contours: it is cut short",
+                tag=tag_name(tag),
+                uid=a.uid(0x00080018),
+                file=a.file,
+                remedy="export the structure set again",
+            )
     notes = list(parsed.notes)
     frame = _frame_of_reference(a, notes)
     series_uids, sop_uids = _references(a, notes)
