@@ -36,11 +36,10 @@ def trace(region: Probability | Mask) -> tuple[Contour, ...]:
     Outer loops run counter-clockwise and holes clockwise, seen from the head. No loop crosses
     itself; loops that enclose nothing are left out.
     """
-    grid, level = region.grid, _level(region)
-    occupied = np.argwhere(level.max(axis=(1, 2)) > 0)[:, 0]
+    grid = region.grid
     contours = []
-    for n in occupied.tolist():
-        for loop in _loops(level[n], grid.spacing_xy_mm):
+    for n in np.flatnonzero(region.values.max(axis=(1, 2)) > 0.5).tolist():
+        for loop in _loops(region.values[n], grid.spacing_xy_mm):
             ij = loop / grid.spacing_xy_mm
             points = grid.world(np.column_stack((ij, np.full(len(ij), n))))
             contours.append(Contour(points_xyz_mm=points[::-1] if grid.normal[2] < 0 else points))
@@ -62,34 +61,32 @@ def loops_volume_cc(loops: Sequence[Contour], grid: Grid) -> float:
     return sum(polygon.area(flat) * float(lengths[n]) for n, flat in on_slice.items()) / 1000.0
 
 
-def _level(region: Probability | Mask) -> np.ndarray:
-    """Positive inside, zero on the surface."""
-    if isinstance(region, Mask):
-        return np.where(region.values, np.float32(1), np.float32(-1))
-    end = 1 / (1 + np.exp(-CERTAIN_LOG_ODDS))
-    odds = np.clip(region.values, 1 - end, end)
-    level: np.ndarray = np.log(odds / (1 - odds))
-    return level
-
-
-def _loops(level: np.ndarray, spacing_xy_mm: tuple[float, float]) -> list[polygon.Loop]:
+def _loops(inside: np.ndarray, spacing_xy_mm: tuple[float, float]) -> list[polygon.Loop]:
     """Loops of one slice in mm from the first pixel, wound from x to y (holes the other way)."""
-    rows, columns = (np.flatnonzero((level > 0).any(axis=axis)) for axis in (1, 0))
+    rows, columns = (np.flatnonzero((inside > 0.5).any(axis=axis)) for axis in (1, 0))
     top, left = rows[0] - 1, columns[0] - 1
-    box = np.full((np.ptp(rows) + 3, np.ptp(columns) + 3), level.min(initial=-1.0), float)
-    inside = level[max(top, 0) : rows[-1] + 2, max(left, 0) : columns[-1] + 2]
+    box = np.zeros((np.ptp(rows) + 3, np.ptp(columns) + 3))
+    part = inside[max(top, 0) : rows[-1] + 2, max(left, 0) : columns[-1] + 2]
     y, x = max(-top, 0), max(-left, 0)
-    box[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
+    box[y : y + part.shape[0], x : x + part.shape[1]] = part
     found = contourpy.contour_generator(
         x=(left + np.arange(box.shape[1])) * spacing_xy_mm[0],
         y=(top + np.arange(box.shape[0])) * spacing_xy_mm[1],
-        z=box,
+        z=_log_odds(box),
         name="serial",
         line_type=contourpy.LineType.Separate,
     ).lines(0.0)
     lines = [np.asarray(line, float) for line in found]
     thinned = (_thinned(_distinct(line[:-1])) for line in lines if len(line) > 3)
     return [loop for loop in thinned if len(loop) >= 3 and polygon.signed_area(loop) != 0]
+
+
+def _log_odds(probability: np.ndarray) -> np.ndarray:
+    """Positive inside, zero on the surface; a mask's voxels are certain."""
+    certain = 1 / (1 + np.exp(-CERTAIN_LOG_ODDS))
+    held = np.clip(probability, 1 - certain, certain)
+    odds: np.ndarray = np.log(held / (1 - held))
+    return odds
 
 
 def _distinct(loop: polygon.Loop) -> polygon.Loop:

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from contourcast.imaging import polygon
+from contourcast.imaging.errors import GeometryError
+from contourcast.imaging.grid import Grid
+from contourcast.imaging.rasterise import coverage, raster_notes, rasterise
+from contourcast.imaging.structures import Contour, Roi
+from support.phantoms import FRAME, ball, circle_area_mm2, planning_grid, stack, tube
+from support.strategies import DECUBITUS, FEET_FIRST, PRONE, SUPINE
+
+GRID = Grid.even(shape_zyx=(5, 8, 9), spacing_xyz_mm=(1, 1, 3), origin_xyz_mm=(0, 0, 0))
+
+
+def roi(*contours: Contour) -> Roi:
+    return Roi(number=1, name="GTV", contours=contours, frame_of_reference=FRAME)
+
+
+def loop(points_xy: Sequence[Sequence[float]], z: float = 6.0) -> Contour:
+    return Contour(points_xyz_mm=np.array([[x, y, z] for x, y in points_xy]))
+
+
+def square(low: float, high: float, z: float = 6.0) -> Contour:
+    return loop([(low, low), (high, low), (high, high), (low, high)], z)
+
+
+# --- which pixels
+
+
+def test_edges_through_centres_count_on_the_low_side_alone() -> None:
+    inside = rasterise(roi(square(2, 5)), GRID).values
+    assert np.argwhere(inside[2]).min(axis=0).tolist() == [2, 2]
+    assert np.argwhere(inside[2]).max(axis=0).tolist() == [4, 4]
+    assert inside.sum() == 9
+
+
+def test_two_regions_that_share_an_edge_share_no_pixel_and_leave_none_out() -> None:
+    diagonal = [(1, 1), (7, 7)]
+    one = rasterise(roi(loop([*diagonal, (1, 7)])), GRID).values
+    other = rasterise(roi(loop([*diagonal, (7, 1)])), GRID).values
+    both = rasterise(roi(square(1, 7)), GRID).values
+    assert not (one & other).any()
+    assert ((one | other) == both).all()
+
+
+def test_winding_and_first_point_do_not_matter() -> None:
+    points = square(1.2, 5.4).points_xyz_mm
+    first = rasterise(roi(Contour(points_xyz_mm=points)), GRID).values
+    for other in (points[::-1], np.roll(points, 1, axis=0)):
+        assert (rasterise(roi(Contour(points_xyz_mm=other)), GRID).values == first).all()
+
+
+def test_a_loop_in_a_loop_is_a_hole_and_a_third_an_island() -> None:
+    nested = rasterise(roi(square(0.5, 7.5), square(1.5, 6.5), square(3.5, 4.5)), GRID).values
+    assert nested[2].sum() == 49 - 25 + 1
+    assert nested[2, 4, 4]
+
+
+def test_a_keyhole_is_a_ring() -> None:
+    outer = [(0.5, 0.5), (6.5, 0.5), (6.5, 6.5), (0.5, 6.5), (0.5, 0.5)]
+    inner = [(2.5, 2.5), (2.5, 4.5), (4.5, 4.5), (4.5, 2.5), (2.5, 2.5)]
+    ring = rasterise(roi(loop([*outer, *inner])), GRID).values
+    assert ring[2].sum() == 36 - 4
+
+
+@pytest.mark.parametrize("shift", [(-5.0, 0.0), (5.0, 0.0), (0.0, -5.0), (0.0, 5.0), (-4.2, 3.9)])
+def test_what_reaches_beyond_the_image_is_cut_and_never_comes_back_elsewhere(
+    shift: tuple[float, float],
+) -> None:
+    large = Grid.even(shape_zyx=(5, 28, 29), spacing_xyz_mm=(1, 1, 3), origin_xyz_mm=(-10, -10, 0))
+    points = np.array([[1.3, 1.1], [6.2, 2.2], [5.1, 6.4], [2.2, 5.3]]) + shift
+    contour = roi(loop(points.tolist()))
+    assert (
+        rasterise(contour, GRID).values == rasterise(contour, large).values[:, 10:18, 10:19]
+    ).all()
+
+
+# --- which slice
+
+
+def test_a_contour_a_little_off_its_slice_is_on_it() -> None:
+    on = rasterise(roi(square(1, 5, z=6.0)), GRID).values
+    assert (rasterise(roi(square(1, 5, z=6.002)), GRID).values == on).all()
+    assert raster_notes(roi(square(1, 5, z=6.002)), GRID) == ()
+
+
+@pytest.mark.parametrize(("z", "taken"), [(4.5, 1), (4.51, 2), (7.4, 2), (-1.49, 0), (13.5, 4)])
+def test_a_contour_between_slices_goes_to_the_nearest(z: float, taken: int) -> None:
+    inside = rasterise(roi(square(1, 5, z=z)), GRID).values
+    assert np.flatnonzero(inside.any(axis=(1, 2))).tolist() == [taken]
+    (note,) = raster_notes(roi(square(1, 5, z=z)), GRID)
+    assert f"slice {taken}" in note
+
+
+@pytest.mark.parametrize("z", [-1.5, -40.0, 13.6, 1e9])
+def test_a_contour_beyond_the_slices_is_on_none(z: float) -> None:
+    assert rasterise(roi(square(1, 5, z=z)), GRID).is_empty
+    assert "beyond the first or last slice" in raster_notes(roi(square(1, 5, z=z)), GRID)[0]
+
+
+def test_planes_closer_than_the_slices_do_not_cancel_each_other() -> None:
+    dense = roi(square(1, 5, z=5.0), square(1, 5, z=6.0), square(1, 5, z=7.0))
+    assert rasterise(dense, GRID).values.sum() == 16
+    assert any("closer than the slices: 2" in note for note in raster_notes(dense, GRID))
+
+
+def test_uneven_slices_take_what_is_nearest_in_their_own_gap() -> None:
+    uneven = Grid(
+        shape_zyx=(3, 8, 8),
+        spacing_xy_mm=(1, 1),
+        origin_xyz_mm=np.zeros(3),
+        offsets_z_mm=np.array([0.0, 2.0, 10.0]),
+    )
+    for z, taken in ((1.1, 1), (5.9, 1), (6.1, 2)):
+        inside = rasterise(roi(square(1, 5, z=z)), uneven).values
+        assert np.flatnonzero(inside.any(axis=(1, 2))).tolist() == [taken], z
+
+
+def test_gaps_are_left_empty_and_told() -> None:
+    gap = roi(square(1, 5, z=0.0), square(1, 5, z=12.0))
+    assert rasterise(gap, GRID).values.any(axis=(1, 2)).tolist() == [
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
+    assert raster_notes(gap, GRID) == ("no contour within the stack, left empty: slices 1-3",)
+
+
+# --- any orientation
+
+
+@pytest.mark.parametrize(
+    "direction",
+    [
+        SUPINE,
+        PRONE,
+        FEET_FIRST,
+        DECUBITUS,
+        Rotation.from_euler("ZYX", [25, -10, 15], degrees=True).as_matrix(),
+        Rotation.from_euler("ZYX", [10, 0, 5], degrees=True).as_matrix() @ PRONE,
+    ],
+    ids=["supine", "prone", "feet first", "decubitus", "oblique", "oblique prone"],
+)
+def test_the_pixels_are_those_whose_centre_is_inside_in_any_orientation(
+    direction: np.ndarray,
+) -> None:
+    grid = Grid.even(
+        shape_zyx=(6, 40, 50),
+        spacing_xyz_mm=(1.3, 0.7, 4.0),
+        origin_xyz_mm=direction @ np.array([-30.0, -12.0, -8.0]),
+        direction=direction,
+    )
+    center = (1.23, 2.34, 1.0)
+    inside = rasterise(stack(grid, tube(8.1, 3.3, 15.0), center_xyz_mm=center), grid).values
+    local = grid.centers() @ direction - center
+    radius = np.hypot(local[:, 0], local[:, 1]).reshape(grid.shape_zyx)
+    height = np.abs(local[:, 2]).reshape(grid.shape_zyx)
+    sure = (np.abs(radius - 8.1) > 0.01) & (np.abs(radius - 3.3) > 0.01)  # polygon, not circle
+    expected = (radius < 8.1) & (radius > 3.3) & (height < 7.5)
+    assert expected.any()
+    assert (inside[sure] == expected[sure]).all()
+
+
+def test_contours_across_the_slices_are_refused() -> None:
+    sagittal = Contour(points_xyz_mm=np.array([[3.0, 1, 0], [3, 5, 0], [3, 5, 9], [3, 1, 9]]))
+    for verb in (rasterise, coverage, raster_notes):
+        with pytest.raises(GeometryError, match="not drawn on planes parallel"):
+            verb(roi(sagittal), GRID)
+
+
+def test_points_that_are_no_numbers_are_refused() -> None:
+    broken = Contour(points_xyz_mm=np.array([[1.0, 1, 6], [np.nan, 5, 6], [5, 5, 6]]))
+    with pytest.raises(GeometryError, match="not numbers"):
+        rasterise(roi(broken), GRID)
+
+
+def test_the_mask_keeps_frame_and_name() -> None:
+    mask = rasterise(roi(square(1, 5)), GRID)
+    assert (mask.frame_of_reference, mask.name) == (FRAME, "GTV")
+
+
+# --- notes
+
+
+@pytest.mark.parametrize(
+    ("contours", "words"),
+    [
+        ((), "no contour"),
+        ((Contour(points_xyz_mm=np.ones((1, 3)), geometric_type="POINT"),), "points and open"),
+        ((Contour(points_xyz_mm=np.ones((2, 3))),), "fewer than three points"),
+        ((square(2.2, 2.7),), "smaller than a voxel"),
+        ((square(20, 25),), "wholly outside"),
+        ((square(-3, 5),), "partly outside"),
+        ((loop([(1, 1), (6, 6), (6, 1), (1, 6)]),), "cross themselves"),
+    ],
+)
+def test_what_cannot_be_shown_is_told(contours: tuple[Contour, ...], words: str) -> None:
+    (note,) = raster_notes(roi(*contours), GRID)
+    assert words in note
+
+
+def test_a_plain_roi_has_no_notes() -> None:
+    grid = planning_grid()
+    assert raster_notes(stack(grid, tube(20, 8, 40)), grid) == ()
+
+
+# --- coverage
+
+
+def test_coverage_is_the_exact_area() -> None:
+    grid = planning_grid()
+    shares = coverage(stack(grid, tube(20.0, 8.0, 40.0)), grid).values
+    area = shares.sum(axis=(1, 2)) * np.prod(grid.spacing_xy_mm)
+    expected = circle_area_mm2(20.0) - circle_area_mm2(8.0)
+    assert np.abs(area[area > 0] / expected - 1).max() < 1e-5
+    assert shares.min() >= 0
+    assert shares.max() <= 1 + 1e-6
+
+
+def test_coverage_of_one_pixel_by_hand() -> None:
+    triangle = loop([(1.5, 1.5), (2.5, 1.5), (2.5, 2.5)])  # the half of pixel (2, 2) below y = x
+    shares = coverage(roi(triangle), GRID).values[2]
+    assert shares[2, 2] == pytest.approx(0.5)
+    assert shares.sum() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("shift", [(-5.0, 0.0), (5.0, 0.0), (0.0, -5.0), (0.0, 5.0), (-4.2, 3.9)])
+def test_coverage_is_cut_at_the_border(shift: tuple[float, float]) -> None:
+    large = Grid.even(shape_zyx=(5, 28, 29), spacing_xyz_mm=(1, 1, 3), origin_xyz_mm=(-10, -10, 0))
+    points = np.array([[1.3, 1.1], [6.2, 2.2], [5.1, 6.4], [2.2, 5.3]]) + shift
+    contour = roi(loop(points.tolist()))
+    cut = coverage(contour, large).values[:, 10:18, 10:19]
+    assert np.abs(coverage(contour, GRID).values - cut).max() < 1e-6
+
+
+def test_coverage_against_many_points_in_each_pixel() -> None:
+    grid = planning_grid(step_mm=6.0, pixel_mm=3.0)
+    ragged = stack(grid, ball(23.0), corners=17)
+    fine = Grid.even(
+        shape_zyx=(grid.shape_zyx[0], grid.shape_zyx[1] * 9, grid.shape_zyx[2] * 9),
+        spacing_xyz_mm=(3 / 9, 3 / 9, 6.0),
+        origin_xyz_mm=grid.origin_xyz_mm - [4 / 3, 4 / 3, 0],
+    )
+    nz, ny, nx = grid.shape_zyx
+    counted = rasterise(ragged, fine).values.reshape(nz, ny, 9, nx, 9).mean(axis=(2, 4))
+    shares = coverage(ragged, grid).values
+    assert np.abs(shares - counted).max() < 0.06
+    assert shares.sum() == pytest.approx(counted.sum(), rel=2e-3)
+
+
+# --- polygons
+
+
+def test_areas_by_hand() -> None:
+    outer = np.array([[0.0, 0], [10, 0], [10, 4], [0, 4]])
+    hole = np.array([[1.0, 1], [3, 1], [3, 3], [1, 3]])
+    assert polygon.signed_area(outer) == 40
+    assert polygon.signed_area(outer[::-1]) == -40
+    assert polygon.area([outer, hole]) == pytest.approx(36)
+    assert polygon.area([outer, hole[::-1]]) == pytest.approx(36)
+    assert polygon.area([]) == 0
+    assert polygon.area([np.ones((3, 2))]) == 0
+    bow_tie = np.array([[0.0, 0], [4, 4], [4, 0], [0, 4]])
+    assert polygon.area([bow_tie]) == pytest.approx(8, rel=2e-3)
+
+
+def test_holes_and_islands_are_wound_in_turn() -> None:
+    rings = [np.array([[-s, -s], [s, -s], [s, s], [-s, s]], float) for s in (1, 3, 2)]
+    signs = [np.sign(polygon.signed_area(r)) for r in polygon.oriented(rings)]
+    assert signs == [1, 1, -1]
+
+
+def test_distance_to_the_nearest_edge() -> None:
+    square_loop = np.array([[0.0, 0], [10, 0], [10, 10], [0, 10]])
+    points = np.array([[5.0, 1], [-3, -4], [5, 5], [12, 5], [0, 0]])
+    away = polygon.distance(points, [square_loop], limit=4.5, step=0.5)
+    assert away == pytest.approx([1, 4.5, 4.5, 2, 0])
+
+
+def test_only_loops_that_cross_cross() -> None:
+    assert polygon.crosses_itself(np.array([[0.0, 0], [4, 4], [4, 0], [0, 4]]))
+    assert not polygon.crosses_itself(np.array([[0.0, 0], [4, 0], [4, 4], [0, 4]]))
+    keyhole = [[0.0, 0], [6, 0], [6, 6], [0, 6], [0, 0], [2, 2], [2, 4], [4, 4], [4, 2], [2, 2]]
+    assert not polygon.crosses_itself(np.array(keyhole))
