@@ -52,7 +52,7 @@ class Augmentation:
     prior_growth_mm: float = 3.0
     prior_wobble_mm: float = 1.5
     prior_dropped: float = 0.05
-    noise: float = 0.25
+    noise: float = 0.15
     gain: float = 0.25
     offset: float = 0.15
     shading: float = 0.1
