@@ -50,7 +50,7 @@ SQUARE = (0.97, 0.97)
 GRIDS = {
     "plain": _grid(np.eye(3), offsets=EVEN, spacing=SQUARE),
     "non-square pixels": _grid(np.eye(3), offsets=EVEN, spacing=(0.8, 1.7)),
-    "uneven slices": _grid(np.eye(3), offsets=(0.0, 3.0, 5.0, 9.5, 12.0), spacing=SQUARE),
+    "uneven slices": _grid(np.eye(3), offsets=(0.0, 3.0, 5.0, 9.25, 12.0), spacing=SQUARE),
     "oblique 0.0017": _grid(_turned(0, np.degrees(0.0017)), offsets=EVEN, spacing=SQUARE),
     "oblique 20 degrees": _grid(_turned(0, 20) @ _turned(1, -9), offsets=EVEN, spacing=SQUARE),
     "prone": _grid(np.diag([-1.0, -1.0, 1.0]), offsets=EVEN, spacing=SQUARE),

@@ -54,5 +54,5 @@ def plastimatch_masks(structure_set: Path, ct_folder: Path, into: Path) -> dict[
 
 def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [peer(program), *arguments], capture_output=True, text=True, timeout=120, check=False
+        [peer(program), *arguments], capture_output=True, text=True, errors="replace", timeout=120
     )

@@ -282,6 +282,7 @@ class _SeriesReader:
                 manufacturer=first.manufacturer,
                 model=first.model,
                 patient_position=first.patient_position,
+                body_part=first.body_part,
                 notes=tuple(self.notes),
             ),
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from jaxtyping import Bool, Float
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
@@ -22,6 +23,7 @@ from contourcast.imaging.dicom.modules import (
     required_source,
     save,
 )
+from contourcast.imaging.dicom.pixels import Stored, digest_of
 from contourcast.imaging.dicom.uids import derived_uid
 from contourcast.imaging.errors import DicomError, FrameMismatchError, GeometryError
 from contourcast.imaging.grid import SAME_PLACE_MM, Grid
@@ -134,12 +136,12 @@ def write_ct_series(
     _require_writable(volume, source)
     acquisition = acquisition or Acquisition()
     encoding = _Encoding.of(volume, acquisition.step_hu)
-    digest = hashlib.sha256()
+    lines = []
     for k, (dataset, stored) in enumerate(_images(volume, source, acquisition, encoding)):
-        digest.update(source.slices[k].sop_instance_uid.encode())
-        digest.update(stored)
+        lines.append(f"{dataset.SOPInstanceUID} {digest_of(stored)}\n")
         save(folder / f"{k + 1:04d}.dcm", dataset)
-    return replace(source, sop_class_uid=CTImageStorage, digest=digest.hexdigest(), notes=())
+    digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+    return replace(source, sop_class_uid=CTImageStorage, digest=digest, notes=())
 
 
 def _require_writable(volume: Volume, source: SeriesSource) -> None:
@@ -185,17 +187,20 @@ class _Encoding:
         slope = float(ds_text(max(step_hu, 1.001 * (highest - lowest) / STORED_LEVELS)))
         return cls(slope=slope, intercept=float(ds_text(round((lowest + highest) / 2))))
 
-    def stored(self, values: np.ndarray, observed: np.ndarray | None) -> bytes:
-        """One slice as little endian int16, rows first."""
+    def stored(
+        self, values: Float[np.ndarray, "y x"], observed: Bool[np.ndarray, "y x"] | None
+    ) -> Stored:
+        """One slice as it is stored, little endian."""
         levels = np.rint((values - self.intercept) / self.slope).astype("<i2")
         if observed is not None:
             levels[~observed] = PADDING_STORED
-        return levels.tobytes()
+        return levels
 
 
 def _images(
     volume: Volume, source: SeriesSource, acquisition: Acquisition, encoding: _Encoding
-) -> Iterator[tuple[Dataset, bytes]]:
+) -> Iterator[tuple[Dataset, Stored]]:
+    """Each slice with what is stored of it."""
     observed = volume.observed if volume.observed is not None else [None] * len(volume.values)
     for k, (values, seen) in enumerate(zip(volume.values, observed, strict=True)):
         dataset = new_object(
@@ -263,7 +268,7 @@ def _add_plane(
     dataset.SliceThickness = ds_text(thickness_mm) if thickness_mm else ""
 
 
-def _add_pixels(dataset: Dataset, volume: Volume, encoding: _Encoding, stored: bytes) -> None:
+def _add_pixels(dataset: Dataset, volume: Volume, encoding: _Encoding, stored: Stored) -> None:
     """Image Pixel module (PS3.3 C.7.6.3) and the rescale of the CT Image module."""
     dataset.SamplesPerPixel = 1
     dataset.PhotometricInterpretation = "MONOCHROME2"
@@ -276,4 +281,4 @@ def _add_pixels(dataset: Dataset, volume: Volume, encoding: _Encoding, stored: b
     dataset.RescaleType = "HU"
     if volume.observed is not None:
         dataset.PixelPaddingValue = PADDING_STORED
-    dataset.PixelData = stored
+    dataset.PixelData = stored.tobytes()
