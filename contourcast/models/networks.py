@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from contourcast.imaging.errors import WeightsError
+from contourcast.imaging.errors import InputError, WeightsError
 from contourcast.imaging.structures import nearest_name
 from contourcast.models.diff_umamba import DiffUMamba, DiffUMambaConfig
 from contourcast.models.umamba_bot import UMambaBot, UMambaConfig
@@ -69,8 +69,17 @@ def config_from_plain(name: str, plain: Mapping[str, Any]) -> UMambaConfig:
         WeightsError: A switch that this version does not know, one of the wrong type, or one left
             out: a card states every switch, so that no later default changes an old model.
     """
+    kind = entry(name).config
+    missing = _missing(config_to_plain(kind()), plain)
+    if missing:
+        raise WeightsError(
+            f"the card leaves out {', '.join(missing)}",
+            remedy="export the model again with this version",
+        )
     try:
-        config = TypeAdapter(entry(name).config).validate_json(json.dumps(plain))
+        return TypeAdapter(kind).validate_json(json.dumps(plain))
+    except InputError as error:
+        raise WeightsError(f"the card describes no network: {error.cause}") from error
     except ValidationError as error:
         first = error.errors()[0]
         switch = ".".join(str(part) for part in first["loc"])
@@ -78,18 +87,11 @@ def config_from_plain(name: str, plain: Mapping[str, Any]) -> UMambaConfig:
             f"the card's switch '{switch}' cannot be used: {first['msg']}",
             remedy="use a model of this version, or a newer Contourcast",
         ) from error
-    missing = _missing(config_to_plain(config), plain)
-    if missing:
-        raise WeightsError(
-            f"the card leaves out {', '.join(missing)}",
-            remedy="export the model again with this version",
-        )
-    return config
 
 
 def _missing(full: Mapping[str, Any], given: Mapping[str, Any], where: str = "") -> list[str]:
     missing = [f"{where}{key}" for key in full if key not in given]
     for key, value in full.items():
-        if isinstance(value, dict) and key in given:
+        if isinstance(value, dict) and isinstance(given.get(key), Mapping):
             missing += _missing(value, given[key], f"{where}{key}.")
     return missing

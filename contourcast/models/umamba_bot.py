@@ -52,6 +52,9 @@ class UMambaConfig:
         axes = {len(v) for v in (*self.kernels, *self.strides)}
         if stages < 2 or set(lengths) != {stages} or len(self.decoder_blocks_asked) != stages - 1:
             raise InputError("features, kernels, strides and blocks need one entry for each stage")
+        sizes = (*self.features, *self.blocks, *self.decoder_blocks_asked)
+        if stages > 12 or min(sizes) < 1 or max(self.features) > 4096 or max(self.blocks) > 64:
+            raise InputError("features, stages and blocks are of a size that no network has")
         if axes not in ({2}, {3}):
             raise InputError("kernels and strides need two or three axes, the same in all stages")
 

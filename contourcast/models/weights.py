@@ -153,13 +153,14 @@ def load_model(folder: Path) -> tuple[nn.Module, Card, str]:
             file=WEIGHTS_FILE,
             remedy="copy the whole model folder again",
         )
-    network = build(card.network, card.config)
+    with torch.device("meta"):  # nothing is allocated for what a card merely claims
+        network = build(card.network, card.config)
     fill(network, _tensors(data))
     return network.eval(), card, hashlib.sha256(text).hexdigest()
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Puts tensors into a network, each into its place and none left over.
+    """Makes tensors a network's own, each in its place and none left over.
 
     Raises:
         WeightsError: Unknown, missing or misshapen tensors, or numbers that are not finite.
@@ -178,7 +179,7 @@ def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
             )
         if not torch.isfinite(value).all():
             raise WeightsError(f"tensor {key} holds numbers that are not finite")
-    network.load_state_dict(dict(state))
+    network.load_state_dict(dict(state), assign=True)
 
 
 def import_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
