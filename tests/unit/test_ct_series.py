@@ -23,7 +23,7 @@ from contourcast.imaging.errors import (
 )
 from support.dicom_factory import CtFiles, make_ct_series, make_structure_set, uid
 
-AXES = {
+AXES: dict[str, list[float]] = {
     "supine, head first": [1, 0, 0, 0, 1, 0],
     "prone, head first": [-1, 0, 0, 0, -1, 0],
     "supine, feet first": [-1, 0, 0, 0, 1, 0],
