@@ -115,6 +115,7 @@ class MethodItem(BaseModel):
     name: str
     kind: Literal["registration", "network"]
     weights_digest: str = ""
+    unavailable: str = Field(default="", description="Why it cannot be asked for, if so.")
 
 
 class MethodsAnswer(BaseModel):
@@ -275,12 +276,17 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     @app.get("/v1/methods")
     async def get_methods() -> MethodsAnswer:
         """What a propagation may ask for."""
-        digest = await _in_thread(network_digest)
+        digest, reason = "", ""
+        try:
+            digest = await _in_thread(network_digest)
+        except ContourcastError as error:
+            reason = str(error)
+        network = MethodItem(
+            name=NETWORK, kind="network", weights_digest=digest, unavailable=reason
+        )
         return MethodsAnswer(
             methods=[
-                MethodItem(name=name, kind="network", weights_digest=digest)
-                if name == NETWORK
-                else MethodItem(name=name, kind="registration")
+                network if name == NETWORK else MethodItem(name=name, kind="registration")
                 for name in ALL_METHODS
             ]
         )

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from contourcast.imaging.errors import ContourcastError
+from contourcast.imaging.errors import ContourcastError, WeightsError
 
 MEDIA_TYPE: Final = "application/problem+json"
 log = structlog.get_logger()
@@ -73,6 +73,7 @@ STATUS: Final[dict[type[ContourcastError], int]] = {
     BusyError: 503,
     DiskFullError: 507,
     SettingsError: 500,
+    WeightsError: 500,
 }
 
 

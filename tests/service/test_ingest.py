@@ -160,22 +160,25 @@ def test_structure_sets_and_registrations_conflict_by_what_they_say(
     def named(dataset: FileDataset) -> None:
         dataset.PatientName = "Corrected^Name"
 
-    def drawn(name: str, radius_mm: float, **more: Callable[[FileDataset], None]) -> Path:
-        loop = disc((0, 0, -30), radius_mm)
-        return make_structure_set(tmp_path / name, {"GTV": [loop]}, reference=ct, **more)
+    def unchanged(dataset: FileDataset) -> None:
+        pass
 
-    def moved(name: str, x_mm: float, **more: Callable[[FileDataset], None]) -> Path:
-        matrix = np.eye(4)
-        matrix[0, 3] = x_mm
-        return make_registration(
-            tmp_path / name, registered=uid("a"), moved={uid("b"): matrix}, **more
+    def both(size_mm: float, change: Callable[[FileDataset], None]) -> tuple[Path, Path]:
+        loop, matrix = disc((0, 0, -30), size_mm), np.eye(4)
+        matrix[0, 3] = size_mm
+        drawn = make_structure_set(
+            tmp_path / "rs.dcm", {"GTV": [loop]}, reference=ct, change=change
         )
+        moved = make_registration(
+            tmp_path / "reg.dcm", registered=uid("a"), moved={uid("b"): matrix}, change=change
+        )
+        return drawn, moved
 
-    first = take(store, drawn("rs", 8.0), moved("reg", 3.0))
+    first = take(store, *both(8.0, unchanged))
     assert outcomes(first) == ["stored", "stored"]
-    same = take(store, drawn("rs2", 8.0, change=named), moved("reg2", 3.0, change=named))
+    same = take(store, *both(8.0, named))
     assert outcomes(same) == ["already", "already"]
-    other = take(store, drawn("rs3", 9.0), moved("reg3", 4.0))
+    other = take(store, *both(9.0, unchanged))
     assert outcomes(other) == ["conflict", "conflict"]
 
 

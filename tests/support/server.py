@@ -50,6 +50,22 @@ class Server:
         self._listening.clear()
         self.http.close()
 
+    def worker_pid(self) -> int:
+        """The process that runs the jobs."""
+        assert self._process is not None
+        pid = self._process.pid
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            children = [
+                child
+                for thread in Path(f"/proc/{pid}/task").iterdir()
+                for child in (thread / "children").read_text("ascii").split()
+            ]
+            if children:
+                return int(children[0])
+            time.sleep(0.01)
+        raise AssertionError("the server has no worker")
+
     def stop(self) -> None:
         """The orderly end."""
         assert self._process is not None

@@ -1,0 +1,35 @@
+"""Settings come from code, then the environment, then a file; a word that means nothing is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from contourcast.service.settings import FILE_VARIABLE, ServiceSettings
+
+
+def test_code_wins_over_environment_wins_over_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "contourcast.toml"
+    file.write_text('port = 1111\nfiles_limit = 7\ndata_folder = "/srv/scans"\n')
+    monkeypatch.setenv(FILE_VARIABLE, str(file))
+    monkeypatch.setenv("CONTOURCAST_PORT", "2222")
+    found = ServiceSettings(host="::1")
+    assert (found.host, found.port, found.files_limit) == ("::1", 2222, 7)
+    assert found.data_folder == Path("/srv/scans")
+
+
+def test_a_misspelt_setting_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "contourcast.toml"
+    file.write_text("prot = 1111\n")
+    monkeypatch.setenv(FILE_VARIABLE, str(file))
+    with pytest.raises(ValidationError, match="prot"):
+        ServiceSettings()
+
+
+def test_settings_cross_to_the_worker_unchanged() -> None:
+    settings = ServiceSettings(data_folder=Path("/srv/x"), device="cpu", jobs_at_once=3)
+    assert ServiceSettings.model_validate_json(settings.model_dump_json()) == settings
