@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 import numpy as np
 from pydicom import Dataset
+from pydicom.charset import default_encoding
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
@@ -423,6 +424,8 @@ def _contour_item(loop: Loop, on_slice: _Slice, image: Dataset, number: int) -> 
     item[CONTOUR_DATA] = RawDataElement(
         CONTOUR_DATA, "DS", len(content), content, 0, is_implicit_VR=True, is_little_endian=True
     )
+    # Told that these bytes are as they will be written, pydicom does not parse them to write them.
+    item.set_original_encoding(True, True, default_encoding)
     return item
 
 
