@@ -67,22 +67,36 @@ def sample_on(
             variance as the box) rather than picked from.
         order: Of the interpolating spline.
     """
-    zyx = grid.index(onto.centers())[:, ::-1].T  # (3 n)
-    variance = np.subtract(np.square(onto.spacing_zyx_mm), np.square(grid.spacing_zyx_mm)) / 12
-    sigma_mm = np.sqrt(variance.clip(0.0)) if blur else np.zeros(3)
-    sigma = sigma_mm / np.where(np.array(grid.spacing_zyx_mm) > 0, grid.spacing_zyx_mm, np.inf)
-    reach = np.ceil(4 * sigma).astype(int) + 2
-    low = (np.floor(zyx.min(1)).astype(int) - reach).clip(0)
-    high = np.minimum(np.ceil(zyx.max(1)).astype(int) + reach + 1, grid.shape_zyx)
-    if (low >= high).any():
+    box = _box(grid, onto)
+    if box is None:
         return np.full(onto.shape_zyx, outside, np.float32)
+    low, high = box
     part = values[tuple(slice(a, b) for a, b in zip(low, high, strict=True))].astype(np.float32)
-    if sigma.any():
+    sigma = _blur_voxels(grid, onto)
+    if blur and sigma.any():
         part = ndimage.gaussian_filter(part, sigma, mode="nearest")
+    zyx = grid.index(onto.centers())[:, ::-1].T - low[:, None]  # (3 n)
     found: np.ndarray = ndimage.map_coordinates(
-        part, zyx - low[:, None], order=order, mode="constant", cval=outside
+        part, zyx, order=order, mode="constant", cval=outside
     )
     return found.reshape(onto.shape_zyx)
+
+
+def _box(grid: Grid, onto: Grid) -> tuple[np.ndarray, np.ndarray] | None:
+    """First and last + 1 index of ``grid`` that matter at the places of ``onto``; None: none do."""
+    corners = grid.index(onto.corners_xyz_mm)[:, ::-1]
+    reach = np.ceil(4 * _blur_voxels(grid, onto)).astype(int) + 2
+    low = (np.floor(corners.min(0)).astype(int) - reach).clip(0)
+    high = np.minimum(np.ceil(corners.max(0)).astype(int) + reach + 1, grid.shape_zyx)
+    return None if (low >= high).any() else (low, high)
+
+
+def _blur_voxels(grid: Grid, onto: Grid) -> Float[np.ndarray, " 3"]:
+    """Sd of the Gaussian that makes voxels of ``grid`` as wide as those of ``onto``."""
+    fine, coarse = np.array(grid.spacing_zyx_mm), np.array(onto.spacing_zyx_mm)
+    sigma_mm = np.sqrt(((coarse**2 - fine**2) / 12).clip(0.0))
+    voxels: np.ndarray = sigma_mm / np.where(fine > 0, fine, np.inf)
+    return voxels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,18 +136,22 @@ def scaling(
 def scan_on(cbct: Volume, grid: Grid) -> tuple[np.ndarray, Bool[np.ndarray, "z y x"]]:
     """The scan at a region's grid, and where it really shows something.
 
-    Left out are declared padding, places beyond the scan, and the one value that a cone beam
-    repeats outside its round field. They get the lowest value observed in the region.
+    Left out are declared padding, places beyond the scan, values that are no numbers, and the one
+    value that a cone beam repeats outside its round field. They get the lowest value observed.
     """
-    values = sample_on(cbct.values, cbct.grid, onto=grid, outside=np.nan)
-    observed = np.isfinite(values)
+    box = _box(cbct.grid, grid)
+    if box is None:
+        return np.zeros(grid.shape_zyx, np.float32), np.zeros(grid.shape_zyx, bool)
+    near = tuple(slice(a, b) for a, b in zip(*box, strict=True))
+    values, part = cbct.values[near], cbct.grid.crop(*box)
+    seen = np.isfinite(values)
     if cbct.observed is not None:
-        declared = sample_on(cbct.observed, cbct.grid, onto=grid, outside=0.0)
-        observed &= declared > 0.99
-    if observed.any():
-        lowest = values[observed].min()
-        at_lowest = observed & (values <= lowest + 0.5)
-        if at_lowest.mean() > PADDING_SHARE:
-            observed &= ~at_lowest
-    fallback = float(values[observed].min()) if observed.any() else 0.0
-    return np.where(observed, values, fallback).astype(np.float32), observed
+        seen &= cbct.observed[near]
+    lowest = values[seen].min() if seen.any() else 0.0
+    padding = seen & (values == lowest)
+    if padding.mean() > PADDING_SHARE:
+        seen &= ~padding
+    fallback = values[seen].min() if seen.any() else 0.0
+    filled = np.where(seen, values, fallback)
+    observed = sample_on(seen, part, onto=grid, outside=0.0) > 0.99
+    return sample_on(filled, part, onto=grid, outside=float(fallback)), observed

@@ -50,7 +50,7 @@ def ball(
 
 
 def ball_case(
-    *, seed: int = 0, radius_mm: float = 12.0, shift_mm: float = 4.0
+    *, seed: int = 0, radius_mm: float = 12.0, shift_mm: float = 4.0, noise_hu: float = 60.0
 ) -> tuple[Volume, Probability, Mask]:
     """A scan with a dense ball in lung, a prior that is larger and beside it, and the truth."""
     generator = np.random.default_rng(seed)
@@ -60,7 +60,7 @@ def ball_case(
     center = tuple(float(v) for v in generator.normal(0, shift_mm, 3))
     depth, _ = ball(grid, center_xyz_mm=center, radius_mm=radius_mm)  # type: ignore[arg-type]
     _, prior = ball(grid, center_xyz_mm=(0.0, 0.0, 0.0), radius_mm=1.2 * radius_mm)
-    values = -700 + 720 / (1 + np.exp(-depth / 1.5)) + generator.normal(0, 60, depth.shape)
+    values = -700 + 720 / (1 + np.exp(-depth / 1.5)) + generator.normal(0, noise_hu, depth.shape)
     place = {"grid": grid, "frame_of_reference": FRAME}
     return (
         Volume(values=values, **place),  # type: ignore[arg-type]
