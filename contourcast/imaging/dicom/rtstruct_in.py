@@ -126,6 +126,28 @@ def require_drawn_on(structure_set: StructureSet, planning_ct: Volume) -> None:
     )
 
 
+def reference_notes(structure_set: StructureSet, planning_ct: Volume) -> tuple[str, ...]:
+    """What is odd about the references of a structure set that was drawn on this scan.
+
+    A sentence each: another series is named for these slices, or slices are named that are not
+    here (lost on the way, so that contours on them have no image).
+    """
+    source = planning_ct.source
+    if source is None:
+        return ()
+    notes = []
+    named = structure_set.referenced_series_uids
+    if named and source.series_instance_uid not in named:
+        notes.append("it names another series than that of its slices")
+    missing = structure_set.referenced_sop_uids - {s.sop_instance_uid for s in source.slices}
+    if missing:
+        notes.append(
+            f"{len(missing)} of the {len(structure_set.referenced_sop_uids)} slices that it names "
+            "are not in the scan"
+        )
+    return tuple(notes)
+
+
 def _digest(path: Path) -> str:
     with opened(path) as (stream, _):
         digest = hashlib.sha256()
@@ -269,6 +291,8 @@ def _points(
             item, CONTOUR_DATA, number, n, f"{len(values)} numbers are no points in space"
         )
     points = np.array(values).reshape(-1, 3)
+    if np.abs(points).max() > FARTHEST_MM:
+        raise _unreadable(item, CONTOUR_DATA, number, n, "it lies beyond any patient")
     stated = item.integer(NUMBER_OF_POINTS)
     if stated is not None and stated != len(points):
         raise _unreadable(
@@ -278,8 +302,6 @@ def _points(
             n,
             f"{stated} points are stated, {len(points)} are there",
         )
-    if np.abs(points).max() > FARTHEST_MM:
-        raise _unreadable(item, CONTOUR_DATA, number, n, "it lies beyond any patient")
     return points
 
 
