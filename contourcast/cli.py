@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from contourcast.service.report import Report
+    from contourcast.training.cohort import RealCt
 
 REJECTED = 4
 
@@ -35,6 +37,10 @@ app = typer.Typer(
     help="Carries a tumour's contour from the planning CT to each day's cone-beam CT. "
     "Not a medical device.",
 )
+
+
+training = typer.Typer(no_args_is_help=True, help="Fit networks on simulated patients.")
+app.add_typer(training, name="train")
 
 
 class Device(StrEnum):
@@ -50,6 +56,14 @@ class FocusOption(StrEnum):
 
     BODY = "body"
     TARGET = "target"
+
+
+class Physics(StrEnum):
+    """How a cone beam is simulated."""
+
+    AUTO = "auto"
+    RTK = "rtk"
+    IMAGE = "image"
 
 
 @app.command()
@@ -90,6 +104,7 @@ def propagate(
     """Carry a ROI of the planning CT to one CBCT, by every method, with a report."""
     with _one_line_errors():
         from contourcast import propagate as pipeline
+        from contourcast.registration.settings import RegistrationSettings
         from contourcast.service.inputs import read_case
         from contourcast.service.report import FILES, write_results
 
@@ -97,7 +112,7 @@ def propagate(
 
         settings = pipeline.Settings(
             methods=tuple(method or pipeline.ALL_METHODS),
-            registration=pipeline.RegistrationSettings(focus=focus.value),
+            registration=RegistrationSettings(focus=focus.value),
             device=_device(device, threads),
         )
         with _progress() as tell:
@@ -133,42 +148,46 @@ def propagate(
 def simulate(
     out: Annotated[Path, typer.Option(help="Folder for the courses; new or empty.")],
     patients: Annotated[int, typer.Option(min=1, help="How many virtual patients.")] = 1,
-    fractions: Annotated[int, typer.Option(min=1, max=7, help="CBCTs of each.")] = 3,
+    fractions: Annotated[int, typer.Option(min=1, help="CBCTs of each.")] = 3,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 1,
     recipe: Annotated[str, typer.Option(help="smooth, clinic-1 or clinic-2.")] = "clinic-1",
     difficulty: Annotated[
-        float | None, typer.Option(help="Multiplies shift, drift and phase offset.")
-    ] = None,
+        float, typer.Option(help="Multiplies shift, drift and phase offset.")
+    ] = 1.0,
     regression: Annotated[
-        float | None, typer.Option(help="Multiplies melt, ghost and consolidation change.")
-    ] = None,
+        float, typer.Option(help="Multiplies melt, ghost and consolidation change.")
+    ] = 1.0,
     from_ct: Annotated[Path | None, typer.Option(help="Grow the patients from this CT.")] = None,
     structures: Annotated[Path | None, typer.Option(help="Structure set of that CT.")] = None,
     roi: Annotated[str, typer.Option(help="Tumour of that CT; without it, one is grafted.")] = "",
+    graft: Annotated[
+        bool, typer.Option("--graft", help="Graft a tumour although the CT has a drawn one.")
+    ] = False,
     physics: Annotated[
-        str, typer.Option(help="rtk, image, or auto: rtk when it is installed.")
-    ] = "auto",
+        Physics, typer.Option(help="How cone beams are made; auto: rtk when it is installed.")
+    ] = Physics.AUTO,
 ) -> None:
     """Make virtual patients and whole courses in DICOM, with the truth kept beside them."""
     with _one_line_errors():
         _require_empty(out)
-        from contourcast.service.inputs import read_anatomy
-        from contourcast.simulation.courses import simulate_courses
-        from contourcast.simulation.recipe import named_recipe
+        from contourcast.simulation.recipe import recipe_named
+        from contourcast.training.cohort import Cohort, generate
 
-        chosen = named_recipe(recipe, difficulty=difficulty, regression=regression)
-        anatomy = read_anatomy(from_ct, structures=structures, roi=roi) if from_ct else None
+        chosen = recipe_named(recipe, difficulty=difficulty, regression=regression)
+        cts = [_real_ct(from_ct, structures, roi)] if from_ct else []
+        if roi:
+            chosen = replace(chosen, drawn_tumour_share=0.0 if graft else 1.0)
+        cohort = Cohort(
+            recipe=chosen,
+            patients=patients,
+            fractions=fractions,
+            seed=seed,
+            phantom_share=0.0 if cts else 1.0,
+            first_phantom=1000 * seed,
+            physics=physics.value,
+        )
         with _progress() as tell:
-            simulate_courses(
-                out,
-                recipe=chosen,
-                anatomy=anatomy,
-                patients=patients,
-                fractions=fractions,
-                seed=seed,
-                physics=physics,
-                on_step=tell,
-            )
+            generate(out, cohort, real_cts=cts, processes=min(2, patients), on_step=tell)
         typer.echo(f"{patients} patients with {fractions} fractions each: {out}")
 
 
@@ -203,7 +222,7 @@ def demo(
 
     shutil.rmtree(out, ignore_errors=True)
     course = out / "course"
-    simulate(out=course, patients=1, fractions=1, seed=7, physics="image")
+    simulate(out=course, patients=1, fractions=1, seed=7, physics=Physics.IMAGE)
     patient = course / "patient-001"
     propagate(
         planning_ct=patient / "planning-ct",
@@ -214,6 +233,90 @@ def demo(
     )
     compare([out / "run"], truth=[course], out=out / "compared")
     typer.echo(f"look at {out / 'run' / 'report.html'} and {out / 'compared' / 'plots.png'}")
+
+
+@training.command("samples")
+def train_samples(
+    curriculum: Annotated[Path, typer.Option(help="Who is simulated: docs/curriculum.toml.")],
+    data: Annotated[Path, typer.Option(help="Folder that the curriculum's CTs lie in.")],
+    out: Annotated[Path, typer.Option(help="Folder for the samples.")],
+    part: Annotated[
+        str, typer.Option(help="k/n: every n-th patient from the k-th on, for several processes.")
+    ] = "0/1",
+) -> None:
+    """Simulate the samples of a curriculum; those that are there are kept."""
+    with _one_line_errors():
+        from contourcast.training.curriculum import build_curriculum, read_curriculum
+        from contourcast.training.samples import SampleSettings
+
+        wanted = read_curriculum(curriculum, data)
+        first, _, of = part.partition("/")
+        done = 0
+        with _progress() as tell:
+
+            def told(name: str) -> None:
+                nonlocal done
+                done += 1
+                tell(name, done * int(of) / wanted.size)
+
+            build_curriculum(
+                wanted, out, SampleSettings(), part=(int(first), int(of)), on_sample=told
+            )
+        typer.echo(f"{len(list(out.glob('*.npz')))} samples in {out}")
+
+
+@training.command("run")
+def train_run(
+    samples: Annotated[Path, typer.Option(help="Folder that 'train samples' made.")],
+    out: Annotated[Path, typer.Option(help="Folder for log, curve, state and model.")],
+    validation: Annotated[
+        list[str], typer.Option(help="Name of a CT whose patients validate; may be repeated.")
+    ],
+    epochs: Annotated[int, typer.Option(min=1)] = 40,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of an epoch.")] = 50,
+    seed: Annotated[int, typer.Option()] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+) -> None:
+    """Fit a Diff-UMamba on samples, or go on where the folder's last epoch ended."""
+    with _one_line_errors():
+        from contourcast.training.loop import TrainSettings, export, train
+        from contourcast.training.samples import load_samples
+
+        settings = TrainSettings(
+            epochs=epochs,
+            steps_per_epoch=steps,
+            seed=seed,
+            threads=threads,
+            device=_device(device, threads),
+        )
+        known = load_samples(samples)
+        aside = [s for s in known if s.ct in validation]
+        fitted = [s for s in known if s.ct not in validation]
+        if not aside or not fitted:
+            raise InputError(
+                "validation must leave something on both sides",
+                remedy=f"choose from {', '.join(sorted({s.ct for s in known}))}",
+            )
+        with _progress() as tell:
+            trained = train(
+                fitted,
+                aside,
+                settings,
+                out,
+                on_epoch=lambda e: tell(
+                    f"epoch {e.epoch}: validation DSC {e.validation_dice:.3f}",
+                    (e.epoch + 1) / epochs,
+                ),
+            )
+        facts = {
+            "samples": len(fitted),
+            "validation_samples": len(aside),
+            "cts": sorted({s.ct for s in fitted}),
+            "validation_cts": sorted({s.ct for s in aside}),
+        }
+        digest = export(trained, out / "model", training=facts)
+        typer.echo(f"best validation DSC {trained.best.validation_dice:.3f}; {digest}")
 
 
 @app.command()
@@ -296,6 +399,17 @@ def _print_summary(report: Report, out: Path) -> None:
         volume = "–" if method.volume_cc is None else f"{method.volume_cc:.1f} cc"
         typer.echo(f"{method.method:<12} {method.state:<9} {volume:>10}  {method.seconds:6.1f} s")
     typer.echo(f"results in {out}; not reviewed, not a medical device")
+
+
+def _real_ct(folder: Path, structures: Path | None, roi: str) -> RealCt:
+    from contourcast.imaging.dicom.ct_series import read_ct_series
+    from contourcast.imaging.dicom.rtstruct_in import read_structure_set
+    from contourcast.training.cohort import RealCt
+
+    if bool(structures) != bool(roi):
+        raise InputError("a tumour needs both --structures and --roi", remedy="give both or none")
+    drawn = read_structure_set(structures).roi(roi) if structures else None
+    return RealCt(name=folder.name, ct=read_ct_series(folder, role="planning CT"), drawn=drawn)
 
 
 def _device(wanted: Device, threads: int) -> str:

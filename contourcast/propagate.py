@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +23,7 @@ from contourcast.imaging.rasterise import rasterise
 from contourcast.imaging.structures import Contour, Roi, nearest_name
 from contourcast.imaging.trace import trace
 from contourcast.imaging.transform import RigidTransform
-from contourcast.imaging.verdict import Figure, Quality, Verdict, worst
+from contourcast.imaging.verdict import Figure, Quality, Verdict
 from contourcast.imaging.volume import Probability, Volume, require_same_frame
 from contourcast.registration.methods import METHODS, Task
 from contourcast.registration.result import Registrations
@@ -241,40 +241,43 @@ def draw(
     clock: Callable[[], float],
 ) -> Drawn:
     """Step 3, once for each method: today's region and its surface on today's slices."""
-    start = clock()
     if registrations.rejected:
         return Drawn(method=method, region=None, notes=("nothing drawn: registration rejected",))
+    start = clock()
     try:
         if method == NETWORK:
-            if network is None:
-                raise InputError("no network is loaded", remedy="name a model folder: --weights")
-            region, quality, ended_as, notes = network.predict(case.cbct, r_ct), Quality(), "", ()
+            drawn = _redrawn(case, r_ct, network)
         else:
-            carriage = METHODS[method](
-                Task(
-                    fixed=case.cbct,
-                    moving=case.planning_ct,
-                    prior=rasterise(case.prior, case.planning_ct.grid),
-                    registrations=registrations,
-                    settings=settings.registration,
-                )
-            )
-            region = carry(
-                distance_map(case.prior, grid=case.planning_ct.grid),
-                carriage.planning_from_cbct,
-                onto=case.cbct.grid,
-            )
-            quality, ended_as, notes = carriage.quality, carriage.ended_as, carriage.notes
+            drawn = _carried(case, settings, registrations, method)
     except ContourcastError as error:  # one method's failure costs its row, not the run
         return Drawn(method=method, region=None, failed=str(error), seconds=clock() - start)
+    loops = trace(drawn.region) if drawn.region is not None else ()
+    return replace(drawn, loops=loops, seconds=clock() - start)
+
+
+def _redrawn(case: Case, r_ct: Probability, network: Network | None) -> Drawn:
+    if network is None:
+        raise InputError("no network is loaded", remedy="name a model folder: --weights")
+    return Drawn(method=NETWORK, region=network.predict(case.cbct, r_ct))
+
+
+def _carried(case: Case, settings: Settings, registrations: Registrations, method: str) -> Drawn:
+    carriage = METHODS[method](
+        Task(
+            fixed=case.cbct,
+            moving=case.planning_ct,
+            prior=rasterise(case.prior, case.planning_ct.grid),
+            registrations=registrations,
+            settings=settings.registration,
+        )
+    )
+    shape = distance_map(case.prior, grid=case.planning_ct.grid)
     return Drawn(
         method=method,
-        region=region,
-        loops=trace(region),
-        quality=quality,
-        ended_as=ended_as,
-        notes=notes,
-        seconds=clock() - start,
+        region=carry(shape, carriage.planning_from_cbct, onto=case.cbct.grid),
+        quality=carriage.quality,
+        ended_as=carriage.ended_as,
+        notes=carriage.notes,
     )
 
 
@@ -345,7 +348,7 @@ def _plausibility(drawn: Drawn, prior_cc: float) -> list[Figure]:
             ),
         )
     ]
-    if worst([drawn.quality.verdict]) is not Verdict.ACCEPT:
+    if drawn.quality.verdict is not Verdict.ACCEPT:
         figures += [
             Figure(
                 name=f"{drawn.method}_quality",

@@ -13,7 +13,7 @@ def examine() -> dict[str, str]:
     import torch
 
     from contourcast.models.predictor import SHIPPED, load_network
-    from contourcast.models.selective_scan import chosen_backend
+    from contourcast.models.selective_scan import choose_scan
 
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU only"
     try:
@@ -25,7 +25,9 @@ def examine() -> dict[str, str]:
         "contourcast": version("contourcast"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "device": f"{device}, {os.cpu_count()} cores, torch {torch.__version__}",
-        "selective scan": chosen_backend("cpu"),
+        "selective scan": choose_scan(
+            "auto", torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        ),
         "weights": weights,
         "codecs": ", ".join(_codecs()),
         "elastix": _part("itk-elastix", "dir-t and dir-l fail: pip install contourcast[baselines]"),

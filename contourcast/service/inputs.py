@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from contourcast.imaging.dicom.ct_series import read_ct_series
@@ -50,13 +51,14 @@ def read_case(
     known = [read_registration(path) for path in registrations]
     source = drawn if prior_structures is None else read_structure_set(prior_structures)
 
+    claims: list[Callable[[], None]] = [
+        partial(require_drawn_on, drawn, planning),
+        partial(_require_patient, drawn.patient, planning, "structure set and planning CT"),
+        partial(_require_patient, drawn.patient, today, "structure set and CBCT"),
+        partial(_require_patient, source.patient, planning, "prior and planning CT"),
+    ]
     doubts = []
-    for claim in (
-        lambda: require_drawn_on(drawn, planning),
-        lambda: _require_same_patient(planning, today, "planning CT and CBCT"),
-        lambda: _require_patient(drawn.patient, planning, "structure set and planning CT"),
-        lambda: _require_patient(source.patient, planning, "prior and planning CT"),
-    ):
+    for claim in claims:
         try:
             claim()
         except ContourcastError as doubt:
@@ -79,11 +81,6 @@ def read_case(
         start=_start(planning, today, known),
         vouched=f"{vouched} (against: {'; '.join(doubts)})" if doubts else vouched,
     )
-
-
-def _require_same_patient(planning_ct: Volume, cbct: Volume, what: str) -> None:
-    if planning_ct.source is not None:
-        _require_patient(planning_ct.source.patient, cbct, what)
 
 
 def _require_patient(patient: Patient, scan: Volume, what: str) -> None:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from contourcast.imaging.structures import StructureSet
 from contourcast.imaging.volume import Mask
 from contourcast.propagate import ALL_METHODS, COLORS_RGB
 from contourcast.simulation.truth import Truth, load_truth
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 RESAMPLES: Final = 2000  # of the bootstrap
 TARGETS: Final = ("label", "anatomy")
@@ -235,10 +238,11 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     left, middle, right = figure.subplots(1, 3)
     cases = sorted({(r.patient, r.fraction) for r in chosen})
     found = {(r.patient, r.fraction, r.method): r for r in chosen}
-    for axes, value, title in (
+    panels: list[tuple[Axes, Callable[[Row], float | None], str]] = [
         (left, lambda r: r.dsc, "Dice similarity coefficient"),
         (middle, lambda r: r.hd95_mm, "95 % Hausdorff distance, mm"),
-    ):
+    ]
+    for axes, value, title in panels:
         for case in cases:
             drawn = [value(found[(*case, m)]) if (*case, m) in found else None for m in methods]
             axes.plot(

@@ -78,6 +78,12 @@ class SpatialRegistration:
     results: tuple[Registered, ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def frames(self) -> tuple[str, ...]:
+        """Every frame of reference that it speaks of, the registered one first."""
+        others = (r.transform.source_frame for r in self.results)
+        return tuple(dict.fromkeys((self.frame_of_reference, *others)))
+
     def between(self, *, target_frame: str, source_frame: str, result: str = "") -> RigidTransform:
         """The transform that takes points of one frame to the other: ``M_target^-1 M_source``.
 
@@ -109,14 +115,11 @@ class SpatialRegistration:
             )
         if frame == self.frame_of_reference:
             return RigidTransform.identity(source_frame=frame, target_frame=frame)
-        known = dict.fromkeys(
-            (self.frame_of_reference, *(r.transform.source_frame for r in self.results))
-        )
         raise FrameMismatchError(
             "the registration says nothing of this frame of reference",
             tag=tag_name(FRAME),
             uid=frame or "none",
-            remedy=f"it relates {' and '.join(known)}",
+            remedy=f"it relates {' and '.join(self.frames)}",
         )
 
 
