@@ -112,23 +112,34 @@ def _thinned(loop: polygon.Loop) -> polygon.Loop:
 
 
 def _kept(loop: polygon.Loop, tolerance: float) -> np.ndarray:
-    """Points that Douglas and Peucker (1973) keep; the loop is opened at two far points."""
+    """Points that Douglas and Peucker (1973) keep; the loop is opened at two far points.
+
+    All spans between kept points are split at once, round by round.
+    """
     far = int(((loop - loop[0]) ** 2).sum(axis=1).argmax())
     closed = np.concatenate((loop, loop[:1]))
     kept = np.zeros(len(closed), bool)
-    kept[[0, far]] = True
-    open_spans = [(0, far), (far, len(loop))]
-    while open_spans:
-        first, last = open_spans.pop()
-        if last - first < 2:
-            continue
-        chord, to = closed[last] - closed[first], closed[first + 1 : last] - closed[first]
-        length2 = float(chord @ chord)
-        share = np.clip(to @ chord / length2, 0, 1) if length2 else np.zeros(len(to))
-        away2 = ((to - share[:, None] * chord) ** 2).sum(axis=1)
-        worst = int(away2.argmax())
-        if away2[worst] > tolerance * tolerance:
-            middle = first + 1 + worst
-            kept[middle] = True
-            open_spans += [(first, middle), (middle, last)]
+    kept[[0, far, -1]] = True
+    undecided = np.flatnonzero(~kept)
+    while len(undecided):
+        knots = np.flatnonzero(kept)
+        span = np.searchsorted(knots, undecided) - 1
+        away2 = _away2(closed[undecided], closed[knots[span]], closed[knots[span + 1]])
+        starts = np.flatnonzero(np.diff(span, prepend=-1))
+        worst = np.repeat(np.maximum.reduceat(away2, starts), np.diff(np.append(starts, len(span))))
+        splits = worst > tolerance * tolerance
+        farthest = np.flatnonzero(splits & (away2 == worst))
+        one_of_each = np.diff(span[farthest], prepend=-1) > 0
+        kept[undecided[farthest[one_of_each]]] = True
+        undecided = undecided[splits & ~kept[undecided]]
     return kept[:-1]
+
+
+def _away2(points: polygon.Loop, first: polygon.Loop, last: polygon.Loop) -> np.ndarray:
+    """Squared distance of points from the chords between first and last."""
+    chord, to = last - first, points - first
+    length2 = np.einsum("ij,ij->i", chord, chord)
+    along = np.einsum("ij,ij->i", to, chord) / np.where(length2 > 0, length2, 1.0)
+    off = to - np.clip(along, 0, 1)[:, None] * chord
+    away2: np.ndarray = np.einsum("ij,ij->i", off, off)
+    return away2
