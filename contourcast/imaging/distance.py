@@ -42,7 +42,7 @@ MARGIN_MM: Final = 10.0
 COARSEST_MM: Final = 1.0
 FINEST_MM: Final = 0.25
 PIXELS_ACROSS: Final = 24
-MOST_VOXELS: Final = 8_000_000
+MOST_VOXELS: Final = 4_000_000
 # A stack ends where the next plane is further away than this many of its usual steps.
 GAP_IN_STEPS: Final = 1.5
 # Step of the lattice on which the part of the target grid that matters is looked for.
@@ -241,13 +241,14 @@ def _blend(run: _Run, fine: Grid, grid: Grid) -> Float[np.ndarray, "z y x"]:
     # How deep a plane may reach into the blend: a branch that ends between two planes then ends
     # about half way, however wide it is.
     reach = np.maximum(gaps, 2 * fine.spacing_xy_mm[0])
-    widest = float(reach.max(initial=np.subtract(*run.beyond_mm[::-1])))
-    planes = [_in_plane(loops, low[:2], fine, widest) for loops in run.loops]
+    widest = float(np.ptp(np.concatenate(run.loops[0] + run.loops[-1]), axis=0).max())
+    limits = [widest, *np.maximum(reach[1:], reach[:-1]), widest][: len(run.loops)]
     planes = [
-        np.full_like(planes[0], -_falloff(planes[0])),
-        *planes,
-        np.full_like(planes[0], -_falloff(planes[-1])),
+        _in_plane(loops, low[:2], fine, limit)
+        for loops, limit in zip(run.loops, limits, strict=True)
     ]
+    first, last = (np.full_like(planes[0], -_falloff(planes[end])) for end in (0, -1))
+    planes = [first, *planes, last]
     heights = np.array([run.beyond_mm[0], *run.heights_mm, run.beyond_mm[1]])
     reach = np.array([np.inf, *reach, np.inf])
     result = np.empty(fine.shape_zyx, np.float32)
@@ -274,51 +275,62 @@ def _falloff(plane: Float[np.ndarray, "y x"]) -> float:
 
 
 def _in_plane(
-    loops: tuple[polygon.Loop, ...], low_xy: np.ndarray, fine: Grid, limit: float
+    loops: tuple[polygon.Loop, ...], low_xy: np.ndarray, fine: Grid, limit_mm: float
 ) -> Float[np.ndarray, "y x"]:
-    """Distance to the polygon in its plane, positive inside, at most ``limit``."""
-    _, rows, columns = fine.shape_zyx
-    pixel = fine.spacing_xy_mm[0]
+    """Distance to the polygon in its plane, positive inside, at most the limit."""
+    pixel, shape = fine.spacing_xy_mm[0], (fine.shape_zyx[1], fine.shape_zyx[2])
     in_pixels = [(loop - low_xy) / pixel for loop in loops]
-    y, x = np.mgrid[:rows, :columns]
-    points = np.column_stack((x.ravel(), y.ravel())).astype(float)
-    away = polygon.distance(points, in_pixels, limit=limit / pixel, step=0.5) * pixel
-    signed: np.ndarray = np.where(polygon.inside(in_pixels, (rows, columns)), 1, -1) * away.reshape(
-        rows, columns
-    )
-    return signed
+    flat: np.ndarray = polygon.signed_distance(in_pixels, shape, limit=limit_mm / pixel) * pixel
+    return flat
 
 
 def _redistanced(
     blended: Float[np.ndarray, "z y x"], spacing_zyx_mm: tuple[float, float, float]
 ) -> Float[np.ndarray, "z y x"]:
-    """Step 3: the same zero, and a distance in mm round it."""
+    """Step 3: the same zero, and a distance in mm round it.
+
+    Beside the surface the blend is divided by its slope. Any other voxel is measured against the
+    plane that the surface forms at the nearest of those, and in that plane from where it ends.
+    """
+    spacing = np.array(spacing_zyx_mm, np.float32)
+    normal = np.stack(np.gradient(blended, *spacing_zyx_mm)).astype(np.float32)
+    slope = np.maximum(np.sqrt((normal**2).sum(axis=0)), np.float32(1e-6))
+    normal /= slope
+    beside, farthest = _beside_the_surface(blended, spacing_zyx_mm)
+    sign = np.where(blended > 0, np.float32(1), np.float32(-1))
+    result: np.ndarray = sign * np.minimum(np.abs(blended) / slope, farthest)
+    nearest = distance_transform_edt(
+        ~beside, sampling=spacing_zyx_mm, return_distances=False, return_indices=True
+    )
+    far = ~beside
+    to = tuple(nearest[:, far])
+    apart = (np.argwhere(far).T - np.stack(to)) * spacing[:, None]
+    along = (apart * normal[(slice(None), *to)]).sum(axis=0)
+    beyond = np.sqrt(np.maximum((apart**2).sum(axis=0) - along**2, 0)) - np.linalg.norm(spacing)
+    # All six neighbours are on its side, so it cannot be closer than this.
+    away = np.maximum(sign[far] * (result[to] + along), spacing.min() / 2)
+    result[far] = sign[far] * np.hypot(away, np.maximum(beyond, 0))
+    return result
+
+
+def _beside_the_surface(
+    blended: Float[np.ndarray, "z y x"], spacing_zyx_mm: tuple[float, float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels with a face neighbour on the other side, and how far the surface is at most (mm)."""
     inside = blended > 0
-    slope = np.sqrt(sum(g.astype(np.float32) ** 2 for g in np.gradient(blended, *spacing_zyx_mm)))
-    close = np.abs(blended) / np.maximum(slope, 1e-6)
     beside = np.zeros(blended.shape, bool)
+    farthest = np.full(blended.shape, np.inf, np.float32)
     for axis, spacing in enumerate(spacing_zyx_mm):
-        lower = [slice(None)] * 3
-        upper = [slice(None)] * 3
-        lower[axis], upper[axis] = slice(None, -1), slice(1, None)
-        one, two = tuple(lower), tuple(upper)
-        change = inside[one] != inside[two]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            share = np.abs(blended[one]) / np.abs(blended[two] - blended[one])
+        windows = [[slice(None)] * 3, [slice(None)] * 3]
+        windows[0][axis], windows[1][axis] = slice(None, -1), slice(1, None)
+        one, two = (tuple(window) for window in windows)
+        change = np.nonzero(inside[one] != inside[two])
+        first, second = blended[one][change], blended[two][change]
+        share = first / (first - second)
         for side, part in ((one, share), (two, 1 - share)):
-            beside[side] |= change
-            np.minimum(close[side], part * spacing, out=close[side], where=change)
-    result = np.where(beside, close, np.float32(0))
-    for region in (inside, ~inside):
-        border = beside & region
-        if border.any():
-            away, nearest = distance_transform_edt(
-                ~border, sampling=spacing_zyx_mm, return_indices=True
-            )
-            far = region & ~beside
-            result[far] = (away + close[tuple(nearest)])[far]
-    signed: np.ndarray = np.where(inside, result, -result)
-    return signed
+            beside[side][change] = True
+            farthest[side][change] = np.minimum(farthest[side][change], part * spacing)
+    return beside, farthest
 
 
 def _offset_for_volume(

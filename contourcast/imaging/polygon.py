@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.ndimage import maximum_filter
 from scipy.spatial import cKDTree
 
 Loop = Float[np.ndarray, "n 2"]
@@ -21,6 +22,8 @@ Loops = Sequence[Loop]
 SAME_PIXEL_PLACE: Final = 6
 # Squares along the longer side of the box in which an area is counted; exact with any number.
 AREA_SQUARES: Final = 32
+# In pixels; the nearest edge is found by marks set along the edges at most this far apart.
+MARK_EVERY: Final = 0.5
 
 
 def edges(loops: Loops) -> tuple[Float[np.ndarray, "m 2"], Float[np.ndarray, "m 2"]]:
@@ -130,16 +133,16 @@ def oriented(loops: Loops) -> list[Loop]:
 
 
 def distance(
-    points: Float[np.ndarray, "p 2"], loops: Loops, *, limit: float, step: float
+    points: Float[np.ndarray, "p 2"], loops: Loops, *, limit: float
 ) -> Float[np.ndarray, " p"]:
     """Distance of points to the nearest edge, at most ``limit``.
 
-    The nearest of marks set along the edges (at most ``step`` apart) names the edge; the distance
-    is then that to the edge itself and to its two neighbours.
+    The nearest of the marks set along the edges names a piece of an edge; the distance is then
+    that to this piece and to the two beside it.
     """
-    start, stop = _pieces(loops, step)
+    start, stop = _pieces(loops, MARK_EVERY)
     middle = (start + stop) / 2
-    away, nearest = cKDTree(middle).query(points, distance_upper_bound=limit + step)
+    away, nearest = cKDTree(middle).query(points, distance_upper_bound=limit + MARK_EVERY)
     result = np.full(len(points), limit)
     near = np.isfinite(away)
     for neighbour in (-1, 0, 1):
@@ -147,6 +150,26 @@ def distance(
         to_edge = _distance_to_segment(points[near], start[piece], stop[piece])
         result[near] = np.minimum(result[near], to_edge)
     return result
+
+
+def signed_distance(
+    loops: Loops, shape_yx: tuple[int, int], *, limit: float
+) -> Float[np.ndarray, "y x"]:
+    """Distance of pixel centres to the nearest edge in pixels, positive inside, at most ``limit``.
+
+    Only pixels near an edge are measured.
+    """
+    start, stop = _pieces(loops, MARK_EVERY)
+    column, row = np.rint((start + stop) / 2).astype(int).T
+    seen = (row >= 0) & (row < shape_yx[0]) & (column >= 0) & (column < shape_yx[1])
+    marked = np.zeros(shape_yx, bool)
+    marked[row[seen], column[seen]] = True
+    near = maximum_filter(marked, size=2 * int(np.ceil(limit)) + 3)
+    away = np.full(shape_yx, limit)
+    points = np.argwhere(near)[:, ::-1].astype(float)
+    away[near] = distance(points, loops, limit=limit)
+    signed: np.ndarray = np.where(inside(loops, shape_yx), away, -away)
+    return signed
 
 
 def crosses_itself(loop: Loop) -> bool:

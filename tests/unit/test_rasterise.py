@@ -280,8 +280,17 @@ def test_holes_and_islands_are_wound_in_turn() -> None:
 def test_distance_to_the_nearest_edge() -> None:
     square_loop = np.array([[0.0, 0], [10, 0], [10, 10], [0, 10]])
     points = np.array([[5.0, 1], [-3, -4], [5, 5], [12, 5], [0, 0]])
-    away = polygon.distance(points, [square_loop], limit=4.5, step=0.5)
+    away = polygon.distance(points, [square_loop], limit=4.5)
     assert away == pytest.approx([1, 4.5, 4.5, 2, 0])
+
+
+def test_signed_distance_to_a_square_by_hand() -> None:
+    square_loop = np.array([[1.0, 1], [5, 1], [5, 5], [1, 5]])
+    depth = polygon.signed_distance([square_loop], (7, 12), limit=3.0)
+    assert depth[3].tolist() == [-1, 0, 1, 2, 1, 0, -1, -2, -3, -3, -3, -3]
+    assert depth[0, 0] == pytest.approx(-np.sqrt(2))
+    speck = polygon.signed_distance([square_loop / 20 + 3], (7, 7), limit=2.0)
+    assert speck[3, 3] == pytest.approx(-np.hypot(0.05, 0.05))
 
 
 def test_only_loops_that_cross_cross() -> None:
