@@ -173,7 +173,8 @@ def _soft_tissue(canvas: _Canvas, build: Build, rng: np.random.Generator) -> np.
         build.dome + 10 - 0.011 * (x + middle) ** 2 - 0.008 * (y + 10) ** 2,
         build.dome - 0.011 * (x - middle) ** 2 - 0.008 * (y + 10) ** 2,
     )
-    above = (z - build.base_z - np.maximum(domes, -40)) * 0.8 + wobble
+    heart_floor = build.dome - 18 - 0.004 * np.maximum(np.abs(x) - 25, 0) ** 2 + 0 * y
+    above = (z - build.base_z - np.maximum(np.maximum(domes, heart_floor), -40)) * 0.8 + wobble
     # the mediastinum: heart, great vessels, spine's bed
     hx, hy, hz = build.heart_xyz
     ax, ay, az = build.heart_axes

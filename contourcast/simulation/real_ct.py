@@ -9,6 +9,7 @@ from scipy.ndimage import (
     binary_erosion,
     binary_fill_holes,
     binary_opening,
+    distance_transform_edt,
     gaussian_filter,
     label,
 )
@@ -31,6 +32,7 @@ from contourcast.simulation.sampling import sample
 
 AIR_HU: Final = -1000.0
 BODY_HU: Final = -350.0  # above: body (skin, not couch padding)
+COUCH_MM: Final = 3.0  # half the thickness of what is not body: couch shells, blankets
 LUNG_HU: Final = -500.0  # below, inside the body: lung and airways
 AIRWAY_HU: Final = -930.0  # below, connected from the top: trachea
 BONE_HU: Final = 180.0  # above: bone (contrast in the heart may pass; it does no harm)
@@ -120,7 +122,8 @@ def _canonical_axes(direction: np.ndarray) -> tuple[list[int], np.ndarray]:
 
 def _body(ct: Volume) -> np.ndarray:
     """The largest thing denser than air, its holes filled slice by slice, without the couch."""
-    dense = binary_opening(ct.values > BODY_HU, np.ones((1, 3, 3)), iterations=2)
+    worn = max(1, round(COUCH_MM / max(ct.grid.spacing_xy_mm)))
+    dense = binary_opening(ct.values > BODY_HU, np.ones((1, 3, 3)), iterations=worn)
     parts, count = label(dense)
     if count == 0:
         raise InputError("no body is found in the CT", remedy="check that it is a thorax CT in HU")
@@ -169,11 +172,16 @@ def _lungs(ct: Volume, body: np.ndarray) -> np.ndarray:
         np.nonzero(parts == biggest[0])[2].mean() < np.nonzero(parts == biggest[1])[2].mean()
     )
     right, left = biggest if first_is_right else biggest[::-1]
+    if erosions:  # what was worn away, and what that cut off, goes to the nearer lung
+        seeds = np.isin(parts, biggest)
+        nearest = parts[
+            tuple(distance_transform_edt(~seeds, return_distances=False, return_indices=True))
+        ]
+        joined, _ = label(air)
+        nearest = np.where(np.isin(joined, np.unique(joined[seeds])) & air, nearest, 0)
     lungs = np.zeros(ct.values.shape, np.uint8)
     for side, part in ((RIGHT, right), (LEFT, left)):
-        mask = parts == part
-        if erosions:
-            mask = dilated(mask, (erosions + 0.5) * max(ct.grid.spacing_xy_mm), ct.grid) & air
+        mask = parts == part if not erosions else nearest == part
         closed = closed_coarsely(mask, LUNG_CLOSING_MM, ct.grid) & body & (ct.values < BONE_HU)
         without_airways = binary_opening(closed, ball(AIRWAY_RADIUS_MM, ct.grid.spacing_zyx_mm))
         lungs[without_airways & (lungs == 0)] = side

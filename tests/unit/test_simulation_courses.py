@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from contourcast.imaging.errors import InputError
+from contourcast.simulation.courses import simulate_course
+from contourcast.simulation.fraction import fraction
+from contourcast.simulation.recipe import CLINIC_1
+from contourcast.simulation.truth import load_truth, save_truth
+from support.virtual import TINY, tiny_patient, tiny_thorax
+
+
+def _course(out: Path) -> Path:
+    simulate_course(
+        out,
+        recipe=CLINIC_1,
+        anatomy=tiny_thorax(),
+        fractions=[2.0, 5.0],
+        seed=7,
+        patient_number=1,
+        sampling=TINY,
+        physics="image",
+    )
+    return out / "patient-001"
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _course(tmp_path_factory.mktemp("course"))
+
+
+def test_a_course_lies_as_it_is_documented(course: Path) -> None:
+    assert {p.name for p in course.iterdir()} == {
+        "planning-ct",
+        "structures.dcm",
+        "fraction-01",
+        "fraction-02",
+        "truth",
+    }
+    assert {p.name for p in (course / "truth").iterdir()} == {
+        "patient.json",
+        "fraction-01.json",
+        "fraction-01.npz",
+        "fraction-02.json",
+        "fraction-02.npz",
+    }
+
+
+def test_the_same_seed_writes_the_same_bytes(course: Path, tmp_path: Path) -> None:
+    again = _course(tmp_path)
+    for path in sorted(p for p in course.rglob("*") if p.is_file()):
+        assert path.read_bytes() == (again / path.relative_to(course)).read_bytes(), path.name
+
+
+def test_a_course_that_is_there_is_left_alone(course: Path) -> None:
+    before = (course / "structures.dcm").stat().st_mtime_ns
+    _course(course.parent)
+    assert (course / "structures.dcm").stat().st_mtime_ns == before
+
+
+def test_the_structure_set_is_approved_and_holds_more_than_the_tumour(course: Path) -> None:
+    dataset = pydicom.dcmread(course / "structures.dcm")
+    assert dataset.ApprovalStatus == "APPROVED"
+    assert dataset.ReviewerName
+    names = {item.ROIName for item in dataset.StructureSetROISequence}
+    assert {"GTV", "Lung_L", "Lung_R", "BODY"} < names
+
+
+def test_each_scan_has_study_series_and_frame_of_its_own(course: Path) -> None:
+    headers = [
+        pydicom.dcmread(course / folder / "0001.dcm", stop_before_pixels=True)
+        for folder in ("planning-ct", "fraction-01", "fraction-02")
+    ]
+    for tag in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SeriesDate"):
+        assert len({str(h[tag].value) for h in headers}) == 3, tag
+    assert len({str(h.PatientID) for h in headers}) == 1
+
+
+def test_truth_says_which_series_it_is_of_and_what_made_it(course: Path) -> None:
+    truth = load_truth(course / "truth" / "fraction-02.json")
+    header = pydicom.dcmread(course / "fraction-02" / "0001.dcm", stop_before_pixels=True)
+    assert truth.cbct_series_uid == header.SeriesInstanceUID
+    assert truth.label.frame_of_reference == header.FrameOfReferenceUID
+    document = json.loads((course / "truth" / "patient.json").read_text())
+    assert document["recipe"]["melt"] == CLINIC_1.melt
+    assert document["ct"] == "phantom-3"
+    assert document["seed"] == 7
+
+
+def test_truth_comes_back_as_it_was_kept(tmp_path: Path) -> None:
+    truth = fraction(tiny_patient(), week=5.0, series_uid="1.2.3").truth
+    save_truth(truth, tmp_path, "fraction-01")
+    back = load_truth(tmp_path / "fraction-01.json")
+    truth.label.require_same_place(back.label)
+    assert np.array_equal(back.label.values, truth.label.values)
+    assert np.array_equal(back.anatomical.values, truth.anatomical.values)
+    points = truth.label.grid.centers()[::97]
+    assert np.abs(back.motion.apply(points) - truth.motion.apply(points)).max() < 0.02
+    assert back.visible_share == truth.visible_share
+    assert back.facts == truth.facts
+
+
+def test_the_kept_displacement_is_the_motion_within_a_millimetre(tmp_path: Path) -> None:
+    patient = tiny_patient()
+    day = fraction(patient, week=6.0)
+    inside = np.argwhere(day.truth.anatomical.values)[:, ::-1].astype(float)
+    points = day.cbct.grid.world(inside)
+    back = patient.grid.index(day.truth.motion.apply(points)).round().astype(int)
+    depth = patient.gtv.values[tuple(np.clip(back, 0, None)[:, ::-1].T)]
+    assert depth.mean() > 0.8  # today's tumour was tumour
+
+
+def test_missing_truth_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="fraction-09"):
+        load_truth(tmp_path / "fraction-09.json")
+
+
+def test_truth_of_another_version_is_refused(tmp_path: Path) -> None:
+    save_truth(fraction(tiny_patient(), week=5.0).truth, tmp_path, "f")
+    path = tmp_path / "f.json"
+    path.write_text(path.read_text().replace('"truth_version": 1', '"truth_version": 99'))
+    with pytest.raises(InputError, match="version 99"):
+        load_truth(path)
