@@ -4,7 +4,8 @@ Diff-UMamba, Biomedical Signal Processing and Control 120 (2026) 110163, equatio
 
     e_i = AdaptiveAvgPool(ReLU(Conv1x1_i(F_i))),   ê = Σ λ_i e_i,   m̂ = m₁ - M₂(ê)
 
-It knows nothing of its host: features in, bottleneck in, bottleneck out.
+It knows nothing of its host: features in, bottleneck in, bottleneck out. It computes in float32:
+its sums run over thousands of voxels.
 
 M₂ begins with a LayerNorm, so a common factor on all λ changes nothing: λ's size says nothing of
 how much is subtracted. That is what `NrmConfig.gate` is for.
@@ -120,11 +121,12 @@ class NoiseReduction(nn.Module):
         """m̂, from F_1 … F_l (finest first) and m₁."""
         if not self.levels:
             return bottleneck
-        m2 = self.mamba(self.summary(features, tuple(bottleneck.shape[2:])))
-        if self.config.gate != "none":
-            m2 = self.gate * m2
-        cleaned: Tensor = bottleneck - m2
-        return cleaned
+        with torch.autocast(bottleneck.device.type, enabled=False):
+            m2 = self.mamba(self.summary(features, tuple(bottleneck.shape[2:])))
+            if self.config.gate != "none":
+                m2 = self.gate * m2
+            cleaned: Tensor = bottleneck - m2
+            return cleaned
 
     def summary(self, features: Sequence[Tensor], size: tuple[int, ...]) -> Tensor:
         """ê = Σ λ_i e_i at the bottleneck's size."""
@@ -138,6 +140,8 @@ class NoiseReduction(nn.Module):
         """e_i: convolution, *then* ReLU, *then* pooling; in another order it is another thing."""
         if self.config.detach:
             feature = feature.detach()
+        if feature.dtype in (torch.float16, torch.bfloat16):  # casting the wide e_i costs more
+            feature = feature.float()
         if not self.config.slabs:
             return _pooled(projection, feature, size)
         depth, cells = feature.shape[2], size[0]
