@@ -172,17 +172,36 @@ def signed_distance(
     return signed
 
 
-def crosses_itself(loop: Loop) -> bool:
-    """Whether two edges of the loop cross in their interiors (touching does not count)."""
+def crosses_itself(loop: Loop, *, deeper_than: float = 0.0) -> bool:
+    """Whether two edges of the loop cross in their interiors (touching does not count).
+
+    Edges are compared only where they are at the same height, so long loops cost little.
+
+    Args:
+        loop: The loop.
+        deeper_than: How far each edge must reach beyond the other, in the loop's unit: above
+            zero, what crosses by rounding alone is let pass.
+    """
     start, stop = edges([loop])
+    low, high = np.minimum(start, stop)[:, 1], np.maximum(start, stop)[:, 1]
+    order = np.argsort(low, kind="stable")
+    start, stop, low, high = start[order], stop[order], low[order], high[order]
+    ended = np.searchsorted(low, high, side="right")  # edges from here begin above this one's end
+    a, n = _repeated(np.maximum(ended - np.arange(len(loop)) - 1, 0))
+    b = a + 1 + n
+    b_from_a = _beside(start[a], stop[a], start[b]), _beside(start[a], stop[a], stop[b])
+    a_from_b = _beside(start[b], stop[b], start[a]), _beside(start[b], stop[b], stop[a])
+    crossing = (b_from_a[0] * b_from_a[1] < 0) & (a_from_b[0] * a_from_b[1] < 0)
+    depth = np.abs([*b_from_a, *a_from_b]).min(axis=0, initial=np.inf)
+    return bool((crossing & (depth > deeper_than)).any())
 
-    def side(a: Loop, b: Loop, p: Loop) -> Float[np.ndarray, "m m"]:
-        along, to = (b - a)[:, None, :], p[None, :, :] - a[:, None, :]
-        turn: np.ndarray = along[..., 0] * to[..., 1] - along[..., 1] * to[..., 0]
-        return turn
 
-    apart = side(start, stop, start) * side(start, stop, stop) < 0
-    return bool((apart & apart.T).any())
+def _beside(start: Loop, stop: Loop, points: Loop) -> Float[np.ndarray, " m"]:
+    """How far points lie to one side of the lines through edges (signed)."""
+    (dx, dy), (px, py) = (stop - start).T, (points - start).T
+    length = np.hypot(dx, dy)
+    away: np.ndarray = (dx * py - dy * px) / np.where(length > 0, length, 1.0)
+    return away
 
 
 def _pieces(loops: Loops, step: float) -> tuple[Loop, Loop]:

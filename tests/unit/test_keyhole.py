@@ -4,7 +4,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contourcast.imaging import polygon
-from contourcast.imaging.dicom.check import crosses_itself
 from contourcast.imaging.errors import GeometryError
 from contourcast.imaging.keyhole import Ring, keyhole, rings
 
@@ -36,7 +35,7 @@ def test_a_keyhole_encloses_what_its_ring_does(holes: list[tuple[int, int, float
     ring = Ring(outer=square(30), holes=tuple(loop[::-1] for loop in cut_out))
     loop = keyhole(ring)
     assert np.isclose(polygon.signed_area(loop), ring.area)
-    assert not crosses_itself(loop)
+    assert not polygon.crosses_itself(loop, deeper_than=1e-9)
     shape = (70, 70)
     shifted = [each + 34.737 for each in (ring.outer, *ring.holes)]
     expected = polygon.inside(shifted, shape)
@@ -48,7 +47,23 @@ def test_a_hole_that_reaches_out_is_refused() -> None:
         keyhole(Ring(outer=square(3), holes=(square(1, -20),)))
 
 
-def test_a_bow_tie_crosses_itself_and_a_touching_loop_does_not() -> None:
-    assert crosses_itself(np.array([[0.0, 0], [4, 4], [4, 0], [0, 4]]))
-    assert not crosses_itself(np.array([[0.0, 0], [4, 0], [2, 2], [4, 4], [0, 4], [2, 2]]))
-    assert not crosses_itself(square(3))
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=3, max_size=8))
+def test_edges_compared_by_height_cross_as_all_edges_do(corners: list[tuple[int, int]]) -> None:
+    loop = np.array(corners, float)
+
+    def side(a: int, b: int) -> float:
+        """Of corner b, beside the edge that starts at corner a."""
+        (x0, y0), (x1, y1), (x, y) = loop[a], loop[(a + 1) % len(loop)], loop[b % len(loop)]
+        return float((x1 - x0) * (y - y0) - (y1 - y0) * (x - x0))
+
+    n = range(len(loop))
+    crossing = [
+        side(a, b) * side(a, b + 1) < 0 and side(b, a) * side(b, a + 1) < 0 for a in n for b in n
+    ]
+    assert polygon.crosses_itself(loop) == any(crossing)
+
+
+def test_what_crosses_by_rounding_may_pass() -> None:
+    crossed = np.array([[0.0, 0], [4, 0], [4, 1], [2, -0.0001], [0, 1]])
+    assert polygon.crosses_itself(crossed)
+    assert not polygon.crosses_itself(crossed, deeper_than=0.001)

@@ -294,7 +294,7 @@ def _check_shape(points: np.ndarray, grid: Grid) -> Iterator[str]:
     loop = index * grid.spacing_xy_mm
     if polygon.signed_area(loop) == 0:
         yield "it encloses no area; (3006,0050) Contour Data"
-    if crosses_itself(loop):
+    if polygon.crosses_itself(loop, deeper_than=CROSSING_MM):
         yield "it crosses itself; (3006,0050) Contour Data"
 
 
@@ -324,34 +324,6 @@ def _check_volume(written: _Written, reference: Volume) -> Iterator[str]:
     drawn_cc = float((coverage(roi, reference.grid).values * reference.grid.voxel_cc).sum())
     if abs((written.stated_cc or 0.0) - drawn_cc) > VOLUME_FRACTION * drawn_cc + 1e-4:
         yield f"ROI #{written.number}: its volume is not that of its contours; (3006,002C)"
-
-
-def crosses_itself(loop: polygon.Loop, *, deeper_than_mm: float = CROSSING_MM) -> bool:
-    """Whether two edges cross by more than rounding; touching (a keyhole's cut) is no crossing.
-
-    Edges are compared only where they are at the same height, so long loops cost little.
-    """
-    start, stop = polygon.edges([loop])
-    low, high = np.minimum(start, stop)[:, 1], np.maximum(start, stop)[:, 1]
-    order = np.argsort(low, kind="stable")
-    start, stop, low, high = start[order], stop[order], low[order], high[order]
-    last = np.searchsorted(low, high, side="right")  # edges that begin below this one's end
-    count = np.maximum(last - np.arange(len(loop)) - 1, 0)
-    a = np.repeat(np.arange(len(loop)), count)
-    b = a + 1 + np.arange(len(a)) - np.repeat(np.cumsum(count) - count, count)
-    ends_of_b = _beside(start[a], stop[a], start[b]), _beside(start[a], stop[a], stop[b])
-    ends_of_a = _beside(start[b], stop[b], start[a]), _beside(start[b], stop[b], stop[a])
-    crossing = (ends_of_b[0] * ends_of_b[1] < 0) & (ends_of_a[0] * ends_of_a[1] < 0)
-    depth_mm = np.abs([*ends_of_b, *ends_of_a]).min(axis=0)
-    return bool((crossing & (depth_mm > deeper_than_mm)).any())
-
-
-def _beside(start: np.ndarray, stop: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """How far points lie to the left of lines (mm, signed)."""
-    (dx, dy), (px, py) = (stop - start).T, (point - start).T
-    length = np.hypot(dx, dy)
-    away: np.ndarray = (dx * py - dy * px) / np.where(length > 0, length, 1.0)
-    return away
 
 
 # ----------------------------------------------------------------------------------- registration
