@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-from contourcast.registration.local_ncc import LocalNcc, Pose, Slope
+from contourcast.registration.local_ncc import NOTHING, LocalNcc, Pose, Slope
 from contourcast.registration.result import LevelLog
 from contourcast.registration.settings import DescentSettings
 
@@ -31,39 +31,34 @@ def descend(
         spacing_mm: Of the level; steps are measured in it.
         allowed: Poses that are not are never taken.
     """
-    value = metric.value(pose)
-    values = [value]
+    slope = metric.slope(pose)
+    values = [slope.value if slope else NOTHING]
     velocity = np.zeros(6)
-    scale: float | None = None
-    stopped = "reached the most iterations"
-    for _ in range(settings.iterations):
-        slope = metric.slope(pose)
-        if slope is None:
-            stopped = "too little overlap"
-            break
+    scale = 1.0 / max(_steepest(slope, free), 1e-12)
+    stopped = "reached the most iterations" if slope else "too little overlap"
+    for _ in range(settings.iterations if slope else 0):
+        assert slope is not None
         step = np.zeros(6)
         if settings.preconditioner == "gauss_newton":
             step[:free] = _newton(slope, free, settings.damping)
         else:
-            scale = scale or 1.0 / max(np.linalg.eigvalsh(slope.curvature[:free, :free])[-1], 1e-12)
             step[:free] = scale * slope.gradient[:free]
             step += settings.momentum * velocity
         step *= min(1.0, settings.longest_step_voxels * spacing_mm / max(np.abs(step).max(), 1e-12))
-        taken, better = _backtrack(metric, pose, step, value, settings, allowed)
+        taken = _backtrack(metric, pose, step, slope.value, settings, allowed)
+        if taken is None and velocity.any():  # momentum may point downhill: go on without
+            velocity = np.zeros(6)
+            continue
         if taken is None:
-            if velocity.any():  # momentum may have pointed uphill: begin again without
-                velocity = np.zeros(6)
-                continue
             stopped = "no better pose along the step"
             break
-        pose = pose.moved(taken, rotation_radius_mm=settings.rotation_radius_mm)
-        value, velocity = better, taken
-        values.append(value)
-        if np.abs(taken).max() < settings.shortest_step_voxels * spacing_mm:
+        velocity, pose, slope = taken
+        values.append(slope.value)
+        if np.abs(velocity).max() < settings.shortest_step_voxels * spacing_mm:
             stopped = "the step is short"
             break
     log = LevelLog(spacing_mm=spacing_mm, metric_per_step=tuple(values), stopped_because=stopped)
-    return pose, value, log
+    return pose, values[-1], log
 
 
 def _newton(slope: Slope, free: int, damping: float) -> Float[np.ndarray, " free"]:
@@ -73,6 +68,11 @@ def _newton(slope: Slope, free: int, damping: float) -> Float[np.ndarray, " free
     return step
 
 
+def _steepest(slope: Slope | None, free: int) -> float:
+    """The largest curvature: a step of its inverse times the gradient cannot overshoot far."""
+    return float(np.linalg.eigvalsh(slope.curvature[:free, :free])[-1]) if slope else 0.0
+
+
 def _backtrack(
     metric: LocalNcc,
     pose: Pose,
@@ -80,13 +80,12 @@ def _backtrack(
     value: float,
     settings: DescentSettings,
     allowed: Callable[[Pose], bool],
-) -> tuple[Float[np.ndarray, " 6"] | None, float]:
-    """The longest of step, step / 2, … that makes the metric better; None when none does."""
+) -> tuple[Float[np.ndarray, " 6"], Pose, Slope] | None:
+    """The longest of step, step / 2, … that makes the metric better, and what is there."""
     for halving in range(settings.halvings + 1):
         shorter: np.ndarray = step / 2**halving
         tried = pose.moved(shorter, rotation_radius_mm=settings.rotation_radius_mm)
-        if allowed(tried):
-            better = metric.value(tried)
-            if better > value:
-                return shorter, better
-    return None, value
+        slope = metric.slope(tried) if allowed(tried) else None
+        if slope is not None and slope.value > value:
+            return shorter, tried, slope
+    return None

@@ -82,10 +82,11 @@ def masked_ncc(
     f, m = torch.nan_to_num(fixed.double()), torch.nan_to_num(moving.double())
 
     def transform(values: Tensor) -> Tensor:
-        return torch.fft.rfftn(values, s=shape)
+        spectrum: Tensor = torch.fft.rfftn(values, s=shape)
+        return spectrum
 
     def correlate(first: Tensor, second: Tensor) -> Tensor:
-        whole = torch.fft.irfftn(first.conj() * second, s=shape)
+        whole: Tensor = torch.fft.irfftn(first.conj() * second, s=shape)
         return whole[tuple(slice(0, n - k + 1) for n, k in zip(shape, fixed.shape, strict=True))]
 
     tf, tff, tsf = transform(f), transform(f * f), transform(seen_f)

@@ -161,27 +161,30 @@ class LocalNcc:
         moving, gradient = sample_with_gradient(
             self.moving, self.offsets_xyz_mm, pose.world_from_offsets
         )
-        seen = torch.isfinite(moving)
-        if int(seen.sum()) < self.least_overlap * len(moving):
+        offsets, fixed, seen = self.offsets_xyz_mm, self.fixed, torch.isfinite(moving)
+        count = int(seen.sum())
+        if count < self.least_overlap * len(moving):
             return None
-        first, second = _unit(self.fixed[seen].double()), _unit(moving[seen].double())
+        if count < len(moving):
+            offsets, fixed = offsets[seen], fixed[seen]
+            moving, gradient = moving[seen], gradient[seen]
+        first, second = _unit(fixed.double()), _unit(moving.double())
         if first is None or second is None:
             return None
         (f, _), (m, length) = first, second
-        g = gradient[seen].double()
-        turned = self.offsets_xyz_mm[seen].double() @ torch.as_tensor(
-            pose.rotation.T.copy(), dtype=torch.float64, device=g.device
+        turned = offsets @ torch.as_tensor(
+            pose.rotation.T.copy(), dtype=offsets.dtype, device=offsets.device
         )
         jacobian = torch.cat(
-            (g, torch.linalg.cross(turned, g) / self.rotation_radius_mm), dim=1
+            (gradient, torch.linalg.cross(turned, gradient) / self.rotation_radius_mm), dim=1
         )  # (n 6)
-        jacobian = (jacobian - jacobian.mean(dim=0)) / length
-        along = jacobian.T @ m
-        value = float(f @ m)
+        jacobian = (jacobian - jacobian.mean(dim=0)) / length.to(jacobian.dtype)
+        both = (jacobian.T @ torch.stack((f, m), dim=1).to(jacobian.dtype)).double()
+        upward, along, value = both[:, 0], both[:, 1], float(f @ m)
         return Slope(
             value=value,
-            gradient=(jacobian.T @ f - value * along).cpu().numpy(),
-            curvature=(jacobian.T @ jacobian - torch.outer(along, along)).cpu().numpy(),
+            gradient=(upward - value * along).cpu().numpy(),
+            curvature=((jacobian.T @ jacobian).double() - torch.outer(along, along)).cpu().numpy(),
         )
 
 

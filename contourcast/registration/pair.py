@@ -7,15 +7,15 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional
 
 from contourcast.imaging.errors import FrameMismatchError, InputError
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.volume import Mask, Volume
 from contourcast.registration.field_of_view import depth_at, depth_in_view
-from contourcast.registration.local_ncc import LocalNcc, Pose, normalise
+from contourcast.registration.local_ncc import LocalNcc, Pose, box_sum, normalise
+from contourcast.registration.prior_region import PriorRegion
 from contourcast.registration.pyramid import full_resolution, pyramid
 from contourcast.registration.sampling import Image, sample
 from contourcast.registration.settings import QualityLimits, RegistrationSettings
@@ -23,6 +23,35 @@ from contourcast.registration.settings import QualityLimits, RegistrationSetting
 # Coarse levels have settled within this of where finer ones end (pancreas and thorax pairs,
 # benchmarks/rigid.py); farther parts of the planning CT are not normalised.
 FINE_REACH_MM = 40.0
+OVERLAP_PLACES = 20_000  # a share is known to 0.4 % then
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Places:
+    """Voxels of the CBCT that are compared.
+
+    Attributes:
+        points_xyz_mm: Their centres, LPS mm in the CBCT's frame.
+        normalised: Their locally normalised values.
+        raw: Their clipped values, HU.
+    """
+
+    points_xyz_mm: Float[np.ndarray, "n 3"]
+    normalised: Float[Tensor, " n"]
+    raw: Float[Tensor, " n"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Near:
+    """The prior's surroundings, where a pose puts them."""
+
+    prior: PriorRegion
+    pose: Pose
+    margin_mm: float
+
+    def holds(self, cbct_xyz_mm: Float[np.ndarray, "n 3"]) -> Bool[np.ndarray, " n"]:
+        """Which points of the CBCT are in them."""
+        return self.prior.near(self.pose.apply(cbct_xyz_mm), margin_mm=self.margin_mm)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,7 +92,7 @@ class Pair:
         return {}
 
     @cached_property
-    def _positions(self) -> dict[float, tuple[Float[np.ndarray, "n 3"], Float[Tensor, " n"]]]:
+    def _places(self) -> dict[tuple[float, int], Places]:
         return {}
 
     @cached_property
@@ -82,7 +111,7 @@ class Pair:
         """The planning CT, locally normalised; of fine levels only what is near this pose."""
         corners = pose.apply(_corners(self.depth))
         kept = self._normalised_moving.get(spacing_mm)
-        near = kept is not None and np.abs(kept[1] - corners).max() <= FINE_REACH_MM / 2
+        near = kept is not None and np.abs(kept[1] - corners).max() <= FINE_REACH_MM
         if kept is not None and (spacing_mm == self.coarse_mm or near):
             return kept[0]
         image = self.moving[spacing_mm]
@@ -93,33 +122,37 @@ class Pair:
         self._normalised_moving[spacing_mm] = level, corners
         return level
 
-    def positions(self, spacing_mm: float) -> tuple[Float[np.ndarray, "n 3"], Float[Tensor, " n"]]:
-        """Every voxel of the level in the core: LPS mm, and its normalised value."""
-        if spacing_mm not in self._positions:
-            image = self.fixed_level(spacing_mm)
-            inside = (depth_at(self.core, image) > 0) & torch.isfinite(image.values)
-            zyx = inside.nonzero().cpu().numpy()
-            points = image.world(zyx[:, ::-1].astype(float))
-            self._positions[spacing_mm] = points, image.values[inside]
-        return self._positions[spacing_mm]
-
-    def metric(
-        self,
-        spacing_mm: float,
-        pose: Pose,
-        *,
-        samples: int,
-        within: Float[np.ndarray, " n"] | None = None,
-    ) -> LocalNcc:
-        """Local NCC over a subset of the core that is the same at every call."""
-        points, values = self.positions(spacing_mm)
-        chosen = np.arange(len(points)) if within is None else np.flatnonzero(within)
-        if len(chosen) > samples:
+    def places(self, spacing_mm: float, *, most: int, near: Near | None = None) -> Places:
+        """Voxels of a level that lie in the core, at most so many; the same at every call."""
+        key = (spacing_mm, most)
+        if near is None and key in self._places:
+            return self._places[key]
+        image, raw = self.fixed_level(spacing_mm), self.fixed[spacing_mm]
+        if near is not None:
+            box = near.pose.back(near.prior.points_xyz_mm)
+            image, raw = (i.crop(box, margin_mm=near.margin_mm) for i in (image, raw))
+        inside = (depth_at(self.core, image) > 0) & torch.isfinite(image.values)
+        chosen = inside.flatten().nonzero()[:, 0].cpu().numpy()
+        if near is not None:
+            chosen = chosen[near.holds(image.centers(chosen))]
+        if len(chosen) > most:
             draw = np.random.default_rng(self.settings.rigid.seed)
-            chosen = np.sort(draw.choice(chosen, samples, replace=False))
+            chosen = np.sort(draw.choice(chosen, most, replace=False))
+        flat = torch.as_tensor(chosen, device=image.values.device)
+        places = Places(
+            points_xyz_mm=image.centers(chosen),
+            normalised=image.values.flatten()[flat],
+            raw=raw.values.flatten()[flat],
+        )
+        if near is None:
+            self._places[key] = places
+        return places
+
+    def metric(self, spacing_mm: float, pose: Pose, places: Places) -> LocalNcc:
+        """Local NCC over these places, for poses near this one."""
         return LocalNcc(
-            offsets_xyz_mm=self.offsets(points[chosen]),
-            fixed=values[torch.as_tensor(chosen, device=values.device)],
+            offsets_xyz_mm=self.offsets(places.points_xyz_mm),
+            fixed=places.normalised,
             moving=self.moving_level(spacing_mm, pose),
             least_overlap=self.settings.rigid.start.least_overlap,
             rotation_radius_mm=self.settings.rigid.descent.rotation_radius_mm,
@@ -135,7 +168,7 @@ class Pair:
 
     def overlap(self, pose: Pose) -> float:
         """Share of the core that lies in the planning CT."""
-        points, _ = self.positions(self.coarse_mm)
+        points = self.places(self.coarse_mm, most=OVERLAP_PLACES).points_xyz_mm
         moving = sample(self.moving[self.coarse_mm], self.offsets(points), pose.world_from_offsets)
         return float(torch.isfinite(moving).double().mean())
 
@@ -159,14 +192,10 @@ class Pair:
 
 
 def near_bone(image: Image, limits: QualityLimits) -> Image:
-    """1 at bone and within a box of ``near_bone_mm`` round it."""
-    bone = (torch.nan_to_num(image.values, nan=-1000.0) > limits.bone_hu).float()
+    """1 at bone and within a box of ``near_bone_mm`` round it, else 0."""
+    bone = (torch.nan_to_num(image.values, nan=-1000.0) > limits.bone_hu).to(image.values.dtype)
     reach = np.round(limits.near_bone_mm / image.spacing_xyz_mm).astype(int)[::-1]
-    for axis, r in enumerate(int(n) for n in reach):
-        kernel, padding = [1, 1, 1], [0, 0, 0]
-        kernel[axis], padding[axis] = 2 * r + 1, r
-        bone = functional.max_pool3d(bone[None], tuple(kernel), 1, tuple(padding))[0]
-    return image.with_values(bone)
+    return image.with_values((box_sum(bone, reach) > 0.5).to(bone.dtype))
 
 
 def make_pair(

@@ -30,11 +30,21 @@ class PriorRegion:
     @classmethod
     def of(cls, prior: Mask) -> PriorRegion:
         """From its voxels."""
-        k, j, i = np.nonzero(prior.values)
-        index = np.column_stack((i, j, k)).astype(float)[:: max(1, -(-len(k) // MOST_POINTS))]
+        filled = np.flatnonzero(prior.values.any(axis=(1, 2)))
+        if not len(filled):
+            return cls(points_xyz_mm=np.empty((0, 3)), centroid_xyz_mm=None)
+        first, last = int(filled[0]), int(filled[-1]) + 1
+        _, ny, nx = prior.grid.shape_zyx
+        part = Mask(
+            values=prior.values[first:last],
+            grid=prior.grid.crop((first, 0, 0), (last, ny, nx)),
+            frame_of_reference=prior.frame_of_reference,
+        )
+        k, j, i = np.nonzero(part.values)
+        index = np.column_stack((i, j, k)).astype(float)[:: -(-len(k) // MOST_POINTS)]
         return cls(
-            points_xyz_mm=frozen_array(prior.grid.world(index)) if len(k) else np.empty((0, 3)),
-            centroid_xyz_mm=prior.centroid_xyz_mm(),
+            points_xyz_mm=frozen_array(part.grid.world(index)),
+            centroid_xyz_mm=part.centroid_xyz_mm(),
         )
 
     @cached_property

@@ -20,7 +20,8 @@ def full_resolution(volume: Volume, *, device: str) -> Image:
     hidden = values < IMPOSSIBLE_HU
     if volume.observed is not None:
         hidden |= ~torch.tensor(volume.observed, device=device)
-    values[hidden] = torch.nan
+    if bool(hidden.any()):
+        values[hidden] = torch.nan
     matrix = affine(volume.grid)
     if volume.grid.is_even:
         return Image(values=values, world_from_index=matrix)

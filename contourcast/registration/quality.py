@@ -11,16 +11,15 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Float
 
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.verdict import Figure, Quality, Verdict
 from contourcast.imaging.volume import Mask, Volume, require_same_frame
 from contourcast.registration.local_ncc import Pose, correlation
-from contourcast.registration.pair import Pair, make_pair
+from contourcast.registration.pair import Near, Pair, make_pair
 from contourcast.registration.prior_region import PriorRegion
-from contourcast.registration.sampling import Image, sample
+from contourcast.registration.sampling import sample
 from contourcast.registration.settings import QualityLimits, RegistrationSettings
 
 
@@ -102,27 +101,24 @@ class Likeness:
     near_bone_voxels: int
 
 
-def compare(pair: Pair, pose: Pose, *, within: Bool[np.ndarray, " n"] | None = None) -> Likeness:
-    """Likeness over the core at the spacing of the limits (a part of it: ``within``)."""
+def compare(pair: Pair, pose: Pose, *, near: Near | None = None) -> Likeness:
+    """Likeness at the spacing of the limits: over the core, or near the prior alone."""
     limits = pair.settings.limits
-    points, fixed = pair.positions(limits.spacing_mm)
-    raw = _values_at(pair.fixed[limits.spacing_mm], points)
-    if within is not None:
-        part = torch.as_tensor(within, device=fixed.device)
-        points, fixed, raw = points[within], fixed[part], raw[part]
-    offsets, matrix = pair.offsets(points), pose.world_from_offsets
-    moving = sample(pair.moving_level(limits.spacing_mm, pose), offsets, matrix)
+    places = pair.places(limits.spacing_mm, most=limits.samples, near=near)
+    offsets, matrix = pair.offsets(places.points_xyz_mm), pose.world_from_offsets
+    fixed, moving = places.normalised, pair.moving_level(limits.spacing_mm, pose)
+    moving_values = sample(moving, offsets, matrix)
     moving_raw = sample(pair.moving[limits.spacing_mm], offsets, matrix)
-    seen = torch.isfinite(moving) & torch.isfinite(moving_raw) & torch.isfinite(raw)
-    near = seen & (sample(pair.near_bone, offsets, matrix) > 0.5)
-    enough, bony = int(seen.sum()) >= limits.least_near_bone_voxels, int(near.sum())
-    judged = bony >= limits.least_near_bone_voxels
+    seen = torch.isfinite(moving_values) & torch.isfinite(moving_raw)
+    bony = seen & (sample(pair.near_bone, offsets, matrix) > 0.5)
+    enough = int(seen.sum()) >= limits.least_near_bone_voxels
+    judged = int(bony.sum()) >= limits.least_near_bone_voxels
     return Likeness(
         overlap=float(torch.isfinite(moving_raw).double().mean()),
-        lncc=correlation(fixed[seen], moving[seen]) if enough else None,
-        near_bone_lncc=correlation(fixed[near], moving[near]) if judged else None,
-        near_bone_ncc=correlation(raw[near], moving_raw[near]) if judged else None,
-        near_bone_voxels=bony,
+        lncc=correlation(fixed[seen], moving_values[seen]) if enough else None,
+        near_bone_lncc=correlation(fixed[bony], moving_values[bony]) if judged else None,
+        near_bone_ncc=correlation(places.raw[bony], moving_raw[bony]) if judged else None,
+        near_bone_voxels=int(bony.sum()),
     )
 
 
@@ -149,11 +145,6 @@ def _from_offsets(pair: Pair) -> Float[np.ndarray, "4 4"]:
     matrix = np.eye(4)
     matrix[:3, 3] = pair.center_xyz_mm
     return matrix
-
-
-def _values_at(image: Image, points_xyz_mm: Float[np.ndarray, "n 3"]) -> Float[Tensor, " n"]:
-    points = torch.as_tensor(points_xyz_mm, dtype=torch.float64, device=image.values.device)
-    return sample(image, points, np.eye(4)).float()
 
 
 def _likeness_figures(likeness: Likeness, limits: QualityLimits) -> Sequence[Figure]:

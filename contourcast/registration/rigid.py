@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
 from contourcast.imaging.transform import RigidTransform
@@ -19,7 +19,7 @@ from contourcast.imaging.volume import Mask, Volume, require_same_frame
 from contourcast.registration.descent import descend
 from contourcast.registration.fft_start import start_poses
 from contourcast.registration.local_ncc import Pose
-from contourcast.registration.pair import Pair, make_pair
+from contourcast.registration.pair import Near, Pair, make_pair
 from contourcast.registration.prior_region import PriorRegion
 from contourcast.registration.quality import (
     Evidence,
@@ -106,7 +106,7 @@ def _base(pair: Pair, start: RigidTransform | None) -> tuple[Pose, bool]:
 
 
 def _starts(pair: Pair, base: Pose, *, blind: bool) -> _Starts:
-    """The base itself and the best shifts of it."""
+    """The best shifts of the base, and the base itself when none of them is near it."""
     settings = pair.settings.rigid.start
     found = start_poses(
         pair.fixed[pair.coarse_mm],
@@ -121,7 +121,10 @@ def _starts(pair: Pair, base: Pose, *, blind: bool) -> _Starts:
     if found:
         second = found[1].peak if len(found) > 1 else 0.0
         ratio = max(found[0].peak, 0.0) / max(second, 0.1 * abs(found[0].peak), 1e-6)
-    return _Starts(poses=(base, *(start.pose for start in found)), ratio=ratio)
+    high = [s.pose for s in found if s.peak >= settings.least_peak_share * found[0].peak]
+    apart = [np.linalg.norm(p.translation_xyz_mm - base.translation_xyz_mm) for p in high]
+    alone = min(apart, default=np.inf) >= settings.peak_distance_mm
+    return _Starts(poses=(*high, base) if alone else tuple(high), ratio=ratio)
 
 
 def _body(
@@ -141,7 +144,7 @@ def _body(
     turned = [
         pose
         for rotated in _turned(base, pair.settings.rigid.start.rotation_deg)
-        for pose in _starts(pair, rotated, blind=blind).poses[1:2]
+        for pose in _starts(pair, rotated, blind=blind).poses[:1]
     ]
     best = max(a.value for a in coarse)
     coarse = [*coarse, *_coarse(pair, turned, free=RIGID)]
@@ -172,9 +175,9 @@ def _finest(pair: Pair, coarse: Sequence[_Answer], *, free: int) -> _Answer:
 def _descended(pair: Pair, pose: Pose, *, free: int, levels: slice) -> _Answer:
     value, logs = -1.0, []
     for level in pair.settings.rigid.levels[levels]:
-        metric = pair.metric(level.spacing_mm, pose, samples=level.samples)
+        places = pair.places(level.spacing_mm, most=level.samples)
         pose, value, log = descend(
-            metric,
+            pair.metric(level.spacing_mm, pose, places),
             pose,
             free=free,
             settings=pair.settings.rigid.descent,
@@ -200,10 +203,13 @@ def _target(pair: Pair, prior: PriorRegion, body: _Answer) -> Registration | Non
     centroid = prior.centroid_xyz_mm
     if centroid is None:
         return None
-    finest = settings.levels[-1].spacing_mm
-    if _round_prior(pair, prior, body.pose, finest).sum() < settings.least_samples:
-        return None
     home = body.pose
+    near = Near(prior=prior, pose=home, margin_mm=settings.target.margin_mm)
+    found = [
+        pair.places(level.spacing_mm, most=level.samples, near=near) for level in settings.levels
+    ]
+    if len(found[-1].points_xyz_mm) < settings.least_samples:
+        return None
 
     def allowed(pose: Pose) -> bool:
         return _distance(pose, home, centroid) <= settings.target.farthest_mm and (
@@ -211,11 +217,9 @@ def _target(pair: Pair, prior: PriorRegion, body: _Answer) -> Registration | Non
         )
 
     pose, value, logs = home, -1.0, []
-    for level in settings.levels:
-        within = _round_prior(pair, prior, body.pose, level.spacing_mm)
-        metric = pair.metric(level.spacing_mm, pose, samples=level.samples, within=within)
+    for level, places in zip(settings.levels, found, strict=True):
         pose, value, log = descend(
-            metric,
+            pair.metric(level.spacing_mm, pose, places),
             pose,
             free=RIGID,
             settings=settings.descent,
@@ -224,18 +228,18 @@ def _target(pair: Pair, prior: PriorRegion, body: _Answer) -> Registration | Non
         )
         logs.append(log)
     answer = _Answer(pose=pose, value=value, log=tuple(logs))
-    return _registration(pair, answer, _target_quality(pair, prior, answer, home))
+    return _registration(pair, answer, _target_quality(pair, near, centroid, answer))
 
 
-def _target_quality(pair: Pair, prior: PriorRegion, answer: _Answer, home: Pose) -> Quality:
+def _target_quality(
+    pair: Pair, near: Near, centroid_xyz_mm: Float[np.ndarray, " 3"], answer: _Answer
+) -> Quality:
     """Likeness round the prior, whether it is in view, and whether the answer hit its bounds."""
     limits, bounds = pair.settings.limits, pair.settings.rigid.target
-    within = _round_prior(pair, prior, home, limits.spacing_mm)
-    lncc = compare(pair, answer.pose, within=within).lncc
-    before = compare(pair, home, within=within).lncc
-    centroid = prior.centroid_xyz_mm
-    assert centroid is not None
-    moved, turned = _distance(answer.pose, home, centroid), _angle_deg(answer.pose, home)
+    lncc = compare(pair, answer.pose, near=near).lncc
+    before = compare(pair, near.pose, near=near).lncc
+    moved = _distance(answer.pose, near.pose, centroid_xyz_mm)
+    turned = _angle_deg(answer.pose, near.pose)
     bounded = moved > 0.95 * bounds.farthest_mm or turned > 0.95 * bounds.farthest_deg
     weak = lncc is None or lncc < limits.accept_lncc
     return Quality(
@@ -264,17 +268,9 @@ def _target_quality(pair: Pair, prior: PriorRegion, answer: _Answer, home: Pose)
                     else ""
                 ),
             ),
-            prior_in_view(pair, answer.pose, prior),
+            prior_in_view(pair, answer.pose, near.prior),
         )
     )
-
-
-def _round_prior(
-    pair: Pair, prior: PriorRegion, pose: Pose, spacing_mm: float
-) -> Bool[np.ndarray, " n"]:
-    """Which positions of a level come to lie within the margin of the prior."""
-    points, _ = pair.positions(spacing_mm)
-    return prior.near(pose.apply(points), margin_mm=pair.settings.rigid.target.margin_mm)
 
 
 def _registration(pair: Pair, answer: _Answer, quality: Quality) -> Registration:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -52,7 +52,13 @@ class Image:
     def world(self, index_ijk: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
         """Index points to LPS mm."""
         points: np.ndarray = index_ijk @ self.world_from_index[:3, :3].T
-        return points + self.world_from_index[:3, 3]
+        points += self.world_from_index[:3, 3]
+        return points
+
+    def centers(self, flat: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n 3"]:
+        """World positions of voxels given by their place in the flattened values."""
+        k, j, i = np.unravel_index(flat, tuple(self.values.shape))
+        return self.world(np.column_stack((i, j, k)).astype(float))
 
     def with_values(self, values: Float[Tensor, "z y x"]) -> Image:
         """The same place, other values."""

@@ -39,6 +39,7 @@ class StartSettings:
     least_overlap: float = 0.30
     peaks: int = 3
     peak_distance_mm: float = 16.0
+    least_peak_share: float = 0.4  # of the best peak: lower ones are not descended from
     rotation_deg: float = 6.0  # of the further starts, when the first answer is not accepted
 
 
@@ -90,6 +91,7 @@ class QualityLimits:
 
     version: str = "1"
     spacing_mm: float = 3.0
+    samples: int = 100_000  # a correlation is known to 0.003 then
     bone_hu: float = 150.0
     near_bone_mm: float = 7.0
     least_near_bone_voxels: int = 200
