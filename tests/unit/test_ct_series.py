@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +25,7 @@ from contourcast.imaging.errors import (
     FrameMismatchError,
     IncompleteSeriesError,
 )
+from support.data import require
 from support.dicom_factory import CtFiles, make_ct_series, make_structure_set, uid
 
 AXES: dict[str, list[float]] = {
@@ -290,6 +295,39 @@ def test_no_rescale_at_all_is_noted(tmp_path: Path) -> None:
     volume = read_ct_series(tmp_path)
     assert volume.source is not None
     assert "no rescale" in volume.source.notes[0]
+
+
+def test_values_that_are_no_hounsfield_units_are_noted(tmp_path: Path) -> None:
+    make_ct_series(tmp_path, change=lambda dataset, k: setattr(dataset, "RescaleType", "US"))
+    source = read_ct_series(tmp_path).source
+    assert source is not None
+    assert source.notes == ("(0028,1054) Rescale Type says that values are not HU",)
+
+
+def test_reading_takes_the_memory_of_the_volume_and_little_more(tmp_path: Path) -> None:
+    make_ct_series(tmp_path, np.zeros((60, 256, 256), int))
+    read_ct_series(tmp_path)
+    tracemalloc.start()
+    volume = read_ct_series(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < volume.values.nbytes + (3 << 20), f"{peak >> 20} MiB"
+
+
+def test_simpleitk_puts_the_same_values_at_the_same_places(tmp_path: Path) -> None:
+    require("peer", find_spec("SimpleITK") is not None, "SimpleITK is not installed: make test")
+    sitk: Any = import_module("SimpleITK")
+    direction = Rotation.from_euler("xyz", [12, -7, 20], degrees=True).as_matrix()
+    make_ct_series(tmp_path, direction=direction)
+    volume = read_ct_series(tmp_path)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path)))
+    image = reader.Execute()
+    assert (sitk.GetArrayFromImage(image) == volume.values).all()
+    for ijk in [(0, 0, 0), (9, 0, 0), (0, 7, 0), (0, 0, 4), (9, 7, 4)]:
+        theirs = np.array(image.TransformIndexToPhysicalPoint(ijk))
+        distance_mm = np.linalg.norm(volume.grid.world([ijk])[0] - theirs)
+        assert distance_mm < 0.01, ijk
 
 
 def test_a_series_without_frame_of_reference_is_an_image_and_no_more(tmp_path: Path) -> None:

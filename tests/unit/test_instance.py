@@ -481,6 +481,17 @@ def test_a_stream_that_claims_another_size_than_its_header_is_refused(tmp_path: 
         pixel_digest(path)
 
 
+def test_a_decoder_that_was_ended_costs_no_image(tmp_path: Path) -> None:
+    """The system may end the child between two images; the next one starts another."""
+    path = one_file(tmp_path, transfer_syntax=RLELossless)
+    with Codec() as own:
+        first = pixel_digest(path, codec=own)
+        assert own._child is not None
+        own._child.kill()
+        own._child.wait()
+        assert pixel_digest(path, codec=own) == first
+
+
 def test_a_codec_that_is_not_there_is_named(tmp_path: Path, codec: Codec) -> None:
     path = compressed_with(tmp_path, b"12345678", "1.2.840.10008.1.2.4.100")  # MPEG-2
     with pytest.raises(DicomError, match="no decoder") as refused:

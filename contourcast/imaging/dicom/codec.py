@@ -101,6 +101,8 @@ class Codec:
         return data
 
     def _ask(self, request: dict[str, object], encoded: bytes) -> tuple[dict[str, str], bytes]:
+        if self._child is not None and self._child.poll() is not None:
+            self.close()  # it ended between two images
         if self._child is None:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", __name__],

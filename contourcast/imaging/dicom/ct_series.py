@@ -582,6 +582,8 @@ class _SeriesReader:
 
         with ThreadPoolExecutor(READERS) as pool:
             found = list(pool.map(read, range(len(slices))))
+        if any(s.header.plane.rescale_type not in ("", "HU") for s in slices):
+            self.notes.append(f"{tag_name(0x00281054)} says that values are not HU")
         if slices[0].header.plane.slope is None:
             self.notes.append("no rescale to Hounsfield units: values are the stored ones")
         self._clamp(values, padded, slices, found)

@@ -44,9 +44,9 @@ class Limits:
     Attributes:
         header_bytes: All that stands before the pixels.
         object_bytes: A whole object without pixels: the largest structure set of the test data
-            has 3.3 MB, an Eclipse set of 40 ROIs on 300 slices is estimated at 60 MB.
-        elements: Counted through all nesting; objects without pixels may have ten times as many
-            (7 elements a contour, 40 ROIs of 300 slices).
+            has 3.3 MB; 40 ROIs on 300 slices at 200 points a contour make 60 MB.
+        elements: Counted through all nesting; objects without pixels may have five times as many
+            (those 40 ROIs: 7 elements for each of 24 000 contours).
         inflated_bytes: What a deflated file may become.
         inflate_ratio: The most it may grow by, above `harmless_bytes`.
         harmless_bytes: A blank slice of 1024 x 1024 deflates a thousandfold and hurts nobody.
@@ -56,7 +56,7 @@ class Limits:
     """
 
     header_bytes: int = 8 << 20
-    object_bytes: int = 256 << 20
+    object_bytes: int = 128 << 20
     elements: int = 200_000
     nesting: int = 8
     inflated_bytes: int = 64 << 20
@@ -555,7 +555,7 @@ class _Reader:
         return position + header, length
 
     def _most_elements(self) -> int:
-        return self.limits.elements * (10 if self.media_class in LARGE_OBJECTS else 1)
+        return self.limits.elements * (5 if self.media_class in LARGE_OBJECTS else 1)
 
     def _more(self, position: int, needed: int, stop: int) -> Exception:
         """Bytes that are needed and not there: in the file (then more is read), or nowhere."""
