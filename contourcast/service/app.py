@@ -134,7 +134,7 @@ class ReadyAnswer(BaseModel):
 def create_app(settings: ServiceSettings) -> FastAPI:
     """The application over the data folder of the settings."""
     store = Store(settings.data_folder, disk_reserve_bytes=settings.disk_reserve_mib * MIB)
-    uploads = asyncio.Semaphore(settings.uploads_at_once)
+    uploads: set[Request] = set()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -179,11 +179,16 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     )
     async def post_instances(request: Request) -> InstancesAnswer:
         """Send DICOM files: one as it is, many in one multipart, or a zip of them."""
-        if uploads.locked():
+        if len(uploads) >= settings.uploads_at_once:
             raise BusyError("as many uploads as may be are under way", remedy="send again later")
-        async with uploads:
-            answer: InstancesAnswer = _judged(await _take(request, store, settings))
-            return answer
+        uploads.add(request)
+        try:
+            in_memory = settings.upload_memory_mib // len(uploads)
+            taken = await _take(request, store, settings, in_memory=in_memory)
+        finally:
+            uploads.remove(request)
+        answer: InstancesAnswer = _judged(taken)
+        return answer
 
     @app.get("/v1/series")
     async def get_series() -> SeriesAnswer:
@@ -314,8 +319,10 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     return app
 
 
-async def _take(request: Request, store: Store, settings: ServiceSettings) -> list[Answer]:
-    """Receives a body of any kind that we take, to disk, and takes its files in."""
+async def _take(
+    request: Request, store: Store, settings: ServiceSettings, *, in_memory: int
+) -> list[Answer]:
+    """Receives a body of any kind that we take, and takes its files in."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     body = _limited(request, settings)
     if kind == "multipart/form-data":
@@ -325,6 +332,7 @@ async def _take(request: Request, store: Store, settings: ServiceSettings) -> li
             max_files=settings.files_limit,
             max_fields=settings.files_limit,
         )
+        parser.in_memory = in_memory
         try:
             form = await parser.parse()
         except MultiPartException as error:
@@ -359,9 +367,15 @@ async def _take(request: Request, store: Store, settings: ServiceSettings) -> li
 
 
 class _Parts(MultiPartParser):
-    """Form files of any number: beyond a slice's size they go to disk, not to memory."""
+    """Form files: so many wait in memory, if none is larger than a slice; the others on disk."""
 
-    spool_max_size = 64 * 1024
+    in_memory = 0
+
+    def on_part_begin(self) -> None:
+        """Decides where the next file waits."""
+        super().on_part_begin()
+        self.in_memory -= 1
+        self.spool_max_size = MIB if self.in_memory >= 0 else 1
 
 
 async def _limited(request: Request, settings: ServiceSettings) -> AsyncGenerator[bytes, None]:

@@ -178,6 +178,8 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
             remedy="stop what listens there, or choose another port: --port",
         ) from error
     with listening:
+        # asyncio only does this for sockets that it made itself; without it, 40 ms an answer.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield listening
 
 

@@ -54,6 +54,9 @@ class ServiceSettings(BaseSettings):
     )
     files_limit: int = Field(default=5000, ge=1, description="Files in one request, at most.")
     uploads_at_once: int = Field(default=64, ge=1, description="Uploads taken at the same time.")
+    upload_memory_mib: int = Field(
+        default=256, ge=0, description="Uploads wait in this much memory, then on disk, MiB."
+    )
     upload_idle_s: float = Field(
         default=60.0, gt=0, description="Seconds without a byte after which an upload is given up."
     )

@@ -231,12 +231,10 @@ class Store:
             (the first stays, this one is in quarantine).
         """
         with self._admitting:
-            first: dict[str, Kept] = {}
+            first = self._known({file.header.sop_instance_uid for file in staged})
             outcomes: list[Outcome] = []
             for file in staged:
-                kept = first.get(file.header.sop_instance_uid) or self.instance(
-                    file.header.sop_instance_uid
-                )
+                kept = first.get(file.header.sop_instance_uid)
                 if kept is None:
                     kept = self._kept_as(file)
                     outcomes.append("stored")
@@ -316,9 +314,15 @@ class Store:
 
     def instance(self, sop_uid: str) -> Kept | None:
         """The file of that SOP Instance UID; None when there is none."""
+        return self._known({sop_uid}).get(sop_uid)
+
+    def _known(self, sop_uids: set[str]) -> dict[str, Kept]:
         with self._index() as index:
-            row = index.execute("SELECT * FROM instance WHERE sop_uid = ?", (sop_uid,)).fetchone()
-        return self._kept(row) if row else None
+            found = [
+                index.execute("SELECT * FROM instance WHERE sop_uid = ?", (uid,)).fetchone()
+                for uid in sorted(sop_uids)
+            ]
+        return {row["sop_uid"]: self._kept(row) for row in found if row is not None}
 
     def instances_of(self, series_uid: str) -> list[Kept]:
         """The files of a series, in the order of their UIDs."""

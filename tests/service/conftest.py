@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from support.course import CourseFiles, make_course
-from support.server import Server, serving
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """A server with one job that is done."""
-
-    server: Server
-    course: CourseFiles
-    id: str
+from support.server import Finished, serving
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import socket
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from httpx import Client
 from contourcast.service.app import create_app
 from contourcast.service.settings import ServiceSettings
 from support.course import CourseFiles
+from support.data import data_item
 from support.dicom_factory import make_ct_series, uid
 from support.http import served
 from support.server import form_files, request_for
@@ -269,10 +272,56 @@ def test_the_openapi_document_names_every_route(http: Client) -> None:
     assert http.get("/docs").status_code == 200
 
 
-def test_uploads_beyond_the_limit_are_503_and_slow_ones_408(
+def test_nothing_is_taken_when_the_disk_is_below_its_reserve(
     folder: Path, course: CourseFiles
 ) -> None:
-    settings = ServiceSettings(data_folder=folder, upload_idle_s=0.05, disk_reserve_mib=1 << 40)
+    settings = ServiceSettings(data_folder=folder, disk_reserve_mib=1 << 40)
     with served(create_app(settings)) as http:
         problem(http.post("/v1/instances", files=form_files(course.paths[:1])), 507)
         assert http.get("/health/ready").json()["checks"]["store"].startswith("free space")
+
+
+def test_an_upload_that_stands_still_is_408_and_one_beyond_the_limit_503(
+    folder: Path, course: CourseFiles
+) -> None:
+    settings = ServiceSettings(
+        data_folder=folder, uploads_at_once=1, upload_idle_s=2.0, disk_reserve_mib=0
+    )
+    with served(create_app(settings)) as http, socket.socket() as slow:
+        slow.connect((http.base_url.host, http.base_url.port))
+        slow.sendall(
+            b"POST /v1/instances HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+            b"Content-Type: application/dicom\r\n\r\nonly this"
+        )
+        while not list((folder / "incoming").iterdir()):
+            time.sleep(0.001)
+        found = problem(http.post("/v1/instances", files=form_files(course.paths[:1])), 503)
+        assert found["type"] == "/problems/busy"
+        assert b"408 Request Timeout" in slow.recv(100)
+        assert not list((folder / "incoming").iterdir())
+        answer = http.post("/v1/instances", files=form_files(course.paths[:1]))
+        assert answer.status_code == 200
+
+
+@pytest.mark.real
+def test_hard_files_are_each_answered_and_nothing_is_half_stored(
+    http: Client, folder: Path
+) -> None:
+    files = sorted(p for p in data_item("hard_dicom").rglob("*") if p.is_file())
+    assert len(files) > 100
+    answers = []
+    for start in range(0, len(files), 50):
+        batch = [("files", (p.name, p.read_bytes())) for p in files[start : start + 50]]
+        answer = http.post("/v1/instances", files=batch)
+        assert answer.status_code in (200, 409, 422), answer.text
+        answers += answer.json()["instances"]
+    assert len(answers) == len(files)
+    for answer in answers:
+        if answer["outcome"] in ("refused", "conflict"):
+            assert answer["problem"]["cause"]
+            assert "/" not in answer["problem"]["where"].replace("(", "").split(";")[0]
+    stored = [a for a in answers if a["outcome"] == "stored"]
+    conflicts = [a for a in answers if a["outcome"] == "conflict"]
+    assert not list((folder / "incoming").iterdir())
+    assert len(list((folder / "instances").rglob("*.dcm"))) == len(stored)
+    assert len(list((folder / "quarantine").iterdir())) <= len(conflicts)

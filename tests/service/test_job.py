@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,12 +16,7 @@ from contourcast.imaging.metrics import agreement
 from contourcast.imaging.rasterise import rasterise
 from contourcast.imaging.transform import RigidTransform
 from support.course import TUMOUR_XYZ_MM
-from support.server import request_for
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from conftest import Finished
+from support.server import Finished, request_for
 
 
 def get(finished: Finished, part: str, **headers: str) -> Any:

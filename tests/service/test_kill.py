@@ -84,7 +84,7 @@ def when_renamed(folder: Path, propagation: str) -> bool:
 def kill_at(folder: Path, propagation: str, moment: Moment) -> None:
     """Runs a server on the folder until the moment has come, then kills it."""
     server = Server(folder).start()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not moment(folder, propagation):
         assert time.monotonic() < deadline, "\n".join(server.lines)
         time.sleep(0.002)

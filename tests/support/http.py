@@ -16,6 +16,7 @@ import uvicorn
 def served(app: Any) -> Iterator[httpx.Client]:
     """A client that talks to the application over loopback."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ import httpx
 
 from support.course import CourseFiles
 
-START_S = 60.0
+START_S = 180.0
 
 
 class Server:
@@ -104,7 +105,7 @@ class Server:
         return dict(answer.json())
 
     def until(
-        self, propagation: str, reached: Callable[[dict[str, Any]], bool], *, limit_s: float = 120.0
+        self, propagation: str, reached: Callable[[dict[str, Any]], bool], *, limit_s: float = 300.0
     ) -> dict[str, Any]:
         """Follows a job by its events until its state is as wanted."""
         deadline = time.monotonic() + limit_s
@@ -120,6 +121,15 @@ class Server:
         job = self.until(propagation, lambda _: False)
         assert job["state"] == "done", job
         return job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A server with one job that is done."""
+
+    server: Server
+    course: CourseFiles
+    id: str
 
 
 def request_for(course: CourseFiles) -> dict[str, Any]:
