@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,3 +45,15 @@ def peer(program: str) -> str:
     found = shutil.which(program)
     require("peer", found is not None, f"{program} is not installed: make peers")
     return found or ""
+
+
+def peer_module(name: str) -> Any:
+    """Another Python package that serves as an oracle; what it says on import is not ours."""
+    require(
+        "peer",
+        importlib.util.find_spec(name) is not None,
+        f"{name} is not installed: pip install contourcast[compare]",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(name)
