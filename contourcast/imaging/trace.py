@@ -37,12 +37,16 @@ def trace(region: Probability | Mask) -> tuple[Contour, ...]:
     itself; loops that enclose nothing are left out.
     """
     grid = region.grid
-    contours = []
+    slices, traced = [], []
     for n in np.flatnonzero(region.values.max(axis=(1, 2)) > 0.5).tolist():
         for loop in _loops(region.values[n], grid.spacing_xy_mm):
-            ij = loop / grid.spacing_xy_mm
-            points = grid.world(np.column_stack((ij, np.full(len(ij), n))))
-            contours.append(Contour(points_xyz_mm=points[::-1] if grid.normal[2] < 0 else points))
+            slices.append(n)
+            traced.append(loop)
+    contours = []
+    for n, loop in zip(slices, _thinned(traced), strict=True):
+        ij = loop / grid.spacing_xy_mm
+        points = grid.world(np.column_stack((ij, np.full(len(ij), n))))
+        contours.append(Contour(points_xyz_mm=points[::-1] if grid.normal[2] < 0 else points))
     return tuple(contours)
 
 
@@ -77,8 +81,8 @@ def _loops(inside: np.ndarray, spacing_xy_mm: tuple[float, float]) -> list[polyg
         line_type=contourpy.LineType.Separate,
     ).lines(0.0)
     lines = [np.asarray(line, float) for line in found]
-    thinned = (_thinned(_distinct(line[:-1])) for line in lines if len(line) > 3)
-    return [loop for loop in thinned if len(loop) >= 3 and polygon.signed_area(loop) != 0]
+    loops = [_distinct(line[:-1]) for line in lines]
+    return [loop for loop in loops if len(loop) >= 3 and polygon.signed_area(loop) != 0]
 
 
 def _log_odds(probability: np.ndarray) -> np.ndarray:
@@ -96,35 +100,42 @@ def _distinct(loop: polygon.Loop) -> polygon.Loop:
     return distinct
 
 
-def _thinned(loop: polygon.Loop) -> polygon.Loop:
-    """Fewer points, as far as area and simplicity allow."""
-    area, tolerance = polygon.signed_area(loop) if len(loop) else 0.0, THINNED_BY_MM
-    while len(loop) > 3 and tolerance > SAME_POINT_MM:
-        fewer: polygon.Loop = loop[_kept(loop, tolerance)]
-        if (
-            len(fewer) >= 3
-            and abs(polygon.signed_area(fewer) - area) < AREA_CHANGE * abs(area)
-            and not polygon.crosses_itself(fewer)
-        ):
-            return fewer
+def _thinned(loops: Sequence[polygon.Loop]) -> list[polygon.Loop]:
+    """Fewer points of each loop, as far as its area and simplicity allow."""
+    result, left, tolerance = list(loops), list(range(len(loops))), THINNED_BY_MM
+    while left and tolerance > SAME_POINT_MM:
+        for n, fewer in zip(left, _fewer_points([loops[n] for n in left], tolerance), strict=True):
+            if _is_as_good(fewer, loops[n]):
+                result[n] = fewer
+        left = [n for n in left if result[n] is loops[n]]
         tolerance /= 2
-    return loop
+    return result
 
 
-def _kept(loop: polygon.Loop, tolerance: float) -> np.ndarray:
-    """Points that Douglas and Peucker (1973) keep; the loop is opened at two far points.
+def _is_as_good(fewer: polygon.Loop, loop: polygon.Loop) -> bool:
+    area = polygon.signed_area(loop)
+    return (
+        len(fewer) >= 3
+        and abs(polygon.signed_area(fewer) - area) < AREA_CHANGE * abs(area)
+        and not polygon.crosses_itself(fewer)
+    )
 
-    All spans between kept points are split at once, round by round.
+
+def _fewer_points(loops: Sequence[polygon.Loop], tolerance: float) -> list[polygon.Loop]:
+    """The points that Douglas and Peucker (1973) keep of each loop, opened at two far points.
+
+    All spans between kept points of all loops are split at once, round by round.
     """
-    far = int(((loop - loop[0]) ** 2).sum(axis=1).argmax())
-    closed = np.concatenate((loop, loop[:1]))
-    kept = np.zeros(len(closed), bool)
-    kept[[0, far, -1]] = True
+    points = np.concatenate([part for loop in loops for part in (loop, loop[:1])])
+    begin = np.cumsum([0, *(len(loop) + 1 for loop in loops)])
+    far = [int(((loop - loop[0]) ** 2).sum(axis=1).argmax()) for loop in loops]
+    kept = np.zeros(len(points), bool)
+    kept[begin[:-1]] = kept[begin[:-1] + far] = kept[begin[1:] - 1] = True
     undecided = np.flatnonzero(~kept)
     while len(undecided):
         knots = np.flatnonzero(kept)
         span = np.searchsorted(knots, undecided) - 1
-        away2 = _away2(closed[undecided], closed[knots[span]], closed[knots[span + 1]])
+        away2 = _away2(points[undecided], points[knots[span]], points[knots[span + 1]])
         starts = np.flatnonzero(np.diff(span, prepend=-1))
         worst = np.repeat(np.maximum.reduceat(away2, starts), np.diff(np.append(starts, len(span))))
         splits = worst > tolerance * tolerance
@@ -132,7 +143,10 @@ def _kept(loop: polygon.Loop, tolerance: float) -> np.ndarray:
         one_of_each = np.diff(span[farthest], prepend=-1) > 0
         kept[undecided[farthest[one_of_each]]] = True
         undecided = undecided[splits & ~kept[undecided]]
-    return kept[:-1]
+    return [
+        loop[kept[first : first + len(loop)]]
+        for loop, first in zip(loops, begin[:-1].tolist(), strict=True)
+    ]
 
 
 def _away2(points: polygon.Loop, first: polygon.Loop, last: polygon.Loop) -> np.ndarray:
