@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, uniform_filter, zoom
 from scipy.spatial.transform import Rotation
 
 from contourcast.imaging.grid import Grid
@@ -63,8 +63,9 @@ def cone_beam(
     clean = resample(ct, planning_from_cbct, onto=grid).values.astype(float)
     _, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in grid.shape_zyx), indexing="ij")
     distance = np.hypot(x, y) * across * spacing_mm / 2
-    body = gaussian_filter((clean > -500).astype(float), 4)
-    shading = gaussian_filter(generator.normal(size=grid.shape_zyx), 25)
+    body = uniform_filter((clean > -500).astype(np.float32), 9)
+    coarse = generator.normal(size=(4, 4, 4))
+    shading = zoom(coarse, np.array(grid.shape_zyx) / 4, order=1, grid_mode=True, mode="nearest")
     angle = np.arctan2(y - generator.uniform(-0.3, 0.3), x - generator.uniform(-0.3, 0.3))
     noise = gaussian_filter(generator.normal(size=grid.shape_zyx), 0.7)
     seen = (
