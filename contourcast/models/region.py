@@ -143,7 +143,7 @@ def scan_on(cbct: Volume, grid: Grid) -> tuple[np.ndarray, Bool[np.ndarray, "z y
     if box is None:
         return np.zeros(grid.shape_zyx, np.float32), np.zeros(grid.shape_zyx, bool)
     near = tuple(slice(a, b) for a, b in zip(*box, strict=True))
-    values, part = cbct.values[near], cbct.grid.crop(*box)
+    values, part = cbct.values[near], cbct.grid.crop(box[0].tolist(), box[1].tolist())
     seen = np.isfinite(values)
     if cbct.observed is not None:
         seen &= cbct.observed[near]
