@@ -6,6 +6,8 @@ import asyncio
 import functools
 import hashlib
 import json
+import sys
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -570,3 +572,14 @@ def _upload_document() -> dict[str, Any]:
 async def _in_thread(function: Callable[..., Result], *args: object) -> Result:
     """Runs what touches a disk beside the event loop."""
     return await anyio.to_thread.run_sync(function, *args)
+
+
+def main() -> None:
+    """Writes the OpenAPI document, as it stands in docs/openapi.json."""
+    with tempfile.TemporaryDirectory() as folder:
+        document = create_app(ServiceSettings(data_folder=Path(folder))).openapi()
+    sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

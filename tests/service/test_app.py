@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import socket
 import time
 import zipfile
@@ -17,7 +18,7 @@ from httpx import Client
 from contourcast.service.app import create_app
 from contourcast.service.settings import ServiceSettings
 from support.course import CourseFiles
-from support.data import data_item
+from support.data import REPOSITORY, data_item
 from support.dicom_factory import make_ct_series, uid
 from support.http import served
 from support.server import form_files, request_for
@@ -250,7 +251,7 @@ def test_the_process_lives_before_it_is_ready(http: Client) -> None:
     assert answer.json()["checks"]["worker"] == "not seen lately"
 
 
-def test_the_openapi_document_names_every_route(http: Client) -> None:
+def test_the_openapi_document_names_every_route_and_is_the_committed_one(http: Client) -> None:
     document = http.get("/openapi.json").json()
     assert set(document["paths"]) == {
         "/v1/instances",
@@ -266,6 +267,8 @@ def test_the_openapi_document_names_every_route(http: Client) -> None:
         "/health/live",
         "/health/ready",
     }
+    committed = json.loads((REPOSITORY / "docs" / "openapi.json").read_text("utf-8"))
+    assert document == committed, "python -m contourcast.service.app > docs/openapi.json"
     assert "Problem" in document["components"]["schemas"]
     taken = document["paths"]["/v1/instances"]["post"]["requestBody"]["content"]
     assert set(taken) == {"multipart/form-data", "application/zip", "application/dicom"}
