@@ -107,9 +107,10 @@ def sample_with_gradient(
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n 3"]]:
     """As `sample`, and the gradient of the interpolated values per mm along world x, y, z."""
     coordinates, inside = _normalised(image, points_xyz, world_from_points)
-    coordinates.requires_grad_(True)
-    values = _at(image, coordinates)
-    (slope,) = torch.autograd.grad(values.sum(), coordinates)
+    with torch.enable_grad():
+        coordinates.requires_grad_(True)
+        values = _at(image, coordinates)
+        (slope,) = torch.autograd.grad(values.sum(), coordinates)
     per_world = (image.index_from_world[:3, :3].T * (2.0 / _steps(image))).T
     gradient = slope @ torch.as_tensor(per_world, dtype=slope.dtype, device=slope.device)
     return values.detach().where(inside, torch.nan), gradient
