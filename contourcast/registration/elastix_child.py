@@ -130,6 +130,7 @@ def parameter_map(job: dict[str, Any]) -> dict[str, tuple[str, ...]]:
         "NumberOfSpatialSamples": job["samples"],
         "NewSamplesEveryIteration": "true",
         "CheckNumberOfSamples": "true",
+        "NumberOfSamplesForExactGradient": 4096,
         "RequiredRatioOfValidSamples": 0.05,
         "MaximumNumberOfSamplingAttempts": 8,
         "RandomSeed": job["seed"],
