@@ -16,18 +16,29 @@ from contourcast.imaging.grid import frozen_array
 
 @dataclass(frozen=True, kw_only=True)
 class Patient:
-    """Patient module, as text in Unicode; empty where the file is empty."""
+    """Patient module, as text in Unicode; empty where the file is empty.
+
+    Attributes:
+        further: What else is said of the patient, keyword and text, for an archive compares it.
+        deidentified_by: Codes of how the identity was removed: value, scheme, meaning.
+    """
 
     name: str = field(default="", repr=False)
     patient_id: str = field(default="", repr=False)
     issuer: str = field(default="", repr=False)
     birth_date: str = field(default="", repr=False)
     sex: str = field(default="", repr=False)
+    further: tuple[tuple[str, str], ...] = field(default=(), repr=False, compare=False)
+    deidentified_by: tuple[tuple[str, str, str], ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """General Study module."""
+    """General Study module.
+
+    Attributes:
+        further: What else is said at the time of the study, such as the patient's age.
+    """
 
     instance_uid: str
     date: str = ""
@@ -36,6 +47,7 @@ class Study:
     accession_number: str = field(default="", repr=False)
     description: str = field(default="", repr=False)
     referring_physician: str = field(default="", repr=False)
+    further: tuple[tuple[str, str], ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -184,3 +184,37 @@ def test_real_contours_of_another_maker_are_written_again_unchanged(tmp_path: Pa
     before, after = rasterise(tumour, scan.grid), rasterise(again, scan.grid)
     assert dice(before, after) >= 0.999
     assert check_structure_set(tmp_path / "RS.dcm", scan) == ()
+
+
+@pytest.mark.real
+@pytest.mark.peer
+def test_a_pair_that_shares_one_frame_of_reference_is_registered_in_valid_dicom(
+    tmp_path: Path,
+) -> None:
+    """Pancreas-CT-CBCT-SEG patient 001: the CBCT was resampled into the planning CT's frame."""
+    item = data_item("pancreas_ct_cbct")
+    cbct, planning = read_ct_series(item / "cbct_02"), read_ct_series(item / "plan_ct")
+    assert cbct.frame_of_reference == planning.frame_of_reference
+    frame = cbct.frame_of_reference
+    moved = RigidTransform.about(
+        cbct.grid.center_xyz_mm,
+        rotation=Rotation.from_euler("z", 1.7, degrees=True).as_matrix(),
+        translation_xyz_mm=np.array([0.0, -2, 15]),
+        source_frame=frame,
+        target_frame=frame,
+    )
+    structures, registration = tmp_path / "RS.dcm", tmp_path / "REG.dcm"
+    write(structures, cbct, drawn(cbct, (60.0, 30.0)))
+    write_registration(
+        registration,
+        cbct_from_planning=moved,
+        cbct=cbct,
+        planning_ct=planning,
+        digest="inputs",
+        made_at=DRAWN_AT,
+    )
+    assert dciodvfy(structures) == dciodvfy(registration) == []
+    images = sorted(p for p in (item / "cbct_02").rglob("*") if p.is_file())
+    assert dcentvfy([structures, registration, *images]) == []
+    assert check_structure_set(structures, cbct) == ()
+    assert check_registration(registration, cbct, planning) == ()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
+from contourcast.imaging.dicom.ct_series import read_ct_series
 from contourcast.imaging.dicom.ct_series_out import Acquisition, write_ct_series
 from contourcast.imaging.errors import DicomError, FrameMismatchError, GeometryError
 from contourcast.imaging.grid import Grid
@@ -79,6 +80,25 @@ def test_the_patient_is_written_as_it_came(tmp_path: Path) -> None:
     assert str(file.PatientName) == patient.name
     assert file.PatientID == patient.patient_id
     assert file.get_item("StudyID").value.decode() == study.study_id
+
+
+def test_what_else_is_said_of_the_patient_is_written_and_read_again(tmp_path: Path) -> None:
+    scan = make_scan(SMALL)
+    assert scan.source is not None
+    patient = replace(
+        PHANTOM,
+        further=(("EthnicGroup", "phantom"), ("PatientIdentityRemoved", "YES")),
+        deidentified_by=(("113100", "DCM", "Basic Application Confidentiality Profile"),),
+    )
+    study = replace(scan.source.study, further=(("PatientAge", "066Y"), ("PatientWeight", "71.5")))
+    source = replace(scan.source, patient=patient, study=study, series_number="no number")
+    write_ct_series(tmp_path, replace(scan, source=source))
+    read = read_ct_series(tmp_path).source
+    assert read is not None
+    assert read.patient.further == patient.further
+    assert read.patient.deidentified_by == patient.deidentified_by
+    assert read.study.further == study.further
+    assert read.series_number == ""
 
 
 @pytest.mark.peer

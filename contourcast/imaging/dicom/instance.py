@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,6 +27,27 @@ STRUCTURE_SET: Final = "1.2.840.10008.5.1.4.1.1.481.3"
 SPATIAL_REGISTRATION: Final = "1.2.840.10008.5.1.4.1.1.66.1"
 DEFORMABLE_REGISTRATION: Final = "1.2.840.10008.5.1.4.1.1.66.3"
 RAW_DATA: Final = "1.2.840.10008.5.1.4.1.1.66"
+
+# Attributes that images of one patient or study have in common, so that what we write of them
+# must have them, too (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2).
+FURTHER_OF_PATIENT: Final = {
+    "PatientBirthTime": 0x00100032,
+    "OtherPatientIDs": 0x00101000,
+    "EthnicGroup": 0x00102160,
+    "PatientComments": 0x00104000,
+    "PatientIdentityRemoved": 0x00120062,
+    "DeidentificationMethod": 0x00120063,
+}
+FURTHER_OF_STUDY: Final = {
+    "PhysiciansOfRecord": 0x00081048,
+    "NameOfPhysiciansReadingStudy": 0x00081060,
+    "AdmittingDiagnosesDescription": 0x00081080,
+    "PatientAge": 0x00101010,
+    "PatientSize": 0x00101020,
+    "PatientWeight": 0x00101030,
+    "Occupation": 0x00102180,
+    "AdditionalPatientHistory": 0x001021B0,
+}
 
 XYZ = tuple[float, float, float]
 
@@ -189,6 +211,11 @@ def read_patient(a: Attributes) -> Patient:
         issuer=a.text(0x00100021),
         birth_date=a.word(0x00100030),
         sex=a.word(0x00100040),
+        further=_further(a, FURTHER_OF_PATIENT),
+        deidentified_by=tuple(
+            (code.text(0x00080100), code.text(0x00080102), code.text(0x00080104))
+            for code in a.items(0x00120064)
+        ),
     )
 
 
@@ -202,7 +229,12 @@ def read_study(a: Attributes) -> Study:
         accession_number=a.text(0x00080050),
         description=a.text(0x00081030),
         referring_physician=a.person(0x00080090),
+        further=_further(a, FURTHER_OF_STUDY),
     )
+
+
+def _further(a: Attributes, tags: Mapping[str, int]) -> tuple[tuple[str, str], ...]:
+    return tuple((keyword, a.text(tag)) for keyword, tag in tags.items() if tag in a)
 
 
 def _pixel_format(parsed: Parsed, start: int, limits: Limits) -> PixelFormat:

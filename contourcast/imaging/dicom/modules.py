@@ -105,6 +105,10 @@ def add_patient(dataset: Dataset, patient: Patient) -> None:
         as_it_came(dataset, "IssuerOfPatientID", patient.issuer)
     as_it_came(dataset, "PatientBirthDate", patient.birth_date)
     as_it_came(dataset, "PatientSex", patient.sex)
+    for keyword, text in patient.further:
+        as_it_came(dataset, keyword, text)
+    if patient.deidentified_by:
+        dataset.DeidentificationMethodCodeSequence = [code(*c) for c in patient.deidentified_by]
 
 
 def add_study(dataset: Dataset, study: Study) -> None:
@@ -117,6 +121,8 @@ def add_study(dataset: Dataset, study: Study) -> None:
     as_it_came(dataset, "ReferringPhysicianName", study.referring_physician)
     if study.description:
         as_it_came(dataset, "StudyDescription", study.description)
+    for keyword, text in study.further:
+        as_it_came(dataset, keyword, text)
 
 
 def add_our_series(
@@ -153,17 +159,23 @@ def as_it_came(dataset: Dataset, keyword: str, value: str) -> None:
     """Sets an attribute to text of another's, without judging its form.
 
     Rules broken at the source (a Study ID of 20 characters) are kept, for else the object would
-    not be filed where the images are.
+    not be filed where the images are. Text where a number belongs is written empty.
     """
     tag = tag_for_keyword(keyword)
     assert tag is not None
-    dataset[tag] = DataElement(tag, dictionary_VR(tag), value, validation_mode=config.IGNORE)
+    vr = dictionary_VR(tag)
+    try:
+        dataset[tag] = DataElement(tag, vr, value, validation_mode=config.IGNORE)
+    except ValueError:
+        dataset[tag] = DataElement(tag, vr, "")
 
 
 def code(value: str, scheme: str, meaning: str) -> Dataset:
     """An item of a code sequence (PS3.3 table 8.8-1)."""
     item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    as_it_came(item, "CodeValue", value)
+    as_it_came(item, "CodingSchemeDesignator", scheme)
+    as_it_came(item, "CodeMeaning", meaning)
     return item
 
 
