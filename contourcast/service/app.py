@@ -20,6 +20,7 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from contourcast.imaging.errors import ContourcastError, InputError
 from contourcast.propagate import ALL_METHODS, NETWORK
@@ -353,9 +354,7 @@ async def _take(
     if kind in ("application/zip", "application/dicom"):
         path = store.incoming()
         try:
-            with writing(), path.open("xb") as file:
-                async for piece in body:
-                    file.write(piece)
+            await _save(body, path)
             if kind == "application/zip":
                 return await _in_thread(take_zip, path, store, settings)
             with path.open("rb") as file:
@@ -366,6 +365,18 @@ async def _take(
         f"a body of type '{kind}' is not taken",
         remedy="send application/dicom, multipart/form-data or application/zip",
     )
+
+
+async def _save(body: AsyncIterator[bytes], path: Path) -> None:
+    """Writes a body to disk, beside the event loop, in pieces that are worth the way there."""
+    waiting = bytearray()
+    with writing(), path.open("xb") as file:
+        async for piece in body:
+            waiting += piece
+            if len(waiting) >= MIB:
+                await _in_thread(file.write, bytes(waiting))
+                waiting.clear()
+        await _in_thread(file.write, bytes(waiting))
 
 
 class _Parts(MultiPartParser):
@@ -401,6 +412,8 @@ async def _limited(request: Request, settings: ServiceSettings) -> AsyncGenerato
             raise SlowUploadError(
                 f"nothing came for {settings.upload_idle_s:g} s", remedy="send it again"
             ) from None
+        except ClientDisconnect:
+            raise SlowUploadError("the sender went away", remedy="send it again") from None
         received += len(piece)
         if received > limit:
             raise error

@@ -91,8 +91,14 @@ def configure_logging(level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s", force=True)
-    logging.getLogger().handlers[0].setFormatter(_Quiet())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Quiet())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("dbos").addHandler(handler)  # else it adds one that prints what it is told
+    logging.captureWarnings(True)
+    threading.excepthook = lambda failed: log_fault(
+        "thread_failed", failed.exc_value or failed.exc_type(), trace=""
+    )
 
 
 class _Quiet(logging.Formatter):

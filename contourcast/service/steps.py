@@ -163,6 +163,10 @@ class Steps:
             )
         return {"files": {p.name: _digest(p) for p in sorted(folder.iterdir())}}
 
+    def forget(self) -> None:
+        """Lets go of the scans that were read."""
+        self._case.cache_clear()
+
     def discard_drafts(self) -> int:
         """Deletes what a worker that was killed left half written; how many."""
         left = [p for p in (self.store.folder / "results").iterdir() if p.name.startswith(".")]

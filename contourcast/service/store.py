@@ -68,6 +68,8 @@ CREATE TABLE IF NOT EXISTS propagation (
     problem_json TEXT NOT NULL,
     files_json TEXT NOT NULL
 );
+CREATE INDEX IF NOT EXISTS propagation_unfinished ON propagation (made_at, id)
+    WHERE state NOT IN ('done', 'failed');
 CREATE TABLE IF NOT EXISTS event (
     propagation TEXT NOT NULL,
     number INTEGER NOT NULL,
@@ -441,12 +443,14 @@ class Store:
             raise NotFoundError("no propagation has that id", remedy="post one to /v1/propagations")
         return _job(row)
 
-    def jobs(self, *, ended: bool | None = None) -> list[Job]:
-        """Propagations, the oldest first; all, or those that ended, or those that did not."""
+    def unfinished(self) -> list[Job]:
+        """Propagations that have not ended, the oldest first."""
         with self._index() as index:
-            rows = index.execute("SELECT * FROM propagation ORDER BY made_at, id").fetchall()
-        jobs = [_job(row) for row in rows]
-        return [j for j in jobs if ended is None or j.ended == ended]
+            rows = index.execute(
+                "SELECT * FROM propagation WHERE state NOT IN ('done', 'failed')"
+                " ORDER BY made_at, id"
+            ).fetchall()
+        return [_job(row) for row in rows]
 
     def tell(
         self,

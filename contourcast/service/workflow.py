@@ -94,6 +94,7 @@ def _define(store: Store, steps: Steps) -> Callable[[str, str], str]:
 
     def end(propagation: str, outcome: dict[str, Any]) -> dict[str, Any]:
         store.end_job(propagation, files=outcome.get("files"), problem=outcome.get("problem"))
+        steps.forget()
         return {}
 
     end_job = DBOS.step(name="end")(end)
@@ -152,7 +153,7 @@ def _hand_over(
             _end_parked(store)
             beats_left = round(HEARTBEAT_S / POLL_S)
         beats_left -= 1
-        for job in store.jobs(ended=False):
+        for job in store.unfinished():
             workflow_id = f"{job.id}-{job.attempt}"
             if workflow_id not in handed:
                 with SetWorkflowID(workflow_id):
@@ -163,7 +164,7 @@ def _hand_over(
 
 def _end_parked(store: Store) -> None:
     """A job that took its worker down too often fails, so that whoever waits for it hears of it."""
-    waiting = {f"{job.id}-{job.attempt}": job for job in store.jobs(ended=False)}
+    waiting = {f"{job.id}-{job.attempt}": job for job in store.unfinished()}
     if not waiting:
         return
     given_up = DBOS.list_workflows(

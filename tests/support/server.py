@@ -89,7 +89,7 @@ class Server:
     def send(self, course: CourseFiles) -> None:
         """Uploads the whole course in one request."""
         answer = self.http.post("/v1/instances", files=form_files(course.paths))
-        assert answer.status_code == 200, answer.text
+        assert answer.status_code == 200, answer.text + "".join(self.lines)
         assert {i["outcome"] for i in answer.json()["instances"]} <= {"stored", "already"}
 
     def ask(self, course: CourseFiles, **more: Any) -> str:
