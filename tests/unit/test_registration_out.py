@@ -8,6 +8,7 @@ from pydicom import dcmread
 from scipy.spatial.transform import Rotation
 
 from contourcast.imaging.dicom.check import check_registration
+from contourcast.imaging.dicom.registration_in import read_registration
 from contourcast.imaging.dicom.registration_out import matrix_text, write_registration
 from contourcast.imaging.errors import DicomError, FrameMismatchError
 from contourcast.imaging.grid import Grid
@@ -109,6 +110,8 @@ def test_images_of_one_frame_are_told_apart_by_their_instances(tmp_path: Path) -
         named = [image.ReferencedSOPInstanceUID for image in item.ReferencedImageSequence]
         assert named == [s.sop_instance_uid for s in source.slices]
     assert check_registration(path, cbct, planning) == ()
+    with pytest.raises(DicomError, match="names images but no frames"):
+        read_registration(path)
 
 
 def test_the_same_registration_gives_the_same_bytes(tmp_path: Path) -> None:

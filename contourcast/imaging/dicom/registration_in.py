@@ -157,8 +157,11 @@ def read_registration(path: Path, *, limits: Limits = LIMITS) -> SpatialRegistra
                 )
             )
     if not results:
+        by_images = any(0x00081140 in item for item in a.items(0x00700308))
         raise DicomError(
-            "the registration holds no matrix",
+            "the registration names images but no frames of reference, which is not read"
+            if by_images
+            else "the registration holds no matrix",
             tag=tag_name(0x00700308),
             uid=a.uid(0x00080018),
             file=a.file,
