@@ -51,7 +51,9 @@ class ContourcastError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Errors cross process borders (DIR runs in a child, jobs in a database)."""
-        return (_rebuild, (type(self), self.cause, self.tag, self.uid, self.file, self.remedy))
+        parts = (type(self), self.cause, self.tag, self.uid, self.file, self.remedy)
+        notes = getattr(self, "__notes__", None)
+        return (_rebuild, parts, {"__notes__": notes} if notes else None)
 
 
 def _rebuild(
