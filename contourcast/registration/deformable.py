@@ -308,11 +308,11 @@ def box_round_prior(scene: Scene) -> Region:
     Raises:
         MethodError: The prior is empty, or the box lies outside the field of view.
     """
-    local = _prior_in_cbct_axes(scene, DIR_T)
-    margin = scene.deformable.box_margin_mm
-    low, high = local.min(axis=0) - margin, local.max(axis=0) + margin
-    grid = _working_grid(scene, low, high, method=DIR_T)
-    places = _in_cbct_axes(scene, grid.centers())
+    prior = _prior_in_cbct(scene, DIR_T)
+    margin_mm = scene.deformable.box_margin_mm
+    grid = working_grid(scene, prior, margin_mm=margin_mm, method=DIR_T)
+    around, places = _in_cbct_axes(scene, prior), _in_cbct_axes(scene, grid.centers())
+    low, high = around.min(axis=0) - margin_mm, around.max(axis=0) + margin_mm
     inside = ((places >= low) & (places <= high)).all(axis=1).reshape(grid.shape_zyx)
     return Region(mask=_in_view(scene, grid, inside))
 
@@ -348,10 +348,8 @@ def lung_with_prior(scene: Scene) -> Region:
     region = as_image(grown_by(united, planning, settings.lung_margin_mm), planning)
     k, j, i = np.nonzero(region.values.numpy())
     cbct_from_planning = scene.planning_from_cbct.inverse()
-    local = _in_cbct_axes(
-        scene, cbct_from_planning.apply(planning.world(np.column_stack((i, j, k)).astype(float)))
-    )
-    grid = _working_grid(scene, local.min(axis=0), local.max(axis=0), method=DIR_L)
+    places = cbct_from_planning.apply(planning.world(np.column_stack((i, j, k)).astype(float)))
+    grid = working_grid(scene, places, method=DIR_L)
     world_from_index = scene.planning_from_cbct.matrix @ affine(grid)
     share_at = sample(region, _index_points(grid), world_from_index).nan_to_num().numpy()
     return Region(mask=_in_view(scene, grid, share_at.reshape(grid.shape_zyx) >= 0.5), notes=notes)
@@ -373,13 +371,13 @@ def _holding(
     return found[nearest], 0.0
 
 
-def _prior_in_cbct_axes(scene: Scene, method: str) -> Points:
-    """The voxels of the rigidly carried prior, mm along the axes of today's scan."""
+def _prior_in_cbct(scene: Scene, method: str) -> Points:
+    """The voxels of the rigidly carried prior, in the CBCT's frame."""
     if scene.prior.is_empty:
         raise _no_prior(method)
     k, j, i = np.nonzero(scene.prior.values)
     planning = scene.prior.grid.world(np.column_stack((i, j, k)))
-    return _in_cbct_axes(scene, scene.planning_from_cbct.inverse().apply(planning))
+    return scene.planning_from_cbct.inverse().apply(planning)
 
 
 def _no_prior(method: str) -> MethodError:
@@ -390,17 +388,22 @@ def _no_prior(method: str) -> MethodError:
 
 
 def _in_cbct_axes(scene: Scene, points_xyz_mm: Points) -> Points:
+    """Mm along the axes of today's scan, from its first voxel."""
     grid = scene.fixed.grid
     local: Points = (points_xyz_mm - grid.origin_xyz_mm) @ grid.direction
     return local
 
 
-def _working_grid(scene: Scene, low_mm: np.ndarray, high_mm: np.ndarray, *, method: str) -> Grid:
-    """Even voxels along the axes of today's scan, as far as it has a field of view, and some room.
+def working_grid(
+    scene: Scene, places_xyz_mm: Points, *, margin_mm: float = 0.0, method: str
+) -> Grid:
+    """Even voxels along the axes of today's scan: round places of it, in view, with some room.
 
     Raises:
         MethodError: Nothing lies within the field of view.
     """
+    around = _in_cbct_axes(scene, places_xyz_mm)
+    low_mm, high_mm = around.min(axis=0) - margin_mm, around.max(axis=0) + margin_mm
     settings = scene.deformable
     nz, ny, nx = scene.depth.values.shape
     ends = np.array([[-0.5, -0.5, -0.5], [nx - 0.5, ny - 0.5, nz - 0.5]])

@@ -109,6 +109,23 @@ def run_elastix(
     Raises:
         MethodError: The child failed; the end of its log is attached as a note.
     """
+    try:
+        return _run(pair, bspline, settings, method=method, program=program)
+    except OSError as error:
+        raise MethodError(
+            f"{method} failed: elastix could not be given its job ({error.strerror})",
+            remedy="check the space that is left for temporary files (TMPDIR)",
+        ) from error
+
+
+def _run(
+    pair: Pair,
+    bspline: BSplineSettings,
+    settings: DeformableSettings,
+    *,
+    method: str,
+    program: Sequence[str],
+) -> BSpline:
     with tempfile.TemporaryDirectory(prefix="contourcast-elastix-") as name:
         folder = Path(name)
         _write(folder, pair, bspline, settings)

@@ -126,8 +126,9 @@ def parameter_map(job: dict[str, Any]) -> dict[str, tuple[str, ...]]:
         "Optimizer": "AdaptiveStochasticGradientDescent",
         "AutomaticParameterEstimation": "true",
         "MaximumNumberOfIterations": job["iterations"],
-        "ImageSampler": "RandomCoordinate",
+        "ImageSampler": ("RandomCoordinate", "RandomCoordinate"),  # one for each metric
         "NumberOfSpatialSamples": job["samples"],
+        "ImageSampler1NumberOfSpatialSamples": job["bending_samples"],
         "NewSamplesEveryIteration": "true",
         "CheckNumberOfSamples": "true",
         "NumberOfSamplesForExactGradient": 4096,

@@ -1,4 +1,5 @@
 import functools
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -147,6 +148,24 @@ def test_a_dead_child_is_an_error_of_the_method_with_its_log(how: str, private: 
         run_elastix(tiny_pair(), QUICK_SPLINE, QUICK, method="dir-l", program=python(DYING[how]))
     assert caught.value.__notes__[-1].endswith("last words")
     assert not list(private.iterdir()), "the job's folder is left behind"
+
+
+def test_the_log_stays_with_the_error_across_processes() -> None:
+    with pytest.raises(MethodError) as caught:
+        run_elastix(
+            tiny_pair(), QUICK_SPLINE, QUICK, method="dir-l", program=python(DYING["code 3"])
+        )
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == str(caught.value)
+    assert again.__notes__ == caught.value.__notes__
+
+
+def test_no_room_for_temporary_files_is_an_error_of_the_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
+    with pytest.raises(MethodError, match="dir-l failed: elastix could not be given its job"):
+        run_elastix(tiny_pair(), QUICK_SPLINE, QUICK, method="dir-l")
 
 
 def test_a_child_that_hangs_is_ended(private: Path) -> None:
