@@ -142,6 +142,7 @@ def carry(distance: DistanceMap, planning_from_cbct: PointMap, *, onto: Grid) ->
         where = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
         depth = _depth_at(distance, planning_from_cbct.apply(part.centers()))
         values[where] = expit(depth / SOFTNESS_MM).reshape(part.shape_zyx)
+    values.setflags(write=False)  # so that it is not copied
     return Probability(
         values=values,
         grid=onto,

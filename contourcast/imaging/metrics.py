@@ -98,8 +98,7 @@ def dice(proposal: Mask, reference: Mask) -> float:
         FrameMismatchError: The masks live in different frames of reference.
         GridMismatchError: The masks live on different grids.
     """
-    both, one, other = _overlap(proposal, reference)
-    return 2 * both / (one + other) if one + other else 1.0
+    return _dice(*_overlap(proposal, reference))
 
 
 def iou(proposal: Mask, reference: Mask) -> float:
@@ -109,8 +108,7 @@ def iou(proposal: Mask, reference: Mask) -> float:
         FrameMismatchError: The masks live in different frames of reference.
         GridMismatchError: The masks live on different grids.
     """
-    both, one, other = _overlap(proposal, reference)
-    return both / (one + other - both) if one + other else 1.0
+    return _iou(*_overlap(proposal, reference))
 
 
 def agreement(proposal: Mask, reference: Mask) -> Agreement:
@@ -121,15 +119,15 @@ def agreement(proposal: Mask, reference: Mask) -> Agreement:
         GridMismatchError: The masks live on different grids.
         GeometryError: The grid has one slice alone, so that there is no surface.
     """
-    proposal.require_same_place(reference)
+    overlap = _overlap(proposal, reference)
     empty = _which_is_empty(proposal, reference)
     distances = (
         _no_distances(both_empty=empty == "both") if empty else _distances(proposal, reference)
     )
     added, path = _added_path(proposal, reference)
     return Agreement(
-        dice=dice(proposal, reference),
-        iou=iou(proposal, reference),
+        dice=_dice(*overlap),
+        iou=_iou(*overlap),
         hd95_mm=distances.hd95_mm,
         hd95_pooled_mm=distances.hd95_pooled_mm,
         msd_mm=distances.msd_mm,
@@ -144,15 +142,26 @@ def agreement(proposal: Mask, reference: Mask) -> Agreement:
     )
 
 
+def _dice(both: float, one: float, other: float) -> float:
+    return 2 * both / (one + other) if one + other else 1.0
+
+
+def _iou(both: float, one: float, other: float) -> float:
+    return both / (one + other - both) if one + other else 1.0
+
+
 def _overlap(proposal: Mask, reference: Mask) -> tuple[float, float, float]:
     """Voxels in both, in the first, in the second: counted, or weighed on uneven slices."""
     proposal.require_same_place(reference)
     grid = proposal.grid
     weights = np.ones(grid.shape_zyx[0]) if grid.is_even else grid.thickness_z_mm
-    a, b = proposal.values, reference.values
-    both, one, other = (
-        float(np.count_nonzero(region, axis=(1, 2)) @ weights) for region in (a & b, a, b)
+    counts = np.array(
+        [
+            (np.count_nonzero(a & b), np.count_nonzero(a), np.count_nonzero(b))
+            for a, b in zip(proposal.values, reference.values, strict=True)
+        ]
     )
+    both, one, other = (float(v) for v in weights @ counts)
     return both, one, other
 
 
@@ -235,12 +244,12 @@ def _even_planes(mask: Mask) -> Bool[np.ndarray, "z y x"]:
 
 def _boxed(values: Bool[np.ndarray, "z y x"]) -> tuple[Bool[np.ndarray, "z y x"], np.ndarray]:
     """The part that holds the region, with an empty voxel on every side; index of its first."""
-    spans = []
-    for others in ((1, 2), (0, 2), (0, 1)):
-        along = np.flatnonzero(values.any(axis=others))
-        spans.append((int(along[0]), int(along[-1]) + 1))
-    box = np.pad(values[tuple(slice(*span) for span in spans)], 1)
-    return box, np.array([span[0] - 1 for span in spans])
+    box, first = values, []
+    for axis, others in enumerate(((1, 2), (0, 2), (0, 1))):
+        along = np.flatnonzero(box.any(axis=others))
+        first.append(int(along[0]) - 1)
+        box = box[(slice(None),) * axis + (slice(int(along[0]), int(along[-1]) + 1),)]
+    return np.pad(box, 1), np.array(first)
 
 
 def _surface_voxels(box: Bool[np.ndarray, "z y x"], first: np.ndarray) -> Float[np.ndarray, "n 3"]:

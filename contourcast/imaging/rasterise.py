@@ -90,6 +90,7 @@ def rasterise(roi: Roi, grid: Grid) -> Mask:
     values = np.zeros(grid.shape_zyx, bool)
     for n, plane in plane_of_each_slice(planes_of(roi, grid), grid.shape_zyx[0]).items():
         values[n] = polygon.inside(plane.loops, grid.shape_zyx[1:])
+    values.setflags(write=False)  # so that it is not copied
     return Mask(values=values, grid=grid, frame_of_reference=roi.frame_of_reference, name=roi.name)
 
 
@@ -102,6 +103,7 @@ def coverage(roi: Roi, grid: Grid) -> Probability:
     values = np.zeros(grid.shape_zyx, np.float32)
     for n, plane in plane_of_each_slice(planes_of(roi, grid), grid.shape_zyx[0]).items():
         values[n] = polygon.coverage(plane.loops, grid.shape_zyx[1:])
+    values.setflags(write=False)  # so that it is not copied
     return Probability(
         values=values, grid=grid, frame_of_reference=roi.frame_of_reference, name=roi.name
     )

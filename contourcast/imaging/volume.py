@@ -89,7 +89,8 @@ class Mask(_Sampled):
     @property
     def volume_cc(self) -> float:
         """Sum of the voxels' volumes."""
-        return float((self.values * self.grid.voxel_cc).sum())
+        counts = np.array([np.count_nonzero(plane) for plane in self.values])
+        return float(counts @ self.grid.voxel_cc.ravel())
 
     @property
     def is_empty(self) -> bool:
