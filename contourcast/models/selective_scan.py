@@ -88,7 +88,7 @@ class _ChunkedScan(torch.autograd.Function):
             _, states = _states(x_b, dt_b, A, B_b, h)
             y = torch.einsum("tbkdn,tbkn->tbkd", states[1:], C_b)
             ys.append(_unchunk(y, block[0].shape[-1]))
-            h = states[-1, :, -1]
+            h = states[-1, :, -1].clone()  # a view would keep the whole block alive
         ctx.save_for_backward(x, dt, A, B, C, D, torch.stack(starts))
         return torch.cat(ys, -1) + D[:, None] * x
 
