@@ -1,8 +1,8 @@
 """Real linac CBCT: does the whole of propagate find the same place from ten directions?
 
-Pancreatic-CT-CBCT-SEG patient 001 (TCIA, CC BY 4.0). The collection delivers its CBCT resampled onto
-the planning CT's grid and frame, so it is moved by known random rigid motions and re-headered with
-a frame of reference of its own; the answers, brought back through the known motions, must agree.
+Pancreatic-CT-CBCT-SEG patient 001 (TCIA, CC BY 4.0). The collection delivers its CBCT resampled
+onto the planning CT's grid and frame, so it is moved by known random rigid motions and re-headered
+with a frame of its own; the answers, brought back through the known motions, must agree.
 
     python benchmarks/studies/pancreas.py DATA OUT [--seeds 10] [--methods translation,rigid]
 """

@@ -7,13 +7,14 @@ import re
 import subprocess
 import sys
 import tomllib
+from itertools import chain
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from support.data import REPOSITORY
 
 import contourcast
+from support.data import REPOSITORY
 
 
 def test_ci_calls_the_readme_s_own_test_command() -> None:
@@ -35,7 +36,7 @@ def test_the_readme_s_commands_are_make_targets_and_cli_commands() -> None:
 
 def test_every_requirement_is_pinned() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    wanted = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     pinned = {
         canonicalize_name(line.split("==")[0]): line.split("==")[1].strip()
         for line in (REPOSITORY / "constraints.txt").read_text().splitlines()

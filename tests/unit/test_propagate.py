@@ -1,0 +1,200 @@
+"""The pipeline on one page, on a course so small that it runs in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from contourcast.imaging.errors import FrameMismatchError, InputError
+from contourcast.imaging.verdict import Verdict
+from contourcast.imaging.volume import Probability, Volume
+from contourcast.propagate import (
+    NETWORK,
+    Case,
+    Drawn,
+    Propagation,
+    Settings,
+    compare,
+    draw,
+    inputs_digest,
+    propagate,
+    register,
+)
+from contourcast.service.inputs import read_case
+from support.course import CourseFiles, make_course
+
+
+class Halver:
+    """A network of which the answer is known: the carried prior, its lower half."""
+
+    name, digest = NETWORK, "ab" * 32
+
+    def predict(self, cbct: Volume, r_ct: Probability) -> Probability:
+        values = r_ct.values.copy()
+        k = int(np.argmax(values.sum(axis=(1, 2))))
+        values[k:] = 0
+        return r_ct.with_values(values)
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory: pytest.TempPathFactory) -> CourseFiles:
+    return make_course(tmp_path_factory.mktemp("course"))
+
+
+@pytest.fixture(scope="module")
+def case(course: CourseFiles) -> Case:
+    return read_case(
+        planning_ct=course.planning_ct.folder,
+        structures=course.structures,
+        cbct=course.cbct.folder,
+        roi="GTV",
+    )
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return Settings(methods=("translation", "rigid", NETWORK))
+
+
+@pytest.fixture(scope="module")
+def result(case: Case, settings: Settings) -> Propagation:
+    return propagate(case, settings=settings, network=Halver(), clock=lambda: 0.0)
+
+
+def test_the_prior_arrives_where_the_patient_moved(
+    result: Propagation, course: CourseFiles
+) -> None:
+    for method in ("translation", "rigid"):
+        drawn = next(d for d in result.drawn if d.method == method)
+        assert drawn.centroid_xyz_mm is not None
+        before = np.array([-70.0, 10.0, 0.0])
+        error_mm = np.linalg.norm(drawn.centroid_xyz_mm - before - course.shift_xyz_mm)
+        assert error_mm < 1.5, method
+
+
+def test_the_network_gets_the_carried_prior(result: Propagation) -> None:
+    drawn = next(d for d in result.drawn if d.method == NETWORK)
+    carried_cc = result.r_ct.mask().volume_cc
+    assert drawn.volume_cc is not None
+    assert 0.2 * carried_cc < drawn.volume_cc < 0.6 * carried_cc
+
+
+def test_every_method_is_compared_with_rigid_and_with_the_network(result: Propagation) -> None:
+    assert set(result.agreement) == {
+        ("translation", "rigid"),
+        (NETWORK, "rigid"),
+        ("translation", NETWORK),
+        ("rigid", NETWORK),
+    }
+    assert result.agreement["translation", "rigid"].dice > 0.9
+
+
+def test_the_same_input_gives_the_same_contours(
+    case: Case, settings: Settings, result: Propagation
+) -> None:
+    again = propagate(case, settings=settings, network=Halver(), clock=lambda: 0.0)
+    assert again.digest == result.digest
+    for first, second in zip(result.drawn, again.drawn, strict=True):
+        for a, b in zip(first.loops, second.loops, strict=True):
+            np.testing.assert_array_equal(a.points_xyz_mm, b.points_xyz_mm)
+
+
+def test_the_digest_follows_everything_that_matters(case: Case, settings: Settings) -> None:
+    one = inputs_digest(case, settings, "w")
+    others = [
+        inputs_digest(replace(case, vouched="I know"), settings, "w"),
+        inputs_digest(replace(case, prior_digest="other"), settings, "w"),
+        inputs_digest(case, replace(settings, methods=("rigid",)), "w"),
+        inputs_digest(case, settings, "other weights"),
+    ]
+    assert len({one, *others}) == 5
+    assert one == inputs_digest(case, replace(settings, device="cuda"), "w")
+
+
+def test_a_prior_of_another_frame_is_refused(case: Case, settings: Settings) -> None:
+    foreign = replace(case, prior=replace(case.prior, frame_of_reference="1.2.3.4"))
+    with pytest.raises(FrameMismatchError, match=r"1\.2\.3\.4"):
+        register(foreign, settings)
+
+
+def test_a_rejected_registration_draws_nothing_and_says_so(case: Case, settings: Settings) -> None:
+    noise = np.random.default_rng(0).normal(0, 200, case.cbct.grid.shape_zyx)
+    lost = replace(case, cbct=case.cbct.with_values(noise.astype(np.float32)))
+    result = propagate(lost, settings=settings, network=Halver(), clock=lambda: 0.0)
+    assert result.verdict is Verdict.REJECT
+    assert result.quality.reasons
+    assert not result.r_ct.values.any()
+    for drawn in result.drawn:
+        assert drawn.region is None
+        assert drawn.loops == ()
+        assert "rejected" in drawn.notes[0]
+
+
+def test_a_method_that_fails_costs_its_row_alone(
+    case: Case, settings: Settings, result: Propagation
+) -> None:
+    registrations = result.registrations
+    failed = draw(
+        case, settings, registrations, result.r_ct, NETWORK, network=None, clock=lambda: 0.0
+    )
+    assert failed.region is None
+    assert "no network is loaded" in failed.failed
+    whole = compare(
+        case,
+        settings,
+        registrations,
+        result.r_ct,
+        [result.drawn[0], failed],
+        network=None,
+        registration_seconds=0.0,
+    )
+    assert whole.verdict in (Verdict.LOOK, Verdict.REJECT)
+    assert any("no network is loaded" in reason for reason in whole.quality.reasons)
+
+
+def test_a_contour_that_vanished_deserves_a_look(
+    case: Case, settings: Settings, result: Propagation
+) -> None:
+    empty = result.r_ct.with_values(np.zeros(case.cbct.grid.shape_zyx))
+    whole = compare(
+        case,
+        settings,
+        result.registrations,
+        result.r_ct,
+        [Drawn(method="rigid", region=empty)],
+        network=None,
+        registration_seconds=0.0,
+    )
+    assert any(f.name == "rigid_volume_over_prior" and f.value == 0 for f in whole.quality.figures)
+    assert whole.verdict is not Verdict.ACCEPT
+
+
+def test_a_wrong_method_is_answered_with_the_nearest() -> None:
+    with pytest.raises(InputError, match="the nearest is 'dir-t'"):
+        Settings(methods=("dirt",))
+
+
+def test_different_patients_are_refused_unless_vouched_for(
+    course: CourseFiles, tmp_path: Path
+) -> None:
+    from pydicom import dcmread
+
+    for path in course.cbct.paths:
+        dataset = dcmread(path)
+        dataset.PatientID = "ZZQQ-LEAK-OTHER"
+        dataset.save_as(tmp_path / path.name)
+    arguments = {
+        "planning_ct": course.planning_ct.folder,
+        "structures": course.structures,
+        "cbct": tmp_path,
+        "roi": "GTV",
+    }
+    with pytest.raises(InputError, match="different patients") as refused:
+        read_case(**arguments)  # type: ignore[arg-type]
+    assert "ZZQQ" not in str(refused.value)
+    case = read_case(**arguments, vouched="renamed by our archive")  # type: ignore[arg-type]
+    assert case.vouched.startswith("renamed by our archive")
+    assert "different patients" in case.vouched

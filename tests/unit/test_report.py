@@ -1,0 +1,130 @@
+"""What a run leaves behind, read by others."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from contourcast.imaging.dicom.registration_in import read_registration
+from contourcast.imaging.dicom.rtstruct_in import read_structure_set
+from contourcast.imaging.errors import ContourcastError
+from contourcast.propagate import Propagation, Settings, propagate
+from contourcast.service.inputs import read_case
+from contourcast.service.report import FILES, NOTICE, write_results
+from support.course import CourseFiles, make_course
+from support.data import REPOSITORY
+
+MADE_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory: pytest.TempPathFactory) -> CourseFiles:
+    return make_course(tmp_path_factory.mktemp("course"))
+
+
+@pytest.fixture(scope="module")
+def result(course: CourseFiles) -> Propagation:
+    case = read_case(
+        planning_ct=course.planning_ct.folder,
+        structures=course.structures,
+        cbct=course.cbct.folder,
+        roi="GTV",
+    )
+    settings = Settings(methods=("translation", "rigid"))
+    return propagate(case, settings=settings, network=None, clock=lambda: 0.0)
+
+
+@pytest.fixture(scope="module")
+def run(result: Propagation, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("out") / "run"
+    write_results(result, out, made_at=MADE_AT)
+    return out
+
+
+def test_all_files_are_there_and_nothing_else(run: Path) -> None:
+    assert sorted(p.name for p in run.iterdir()) == sorted(FILES)
+    assert sorted(p.name for p in run.parent.iterdir()) == ["run"]
+
+
+def test_the_report_keeps_its_schema(run: Path) -> None:
+    schema = json.loads((REPOSITORY / "docs" / "report.schema.json").read_text())
+    report = json.loads((run / "report.json").read_text())
+    jsonschema.validate(report, schema)
+    assert report["notice"] == NOTICE
+    assert [m["state"] for m in report["methods"]] == ["drawn", "drawn"]
+
+
+def test_the_matrices_of_the_report_are_inverse_and_say_which_way_they_go(run: Path) -> None:
+    registration = json.loads((run / "report.json").read_text())["registration"]
+    there, back = registration["cbct_from_planning"], registration["planning_from_cbct"]
+    np.testing.assert_allclose(np.array(there["rows"]) @ back["rows"], np.eye(4), atol=1e-8)
+    assert there["direction"].startswith("takes a point of the planning CT")
+    assert back["direction"].startswith("takes a point of today's CBCT")
+
+
+def test_the_shift_at_the_gtv_is_the_patient_s(run: Path, course: CourseFiles) -> None:
+    at = json.loads((run / "report.json").read_text())["registration"]["at_gtv"]
+    error_mm = np.linalg.norm(np.array(at["translation_xyz_mm"]) - course.shift_xyz_mm)
+    assert error_mm < 1.5
+
+
+def test_the_registration_object_says_what_the_report_says(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
+    written = read_registration(run / "REG.dcm").between(
+        target_frame=report["cbct"]["frame_of_reference_uid"],
+        source_frame=report["planning_ct"]["frame_of_reference_uid"],
+    )
+    expected = report["registration"]["cbct_from_planning"]["rows"]
+    np.testing.assert_allclose(written.matrix, expected, atol=1e-6)
+
+
+def test_the_structure_set_names_source_and_method(run: Path) -> None:
+    names = [roi.name for roi in read_structure_set(run / "RS.dcm").rois]
+    assert names == ["GTV translation", "GTV rigid"]
+    assert dcmread(run / "RS.dcm").ApprovalStatus == "UNAPPROVED"
+
+
+def test_the_same_run_at_the_same_time_gives_the_same_bytes(
+    result: Propagation, run: Path, tmp_path: Path
+) -> None:
+    write_results(result, tmp_path / "again", made_at=MADE_AT)
+    for name in FILES:
+        assert (tmp_path / "again" / name).read_bytes() == (run / name).read_bytes(), name
+
+
+def test_a_run_may_be_written_over_itself_but_not_over_other_files(
+    result: Propagation, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    write_results(result, out, made_at=MADE_AT)
+    write_results(result, out, made_at=MADE_AT)
+    (out / "thesis.txt").write_text("years of work")
+    with pytest.raises(ContourcastError, match=r"thesis\.txt"):
+        write_results(result, out, made_at=MADE_AT)
+    assert (out / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_failure_in_mid_write_leaves_nothing(
+    result: Propagation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("contourcast.service.report.overlay_png", full)
+    with pytest.raises(OSError, match="No space"):
+        write_results(result, tmp_path / "out", made_at=MADE_AT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_is_one_file_without_script_and_escapes_names(run: Path) -> None:
+    page = (run / "report.html").read_text()
+    assert "<script" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert NOTICE in page
+    assert "prefers-color-scheme: dark" in page
