@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
@@ -33,7 +36,7 @@ from contourcast.imaging.dicom.elements import LIMITS, read_elements
 from contourcast.imaging.dicom.instance import read_header
 from contourcast.imaging.dicom.pixels import pixel_digest, read_stored
 from contourcast.imaging.errors import ContourcastError, DicomError, NotDicomError
-from support.dicom_factory import make_ct_series, make_registration, uid
+from support.dicom_factory import make_ct_series, make_registration, make_structure_set, uid
 
 NATIVE = (
     ExplicitVRLittleEndian,
@@ -345,9 +348,19 @@ def test_too_many_elements_are_refused(tmp_path: Path) -> None:
     def many(dataset: FileDataset) -> None:
         dataset.ReferencedImageSequence = [Dataset() for _ in range(300)]
 
-    limits = replace(LIMITS, elements=300)
-    with pytest.raises(DicomError, match="more than 300 elements"):
-        read_header(one_file(tmp_path, many), limits=limits)
+    path = one_file(tmp_path, many)
+    for most in (300, 100):  # the last ones are elements, or items
+        with pytest.raises(DicomError, match=f"more than {most} elements"):
+            read_header(path, limits=replace(LIMITS, elements=most))
+
+
+def test_an_object_without_pixels_may_be_larger_but_not_endless(tmp_path: Path) -> None:
+    ct = make_ct_series(tmp_path / "ct")
+    attachment = with_private(bytes(9 << 20))
+    path = make_structure_set(tmp_path / "rs.dcm", {}, reference=ct, change=attachment)
+    assert read_header(path).modality == "RTSTRUCT"
+    with pytest.raises(DicomError, match="more than 9 MiB"):
+        read_header(path, limits=replace(LIMITS, object_bytes=9 << 20))
 
 
 def test_an_attribute_that_stands_twice_is_refused(tmp_path: Path) -> None:
@@ -490,6 +503,17 @@ def test_a_decoder_that_was_ended_costs_no_image(tmp_path: Path) -> None:
         own._child.kill()
         own._child.wait()
         assert pixel_digest(path, codec=own) == first
+
+
+def test_a_decoder_that_never_ends_is_ended_by_the_system() -> None:
+    """Python code stands for the C code of a codec: the signal's default is taken in both."""
+    endless = (
+        "from contourcast.imaging.dicom.codec import _end_after\n"
+        "_end_after(cpu_seconds=1, wall_seconds=500)\n"
+        "while True: pass"
+    )
+    ended = subprocess.run([sys.executable, "-c", endless], check=False)
+    assert ended.returncode == -signal.SIGPROF
 
 
 def test_a_codec_that_is_not_there_is_named(tmp_path: Path, codec: Codec) -> None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
@@ -23,8 +24,19 @@ from contourcast.imaging.errors import DicomError
 # The interpreter with numpy and the codecs takes 0.4 GiB of address space; an image of
 # 2048 x 2048 and what JPEG 2000 needs around it 0.2 GiB.
 MEMORY_BYTES: Final = 2 << 30
-# JPEG 2000 decodes 15 slices of 512 x 512 a second (DEPENDENCIES §1), so 2048 x 2048 in 1 s.
-SECONDS_A_FRAME: Final = 30
+# JPEG 2000 decodes 15 slices of 512 x 512 a second (DEPENDENCIES §1), so 2048 x 2048 in 1 s. The
+# processor's time is what counts, since a busy machine is no hostile stream; wall time is for one
+# that sleeps.
+CPU_SECONDS_A_FRAME: Final = 30
+WALL_SECONDS_A_FRAME: Final = 600
+# One thread: the address space of many would break the limit. The path is that of this package.
+CHILD_ENVIRONMENT: Final = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join(
+        filter(None, (str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")))
+    ),
+}
 NOT_INSTALLED: Final = {
     "error": "no decoder for it is installed",
     "remedy": "install contourcast[codecs], or send it uncompressed",
@@ -105,11 +117,11 @@ class Codec:
             self.close()  # it ended between two images
         if self._child is None:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", __name__],
+                [sys.executable, "-P", "-m", __name__],  # -P: nothing from the working folder
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                env={**os.environ, **CHILD_ENVIRONMENT},
             )
         to_child, from_child = self._child.stdin, self._child.stdout
         assert to_child is not None
@@ -129,9 +141,15 @@ def main() -> None:
     while line := requests.readline():
         request = json.loads(line)
         encoded = requests.read(request.pop("bytes"))
-        signal.alarm(SECONDS_A_FRAME)  # ends the process, in whatever code it is
+        _end_after(cpu_seconds=CPU_SECONDS_A_FRAME, wall_seconds=WALL_SECONDS_A_FRAME)
         _answer(answers, encoded, request)
-        signal.alarm(0)
+        _end_after(cpu_seconds=0, wall_seconds=0)
+
+
+def _end_after(*, cpu_seconds: int, wall_seconds: int) -> None:
+    """The system ends this process then, in whatever code it is; zero: never."""
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+    signal.setitimer(signal.ITIMER_REAL, wall_seconds)
 
 
 def _answer(answers: IO[bytes], encoded: bytes, request: dict[str, object]) -> None:

@@ -275,18 +275,20 @@ def read_elements(source: Source, *, file: str = "", limits: Limits = LIMITS) ->
     """
     with opened(source, file) as (stream, name):
         size = stream.seek(0, io.SEEK_END)
-        bounds = (FIRST_READ_BYTES, limits.header_bytes, limits.object_bytes)
-        for bound in bounds:
+        most = limits.header_bytes
+        for bound in (FIRST_READ_BYTES, limits.header_bytes, limits.object_bytes):
             stream.seek(0)
             data = stream.read(min(size, bound))
             reader = _Reader(data=data, size=size, file=name, limits=limits)
             try:
                 return reader.read(stream)
             except _MoreNeededError:
-                if bound >= limits.header_bytes and reader.media_class not in LARGE_OBJECTS:
+                if reader.media_class in LARGE_OBJECTS:
+                    most = limits.object_bytes
+                if bound >= most:
                     break
     raise DicomError(
-        f"the attributes take more than {limits.header_bytes >> 20} MiB",
+        f"the attributes take more than {most >> 20} MiB",
         file=name,
         remedy="export the object again without private attachments",
     )
@@ -469,7 +471,7 @@ class _Reader:
                 vr, (length,) = b"", rest
             self.count += 1
             if self.count > most:
-                raise self._hostile(f"there are more than {most} elements", tag)
+                raise self._too_many(tag)
             if tag in elements or group == 0xFFFE:
                 raise self._damaged("an element stands twice or at a wrong place", tag)
             if length == UNDEFINED and vr in (b"OB", b"OW"):
@@ -526,6 +528,8 @@ class _Reader:
             if mark != ITEM:
                 raise self._damaged("something other than an item stands in a sequence", tag)
             self.count += 1
+            if self.count > self._most_elements():
+                raise self._too_many(tag)
             delimited = size == UNDEFINED
             item_end = end if delimited else position + size
             if item_end > end:
@@ -569,6 +573,9 @@ class _Reader:
     def _damaged(self, cause: str, tag: int) -> DicomError:
         where = tag_name(tag) if tag else ""
         return DicomError(cause, tag=where, file=self.file, remedy="send the file again")
+
+    def _too_many(self, tag: int) -> DicomError:
+        return self._hostile(f"there are more than {self._most_elements()} elements", tag)
 
     def _hostile(self, cause: str, tag: int) -> DicomError:
         return DicomError(
