@@ -73,7 +73,17 @@ def coverage(loops: Loops, shape_yx: tuple[int, int]) -> Float[np.ndarray, "y x"
     right, and all pixels further right, by its height. In the one pixel in which edges cross, a
     bow-tie's share is that of its net area.
     """
-    rows, columns = shape_yx
+    corners = np.floor(np.concatenate(list(loops)) + 0.5)  # the pixels that hold them
+    left, top = (int(v) for v in np.clip(corners.min(axis=0), 0, shape_yx[::-1]))
+    right, bottom = (int(v) for v in np.clip(corners.max(axis=0) + 1, 0, shape_yx[::-1]))
+    shares = np.zeros(shape_yx)
+    if left < right and top < bottom:
+        within = [loop - (left, top) for loop in loops]
+        shares[top:bottom, left:right] = _coverage(within, bottom - top, right - left)
+    return shares
+
+
+def _coverage(loops: Loops, rows: int, columns: int) -> Float[np.ndarray, "y x"]:
     start, stop = edges(oriented(loops))
     start, stop = start + 0.5, stop + 0.5  # pixel c now reaches from c to c + 1
     start, stop = _cut(start, stop, axis=1, borders=rows)
