@@ -123,7 +123,9 @@ def train(
 ) -> Trained:
     """Trains, or goes on where the folder's last epoch ended.
 
-    Every epoch draws from its own generator, so a resumed run ends as an unbroken one would.
+    Every epoch draws from its own generator, so a resumed run ends as an unbroken one would. It may
+    go on with fewer or more epochs than it began with: the learning rate then falls to zero by the
+    new end, and the log shows it.
 
     Raises:
         InputError: The folder holds a run with other settings.
@@ -366,10 +368,11 @@ def _plain(settings: TrainSettings) -> dict[str, Any]:
 
 
 def _keep_settings(folder: Path, settings: TrainSettings) -> None:
-    """Refuses to go on with other settings than a run began with."""
+    """Refuses to go on with other settings than a run began with; its length may change."""
     path = folder / SETTINGS_FILE
     now = _plain(replace(settings, threads=0, device=""))
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != now:
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
+    if before | {"epochs": settings.epochs} != now:
         raise InputError(
             "this folder holds a run with other settings", remedy="choose another folder"
         )

@@ -249,6 +249,20 @@ class TestRun:
         for a, b in zip(whole.network.parameters(), resumed.network.parameters(), strict=True):
             assert torch.equal(a, b)
 
+    def test_a_run_may_be_ended_sooner_and_its_learning_rate_falls_by_then(
+        self, samples: tuple[Sample, ...], tmp_path: Path
+    ) -> None:
+        long = replace(SETTINGS, epochs=9, steps_per_epoch=1)
+
+        def stop(epoch: Epoch) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(samples[:1], samples[1:2], long, tmp_path, on_epoch=stop)
+        log = train(samples[:1], samples[1:2], replace(long, epochs=3), tmp_path).log
+        rates = [e.learning_rate / SETTINGS.learning_rate for e in log]
+        assert rates == pytest.approx([1.0, (2 / 3) ** 0.9, (1 / 3) ** 0.9])
+
     def test_other_settings_do_not_go_on(self, samples: tuple[Sample, ...], tmp_path: Path) -> None:
         quick = replace(SETTINGS, epochs=1, steps_per_epoch=1)
         train(samples[:1], samples[1:2], quick, tmp_path)
