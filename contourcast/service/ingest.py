@@ -43,7 +43,15 @@ BATCH: Final = 64
 ENCRYPTED_FLAG: Final = 0x1  # APPNOTE.TXT 4.4.4, bit 0
 ZIP_MAGIC: Final = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 RT_PLAN: Final = "1.2.840.10008.5.1.4.1.1.481.5"
-TAKEN: Final = {CT_IMAGE, STRUCTURE_SET, SPATIAL_REGISTRATION, DEFORMABLE_REGISTRATION, RT_PLAN}
+# What is taken, and the modality that goes with it (PS3.3 C.7.3.1.1.1); the file's own word for it
+# may be anything.
+TAKEN: Final = {
+    CT_IMAGE: "CT",
+    STRUCTURE_SET: "RTSTRUCT",
+    SPATIAL_REGISTRATION: "REG",
+    DEFORMABLE_REGISTRATION: "REG",
+    RT_PLAN: "RTPLAN",
+}
 LOCAL_HEADER_BYTES: Final = 30  # APPNOTE.TXT 4.3.7
 
 log = structlog.get_logger()
@@ -171,6 +179,7 @@ def _admit(landed: Sequence[_Landed | Answer], store: Store) -> list[Answer]:
                 file_digest=file.digest,
                 size_bytes=file.size_bytes,
                 header=header,
+                modality=TAKEN[header.sop_class_uid],
             )
         )
     taken = iter(zip(staged, store.admit(staged, say_the_same), strict=True))

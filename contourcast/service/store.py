@@ -111,6 +111,7 @@ class Staged:
     file_digest: str
     size_bytes: int
     header: Header
+    modality: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +304,7 @@ class Store:
         return Kept(
             sop_uid=head.sop_instance_uid,
             sop_class_uid=head.sop_class_uid,
-            modality=head.modality,
+            modality=file.modality,
             series_uid=head.series_instance_uid,
             study_uid=head.study_instance_uid,
             frame_of_reference=head.frame_of_reference,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from pydicom.config import disable_value_validation
+from pydicom.dataset import FileDataset
 
 from contourcast.imaging.dicom.ct_series import read_ct_series
 from contourcast.imaging.dicom.registration_in import read_registration
@@ -16,7 +20,8 @@ from contourcast.imaging.metrics import agreement
 from contourcast.imaging.rasterise import rasterise
 from contourcast.imaging.transform import RigidTransform
 from support.course import TUMOUR_XYZ_MM
-from support.server import Finished, request_for
+from support.dicom_factory import make_ct_series
+from support.server import Finished, form_files, request_for
 
 
 def get(finished: Finished, part: str, **headers: str) -> Any:
@@ -164,22 +169,41 @@ def test_ready_once_a_worker_lives(finished: Finished) -> None:
     assert answer.json()["ready"] is True
 
 
-def test_no_name_of_a_patient_is_in_a_log_an_error_or_the_index(finished: Finished) -> None:
+def test_no_name_of_a_patient_is_in_a_log_an_error_or_the_index(
+    finished: Finished, tmp_path: Path
+) -> None:
     """The course is of ZZQQ-LEAK; only what is kept, and the report for people, may say so."""
-    http = finished.server.http
-    broken = finished.course.structures.read_bytes()[:2000]
+    http, course = finished.server.http, finished.course
+
+    def odd(dataset: FileDataset, _: int) -> None:
+        """Libraries warn of such values, and quote them."""
+        for keyword in ("StudyDate", "SeriesTime", "PatientBirthDate", "PatientAge", "Modality"):
+            setattr(dataset, keyword, "ZZQQ-LEAK of an odd kind that is too long for its element")
+        dataset.PatientName = "ZZQQ-LEAK" * 20
+        dataset.WindowCenter = "1"
+        dataset["WindowCenter"]._value = "ZZQQ"
+        dataset.SpecificCharacterSet = "ISO_IR ZZQQ"
+
+    with disable_value_validation(), warnings.catch_warnings(action="ignore"):
+        strange = make_ct_series(
+            tmp_path, np.full((3, 32, 32), 40, np.int16), name="odd", change=odd
+        )
+    broken = course.structures.read_bytes()[:2000]
     said = [
+        http.post("/v1/instances", files=form_files(list(strange.paths))).text,
         http.post("/v1/instances", files=[("files", ("a.dcm", broken))]).text,
         http.get("/v1/series").text,
         http.get("/v1/nothing").text,
         http.get(f"/v1/propagations/{finished.id}").text,
         http.post("/v1/propagations", json={"cbct": "1.2", "roi": "x"}).text,
-        *finished.server.lines,
     ]
+    asked = http.post("/v1/propagations", json=request_for(course) | {"cbct": strange.series_uid})
+    if asked.status_code == 202:
+        said.append(json.dumps(finished.server.until(asked.json()["id"], lambda _: False)))
+    said += finished.server.lines
     assert len(finished.server.lines) > 5
     for text in said:
         assert "ZZQQ" not in text
-    folder = finished.server.data_folder
-    for path in folder.rglob("*"):
+    for path in finished.server.data_folder.rglob("*"):
         if path.is_file() and path.parent.parent.name not in ("instances", "results"):
             assert b"ZZQQ" not in path.read_bytes(), path
