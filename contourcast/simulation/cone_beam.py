@@ -64,6 +64,11 @@ def degraded(
     hu += recipe.streak_hu * _streaks(dense, grid, recipe.streak_count, rng)
     noise = _reconstruction_noise(rng, hu.shape, grid)
     hu += recipe.noise_hu * noise * (0.45 + 0.55 * attenuation) * (0.7 + 0.45 * central)
+    return within_field(hu, field)
+
+
+def within_field(hu: Layer, field: np.ndarray) -> Layer:
+    """Values that a scanner can write, and its padding outside the field."""
     result: Layer = np.where(field, np.clip(hu, PADDING_HU, HIGHEST_HU), PADDING_HU)
     return result.astype(np.float32)
 

@@ -12,7 +12,7 @@ from contourcast.imaging.dicom.uids import derived_uid
 from contourcast.imaging.grid import Grid
 from contourcast.imaging.transform import DeformableTransform, Displacement
 from contourcast.imaging.volume import Mask, Volume
-from contourcast.simulation import cone_beam
+from contourcast.simulation import cone_beam, rtk
 from contourcast.simulation.day import Motion, todays_change, todays_motion
 from contourcast.simulation.lesion import Layer
 from contourcast.simulation.observer import label_of_the_day
@@ -31,6 +31,8 @@ FRACTION_SEED: Final = 7919  # keeps the days' numbers apart from the patient's
 FIELD_OFF_AXIS: Final = 0.5  # the field's axis lies half way from the body's middle to the tumour
 ISOCENTRE_Z_MM: Final = 15.0  # and so far off the tumour, at most, along the patient
 ISOCENTRE_MOST_MM: Final = 40.0  # moved so far at most to stay within the CT
+PROJECTED_MM: Final = 2.5  # REGISTRATION §11.1: what is projected is computed on this grid
+RAYS_BEYOND_MM: Final = 60.0  # the cone of rays spreads beyond the field, along the patient
 VISIBLE_STEP_HU: Final = 150.0  # REGISTRATION §11.1
 VISIBLE_REACH_MM: Final = 3.0  # across the surface, each way
 TRUTH_STEP: Final = 2  # the displacement is kept on every second voxel
@@ -61,7 +63,11 @@ def fraction(
         week: How far tumour and lung have changed; set-up and breathing are new each time.
         number: Of the fraction: the same patient and number give the same scan.
         series_uid: That the CBCT will have on disk.
-        physics: How it is scanned.
+        physics: How it is scanned: in the image domain, by projections (itk-rtk), or by
+            projections where itk-rtk is installed.
+
+    Raises:
+        InputError: Projections are asked for and itk-rtk is not installed.
     """
     rng = np.random.default_rng((*patient.seed, FRACTION_SEED, number))
     cbct_frame = derived_uid(patient.digest, f"fraction {number} frame of reference")
@@ -82,15 +88,22 @@ def fraction(
     images = [view.of(today.values, phase, outside=-1000.0) for phase in motion.phases()]
     clean = cone_beam.phase_average(images)
     field = _field(grid, patient.sampling.field_diameter_mm) & view.within(patient.grid)
-    cbct_hu = cone_beam.degraded(
-        clean,
-        grid,
-        field,
-        patient.recipe,
-        rng,
-        dense=clean > BONE_STREAK_HU,
-        field_diameter_mm=patient.sampling.field_diameter_mm,
-    )
+    if _by_projection(physics):
+        body = _body_grid(patient, motion, grid)
+        chest = _View(motion, body)
+        still = [chest.of(today.values, phase, outside=-1000.0) for phase in motion.phases()]
+        hu = rtk.scanned(still, body, onto=grid, recipe=patient.recipe, rng=rng)
+        cbct_hu = cone_beam.within_field(hu, field)
+    else:
+        cbct_hu = cone_beam.degraded(
+            clean,
+            grid,
+            field,
+            patient.recipe,
+            rng,
+            dense=clean > BONE_STREAK_HU,
+            field_diameter_mm=patient.sampling.field_diameter_mm,
+        )
     depth = view.of_box(change.tumour_depth_mm, patient)
     anatomical = (depth > 0) & field
     drawn = label_of_the_day(np.where(field, depth, FAR_MM), clean, grid, patient.recipe, rng)
@@ -109,11 +122,32 @@ def fraction(
             "drift_pull_at_diaphragm_mm": motion.steady_z_mm,
             "breathing_peak_to_peak_mm": motion.breathing_mm,
             "planning_phase_offset_mm": motion.planning_offset_mm,
-            "physics": physics,
+            "physics": "rtk" if _by_projection(physics) else "image",
         },
     )
     cbct = Volume(values=cbct_hu, grid=grid, frame_of_reference=cbct_frame)
     return Fraction(week=week, cbct=cbct, truth=truth)
+
+
+def _by_projection(physics: Physics) -> bool:
+    if physics == "rtk":
+        rtk.require_installed()
+    return physics == "rtk" or (physics == "auto" and rtk.is_installed())
+
+
+def _body_grid(patient: VirtualPatient, motion: Motion, scan: Grid) -> Grid:
+    """All that rays of the scan pass through, in the CBCT's frame, coarse."""
+    corners = motion.planning_from_cbct.inverse().apply(patient.grid.corners_xyz_mm)
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    z = scan.origin_xyz_mm[2] + np.array([0.0, scan.offsets_z_mm[-1]])
+    low[2] = max(low[2], z[0] - RAYS_BEYOND_MM)
+    high[2] = min(high[2], z[1] + RAYS_BEYOND_MM)
+    n = np.ceil((high - low) / PROJECTED_MM).astype(int) + 1
+    return Grid.even(
+        shape_zyx=(int(n[2]), int(n[1]), int(n[0])),
+        spacing_xyz_mm=(PROJECTED_MM,) * 3,
+        origin_xyz_mm=low,
+    )
 
 
 class _View:
