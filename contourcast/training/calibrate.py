@@ -31,6 +31,8 @@ from contourcast.simulation.recipe import Recipe, Sampling
 
 PUBLISHED_DICE: Final = {"translation": 0.552, "rigid": 0.569, "dir-t": 0.632, "dir-l": 0.666}
 BOOTSTRAPS: Final = 2000
+FAILED: Final = "failed: "
+MOST_FAILED: Final = 0.2  # of the fractions; with more, nothing is calibrated on them
 
 OnStep = Callable[[str], None]
 
@@ -75,6 +77,11 @@ class Score:
     ended_as: str
 
     @property
+    def failed(self) -> bool:
+        """Whether the method gave no answer, and the rigid contour stands in for it."""
+        return self.ended_as.startswith(FAILED)
+
+    @property
     def key(self) -> tuple[str, int, float, float, float, str]:
         """What it is a score of."""
         return (self.ct, self.patient, self.week, self.difficulty, self.regression, self.method)
@@ -101,7 +108,8 @@ class ScoreBook:
             with path.open(newline="") as file:
                 for row in csv.DictReader(file):
                     score = _score_of(row)
-                    self._scores[score.key] = score
+                    if not score.failed:  # a run that goes on tries again
+                        self._scores[score.key] = score
 
     def find(self, case: Case, recipe: Recipe, method: str) -> Score | None:
         """The score if it is known."""
@@ -150,6 +158,9 @@ def calibrate(
 
     Returns:
         The recipe with both multipliers.
+
+    Raises:
+        MethodError: DIR-L failed on too many fractions.
     """
     settings = settings or CalibrationSettings()
     book = ScoreBook(out / "scores.csv")
@@ -272,7 +283,7 @@ def _scores(
             carriage = METHODS[method](task)
             ended_as = carriage.ended_as
         except MethodError as error:  # counted as what the product would show: the rigid contour
-            carriage, ended_as = METHODS["rigid"](task), f"failed: {error.cause}"
+            carriage, ended_as = METHODS["rigid"](task), f"{FAILED}{error.cause}"
         drawn = carry(distance, carriage.planning_from_cbct, onto=day.cbct.grid).mask()
         scores.append(
             Score(
@@ -300,8 +311,20 @@ def found(book: ScoreBook, cases: Sequence[Case], recipe: Recipe, method: str) -
 
 
 def mean_dice(book: ScoreBook, cases: Sequence[Case], recipe: Recipe, method: str) -> float:
-    """Mean over fractions."""
-    return float(np.mean([s.dice for s in found(book, cases, recipe, method)]))
+    """Mean over fractions.
+
+    Raises:
+        MethodError: The method failed on too many of them to be calibrated on.
+    """
+    scores = found(book, cases, recipe, method)
+    failures = [s for s in scores if s.failed]
+    if len(failures) > MOST_FAILED * len(scores):
+        raise MethodError(
+            f"{method} failed on {len(failures)} of {len(scores)} fractions: "
+            f"{failures[0].ended_as.removeprefix(FAILED)}",
+            remedy="mend the method first, then start the calibration again: it goes on",
+        )
+    return float(np.mean([s.dice for s in scores]))
 
 
 def write_summary(
