@@ -39,7 +39,7 @@ class TrainingDivergedError(ContourcastError):
 
 
 def small_diff_umamba() -> DiffUMambaConfig:
-    """The first checkpoint's network: docs/decisions/0005-first-checkpoint.md."""
+    """The first checkpoint's network: docs/decisions/0006-first-checkpoint.md."""
     return DiffUMambaConfig(
         features=(16, 32, 64, 128, 160),
         kernels=((3, 3, 3),) * 5,

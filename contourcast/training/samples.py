@@ -37,7 +37,7 @@ class SampleSettings:
     """The grid that samples and, later, predictions live on.
 
     Attributes:
-        spacing_zyx_mm: Near the simulated scans' own; docs/decisions/0005-first-checkpoint.md.
+        spacing_zyx_mm: Near the simulated scans' own; docs/decisions/0006-first-checkpoint.md.
         patch_zyx: What the network is trained on.
         margin_mm: Round the prior: more than a target moves and grows between fractions.
         slack_zyx: Voxels kept round the region, for rotations and shifted crops.
