@@ -10,7 +10,7 @@ import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -19,9 +19,10 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Wall seconds of each repetition."""
+    """Wall seconds of each repetition, and the processor seconds of all threads."""
 
     seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...]
 
     @property
     def best(self) -> float:
@@ -32,6 +33,14 @@ class Timing:
     def typical(self) -> float:
         """The median repetition."""
         return median(self.seconds)
+
+    @property
+    def cpu(self) -> float:
+        """Processor seconds of the least disturbed repetition; says more on a busy machine."""
+        return min(self.cpu_seconds)
+
+    def __str__(self) -> str:
+        return f"{_ms(self.best)} (median {_ms(self.typical)}, cpu {_ms(self.cpu)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +53,17 @@ class Comparison:
 
     def __str__(self) -> str:
         return (
-            f"{self.name}: ours {_shown(self.ours)}, peer {_shown(self.peer)}, "
-            f"ratio {self.ours.best / self.peer.best:.3f} (best), "
-            f"{self.ours.typical / self.peer.typical:.3f} (median)"
+            f"{self.name}: ours {self.ours}, peer {self.peer}, "
+            f"ratio {self.ours.best / self.peer.best:.3f} "
+            f"(median {self.ours.typical / self.peer.typical:.3f}, "
+            f"cpu {self.ours.cpu / self.peer.cpu:.3f})"
         )
 
 
 def timed(call: Callable[[], object], *, times: int = 5) -> Timing:
     """Runs once to warm up, then that many times."""
     call()
-    return Timing(seconds=tuple(_seconds(call) for _ in range(times)))
+    return _timing([_seconds(call) for _ in range(times)])
 
 
 def compared(
@@ -64,7 +74,7 @@ def compared(
     peer()
     pairs = [(_seconds(ours), _seconds(peer)) for _ in range(times)]
     mine, theirs = zip(*pairs, strict=True)
-    return Comparison(name=name, ours=Timing(seconds=mine), peer=Timing(seconds=theirs))
+    return Comparison(name=name, ours=_timing(mine), peer=_timing(theirs))
 
 
 def peak_mib(call: Callable[..., object], *arguments: Any) -> float:
@@ -103,11 +113,17 @@ def _peak_rss_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _seconds(call: Callable[[], object]) -> tuple[float, float]:
+    """Wall and processor seconds."""
+    start, cpu = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
-def _shown(timing: Timing) -> str:
-    return f"{timing.best * 1000:.1f} ms (median {timing.typical * 1000:.1f})"
+def _timing(runs: Sequence[tuple[float, float]]) -> Timing:
+    wall, cpu = zip(*runs, strict=True)
+    return Timing(seconds=wall, cpu_seconds=cpu)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f} ms"
