@@ -18,9 +18,10 @@ import anyio.to_thread
 from fastapi import FastAPI, Header, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from contourcast.imaging.errors import ContourcastError, InputError
 from contourcast.propagate import ALL_METHODS, NETWORK
@@ -152,6 +153,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         lifespan=lifespan,
         responses=document_for(422, 500),
     )
+    app.add_middleware(_OwnPagesOnly)
     problems.install(app)
 
     @functools.lru_cache(maxsize=1)
@@ -159,21 +161,6 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         from contourcast.models.predictor import load_network
 
         return load_network(settings.weights, device="cpu").digest
-
-    @app.middleware("http")
-    async def own_pages_only(request: Request, call_next: Any) -> Response:
-        """Other sites' pages may not make a browser on this machine act here."""
-        origin = request.headers.get("origin")
-        host = request.headers.get("host", "")
-        foreign = origin is not None and origin.split("://")[-1] != host
-        if foreign or not _is_this_machine(host):
-            error = ForeignPageError(
-                "the request comes from another site, or names another machine",
-                remedy="call the service by its loopback address",
-            )
-            return respond(problem_of(error, instance=request.url.path))
-        response: Response = await call_next(request)
-        return response
 
     @app.post(
         "/v1/instances",
@@ -210,7 +197,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         job, new = await _in_thread(_open, request, store, network_digest)
         response.status_code = 202 if new else 200
         response.headers["Location"] = f"/v1/propagations/{job.id}"
-        return _shown(job, store)
+        return await _in_thread(_shown, job, store)
 
     @app.get("/v1/propagations/{propagation}", responses=document_for(404))
     async def get_propagation(
@@ -320,6 +307,28 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         return {"code": code, "meaning": (found.__doc__ or "").strip()}
 
     return app
+
+
+class _OwnPagesOnly:
+    """Other sites' pages may not make a browser on this machine act here."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs the application for those who mean this machine."""
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            origin, host = headers.get("origin"), headers.get("host", "")
+            foreign = origin is not None and origin.split("://")[-1] != host
+            if foreign or not _is_this_machine(host):
+                error = ForeignPageError(
+                    "the request comes from another site, or names another machine",
+                    remedy="call the service by its loopback address",
+                )
+                await respond(problem_of(error, instance=scope["path"]))(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 async def _take(

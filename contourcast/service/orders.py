@@ -97,7 +97,7 @@ def make_order(request: PropagationRequest, store: Store, *, network_digest: str
         "registration": _file(registration),
         "roi": request.roi,
         "vouched": request.vouch,
-        "methods": list(request.methods or ALL_METHODS),
+        "methods": [m for m in ALL_METHODS if m in (request.methods or ALL_METHODS)],
         "settings": asdict(settings_of(request.methods, request.focus).registration),
         "focus": request.focus,
         "network": network_digest,

@@ -140,6 +140,9 @@ def test_a_propagation_is_202_and_the_same_request_again_200(
     assert again.status_code == 200
     assert again.json() == first.json()
     assert again.headers["Location"] == first.headers["Location"]
+    turned = {"methods": ["rigid", "translation", "rigid"]}
+    same = loaded.post("/v1/propagations", json=request_for(course) | turned)
+    assert (same.status_code, same.json()["id"]) == (200, first.json()["id"])
     other = loaded.post("/v1/propagations", json=request_for(course) | {"methods": ["rigid"]})
     assert other.status_code == 202
     assert other.json()["id"] != first.json()["id"]
