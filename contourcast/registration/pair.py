@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -165,6 +165,16 @@ class Pair:
             dtype=torch.float32,
             device=self.depth.values.device,
         )
+
+    def mirrored(self) -> Pair:
+        """The same CBCT with the left-right mirror image of the planning CT, coarse alone."""
+        image = self.moving[self.coarse_mm]
+        left_right = int(np.abs(image.world_from_index[0, :3]).argmax())
+        values = image.values.flip(2 - left_right)
+        twin = replace(self, moving={self.coarse_mm: image.with_values(values)})
+        twin._places.update(self._places)
+        twin._normalised_fixed.update(self._normalised_fixed)
+        return twin
 
     def overlap(self, pose: Pose) -> float:
         """Share of the core that lies in the planning CT."""

@@ -23,8 +23,10 @@ from contourcast.registration.pair import Near, Pair, make_pair
 from contourcast.registration.prior_region import PriorRegion
 from contourcast.registration.quality import (
     Evidence,
+    apart_mm,
     compare,
     judge,
+    mirrored_fit,
     prior_in_view,
 )
 from contourcast.registration.result import LevelLog, Registration, Registrations
@@ -133,9 +135,15 @@ def _body(
     """The rigid answer of the whole field; turned starts only when the first is not accepted."""
     coarse = _coarse(pair, starts.poses, free=RIGID)
     answer = _finest(pair, coarse, free=RIGID)
+    mirrored = mirrored_fit(pair, base)
 
     def judged() -> Quality:
-        evidence = Evidence(start_ratio=starts.ratio, spread_mm=_spread(pair, coarse), blind=blind)
+        evidence = Evidence(
+            start_ratio=starts.ratio,
+            spread_mm=_spread(pair, coarse),
+            blind=blind,
+            mirror_margin=max(a.value for a in coarse) - mirrored,
+        )
         return judge(pair, answer.pose, prior, base=base, evidence=evidence)
 
     quality = judged()
@@ -190,11 +198,8 @@ def _descended(pair: Pair, pose: Pose, *, free: int, levels: slice) -> _Answer:
 def _spread(pair: Pair, answers: Sequence[_Answer]) -> float:
     """Largest distance to the best answer of those within 5 % of its metric, mm at 60 mm."""
     best = max(answers, key=lambda answer: answer.value)
-    radius = pair.settings.rigid.descent.rotation_radius_mm
-    points = pair.center_xyz_mm + radius * np.concatenate((np.eye(3), -np.eye(3)))
-    there = best.pose.apply(points)
     near = [a for a in answers if a.value >= 0.95 * best.value]
-    return max(float(np.linalg.norm(a.pose.apply(points) - there, axis=1).mean()) for a in near)
+    return max(apart_mm(pair, a.pose, best.pose) for a in near)
 
 
 def _target(pair: Pair, prior: PriorRegion, body: _Answer) -> Registration | None:
