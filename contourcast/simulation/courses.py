@@ -73,7 +73,29 @@ def simulate_course(
     if folder.exists():
         return
     part = out / f".{folder.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    try:
+        _write_course(
+            part, recipe, anatomy, fractions, seed, patient_number, sampling, physics, on_step
+        )
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    on_step(f"patient {patient_number}: done", 1.0)
+
+
+def _write_course(
+    folder: Path,
+    recipe: Recipe,
+    anatomy: Anatomy,
+    fractions: Sequence[float],
+    seed: int,
+    patient_number: int,
+    sampling: Sampling | None,
+    physics: Physics,
+    on_step: OnStep,
+) -> None:
     on_step(f"patient {patient_number}: planning CT", 0.0)
     patient = virtual_patient(
         anatomy, recipe=recipe, sampling=sampling or Sampling(), seed=(seed, patient_number)
@@ -84,16 +106,14 @@ def simulate_course(
         sex="O",
     )
     planned_at = FIRST_PLAN + timedelta(days=patient_number % 300)
-    _write_plan(part, patient, person, planned_at)
-    _write_patient_truth(part / "truth" / "patient.json", patient, seed, fractions)
+    _write_plan(folder, patient, person, planned_at)
+    _write_patient_truth(folder / "truth" / "patient.json", patient, seed, fractions)
     for number, week in enumerate(fractions, 1):
         on_step(f"patient {patient_number}: fraction {number}", number / (len(fractions) + 1))
         scanned_at = (
             planned_at + PLAN_TO_TREATMENT + timedelta(days=round(7 * week), hours=number % 7)
         )
-        _write_fraction(part, patient, person, number, week, scanned_at, physics)
-    part.rename(folder)
-    on_step(f"patient {patient_number}: done", 1.0)
+        _write_fraction(folder, patient, person, number, week, scanned_at, physics)
 
 
 def _write_plan(

@@ -8,6 +8,7 @@ import pydicom
 import pytest
 
 from contourcast.imaging.errors import InputError
+from contourcast.simulation import rtk
 from contourcast.simulation.courses import simulate_course
 from contourcast.simulation.fraction import fraction
 from contourcast.simulation.recipe import CLINIC_1
@@ -61,6 +62,24 @@ def test_a_course_that_is_there_is_left_alone(course: Path) -> None:
     before = (course / "structures.dcm").stat().st_mtime_ns
     _course(course.parent)
     assert (course / "structures.dcm").stat().st_mtime_ns == before
+
+
+def test_a_course_that_fails_half_way_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rtk.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="itk-rtk"):
+        simulate_course(
+            tmp_path,
+            recipe=CLINIC_1,
+            anatomy=tiny_thorax(),
+            fractions=[2.0],
+            seed=7,
+            patient_number=1,
+            sampling=TINY,
+            physics="rtk",
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_structure_set_is_approved_and_holds_more_than_the_tumour(course: Path) -> None:
