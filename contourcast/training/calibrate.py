@@ -21,6 +21,7 @@ import numpy as np
 from contourcast.imaging.distance import carry, distance_map
 from contourcast.imaging.errors import MethodError
 from contourcast.imaging.metrics import dice
+from contourcast.propagate import Network
 from contourcast.registration.methods import METHODS, Task
 from contourcast.registration.rigid import register_all
 from contourcast.registration.settings import RegistrationSettings
@@ -246,15 +247,16 @@ def score(
     sampling: Sampling,
     methods: Sequence[str],
     on_step: OnStep,
+    network: Network | None = None,
 ) -> None:
-    """Fills the book with the scores that it lacks."""
+    """Fills the book with the scores that it lacks; the network's are under its own name."""
     for n, case in enumerate(cases, 1):
         missing = [m for m in methods if book.find(case, recipe, m) is None]
         if not missing:
             continue
         patient = virtual_patient(case.anatomy, recipe=recipe, sampling=sampling, seed=case.seed)
         day = fraction(patient, week=case.week, number=case.number)
-        book.add(_scores(case, patient, day, missing))
+        book.add(_scores(case, patient, day, missing, network))
         on_step(
             f"difficulty {recipe.difficulty:g}, regression {recipe.regression:g}: "
             f"{n} of {len(cases)}, {', '.join(missing)}"
@@ -262,7 +264,11 @@ def score(
 
 
 def _scores(
-    case: Case, patient: VirtualPatient, day: Fraction, methods: Sequence[str]
+    case: Case,
+    patient: VirtualPatient,
+    day: Fraction,
+    methods: Sequence[str],
+    network: Network | None,
 ) -> list[Score]:
     settings = RegistrationSettings()
     registrations = register_all(
@@ -280,11 +286,14 @@ def _scores(
     for method in methods:
         ended_as = ""
         try:
-            carriage = METHODS[method](task)
+            carriage = METHODS["rigid" if network and method == network.name else method](task)
             ended_as = carriage.ended_as
         except MethodError as error:  # counted as what the product would show: the rigid contour
             carriage, ended_as = METHODS["rigid"](task), f"{FAILED}{error.cause}"
-        drawn = carry(distance, carriage.planning_from_cbct, onto=day.cbct.grid).mask()
+        region = carry(distance, carriage.planning_from_cbct, onto=day.cbct.grid)
+        if network and method == network.name:
+            region = network.predict(day.cbct, region)
+        drawn = region.mask()
         scores.append(
             Score(
                 ct=case.anatomy.name,
