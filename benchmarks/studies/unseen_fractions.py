@@ -2,7 +2,7 @@
 
     python benchmarks/studies/unseen_fractions.py OUT [--difficulty 1.0] [--regression 1.0]
 
-Virtual patients by the recipe clinic-1 on Lung-PET-CT-Dx A0001, NSCLC-Radiogenomics R01-001 and five
+Virtual patients by clinic-1 on Lung-PET-CT-Dx A0001, NSCLC-Radiogenomics R01-001 and five
 phantoms, two patients on each, two fractions of each: none of these CTs, phantoms or grafts is in
 the curriculum. Every score is kept in OUT/scores.csv as it comes, and a stopped study goes on.
 Leads are paired means with a bootstrap by patient.
