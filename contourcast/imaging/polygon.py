@@ -24,6 +24,8 @@ SAME_PIXEL_PLACE: Final = 6
 AREA_SQUARES: Final = 32
 # In pixels; the nearest edge is found by marks set along the edges at most this far apart.
 MARK_EVERY: Final = 0.5
+# Pairs of edges compared at a time: some tens of megabytes, however many points a contour has.
+PAIRS_AT_A_TIME: Final = 500_000
 
 
 def edges(loops: Loops) -> tuple[Float[np.ndarray, "m 2"], Float[np.ndarray, "m 2"]]:
@@ -134,9 +136,13 @@ def contains(loop: Loop, point: Float[np.ndarray, " 2"]) -> bool:
 
 def oriented(loops: Loops) -> list[Loop]:
     """The same loops, wound so that outer ones have positive area and holes negative area."""
+    low = np.array([np.min(loop, axis=0) for loop in loops])
+    high = np.array([np.max(loop, axis=0) for loop in loops])
     result = []
     for n, loop in enumerate(loops):
-        depth = sum(contains(other, loop[0]) for m, other in enumerate(loops) if m != n)
+        about = ((low <= loop[0]) & (loop[0] <= high)).all(axis=1)
+        about[n] = False
+        depth = sum(contains(loops[m], loop[0]) for m in np.flatnonzero(about).tolist())
         outer = depth % 2 == 0
         result.append(loop if (signed_area(loop) >= 0) == outer else loop[::-1])
     return result
@@ -182,36 +188,39 @@ def signed_distance(
     return signed
 
 
-def crosses_itself(loop: Loop, *, deeper_than: float = 0.0) -> bool:
+def crosses_itself(loop: Loop) -> bool:
     """Whether two edges of the loop cross in their interiors (touching does not count).
 
-    Edges are compared only where they are at the same height, so long loops cost little.
-
-    Args:
-        loop: The loop.
-        deeper_than: How far each edge must reach beyond the other, in the loop's unit: above
-            zero, what crosses by rounding alone is let pass.
+    Only pairs of edges that share a stretch of x are looked at, a bounded number at a time.
     """
     start, stop = edges([loop])
-    low, high = np.minimum(start, stop)[:, 1], np.maximum(start, stop)[:, 1]
-    order = np.argsort(low, kind="stable")
-    start, stop, low, high = start[order], stop[order], low[order], high[order]
-    ended = np.searchsorted(low, high, side="right")  # edges from here begin above this one's end
-    a, n = _repeated(np.maximum(ended - np.arange(len(loop)) - 1, 0))
-    b = a + 1 + n
-    b_from_a = _beside(start[a], stop[a], start[b]), _beside(start[a], stop[a], stop[b])
-    a_from_b = _beside(start[b], stop[b], start[a]), _beside(start[b], stop[b], stop[a])
-    crossing = (b_from_a[0] * b_from_a[1] < 0) & (a_from_b[0] * a_from_b[1] < 0)
-    depth = np.abs([*b_from_a, *a_from_b]).min(axis=0, initial=np.inf)
-    return bool((crossing & (depth > deeper_than)).any())
+    order = np.argsort(np.minimum(start[:, 0], stop[:, 0]))
+    start, stop = start[order], stop[order]
+    low, high = np.minimum(start[:, 0], stop[:, 0]), np.maximum(start[:, 0], stop[:, 0])
+    later = np.searchsorted(low, high, side="right") - np.arange(len(low)) - 1
+    chunk = np.cumsum(later) // PAIRS_AT_A_TIME
+    for edges_of_chunk in np.split(np.arange(len(low)), np.flatnonzero(np.diff(chunk)) + 1):
+        one, step = _repeated(later[edges_of_chunk])
+        a = edges_of_chunk[one]
+        b = a + 1 + step
+        if (
+            _apart(start[a], stop[a], start[b], stop[b])
+            & _apart(start[b], stop[b], start[a], stop[a])
+        ).any():
+            return True
+    return False
 
 
-def _beside(start: Loop, stop: Loop, points: Loop) -> Float[np.ndarray, " m"]:
-    """How far points lie to one side of the lines through edges (signed)."""
-    (dx, dy), (px, py) = (stop - start).T, (points - start).T
-    length = np.hypot(dx, dy)
-    away: np.ndarray = (dx * py - dy * px) / np.where(length > 0, length, 1.0)
-    return away
+def _apart(a: Loop, b: Loop, p: Loop, q: Loop) -> Bool[np.ndarray, " m"]:
+    """Whether p and q lie on different sides of the line through a and b."""
+
+    def side(point: Loop) -> Float[np.ndarray, " m"]:
+        along, to = b - a, point - a
+        turn: np.ndarray = along[:, 0] * to[:, 1] - along[:, 1] * to[:, 0]
+        return turn
+
+    apart: np.ndarray = side(p) * side(q) < 0
+    return apart
 
 
 def _pieces(loops: Loops, step: float) -> tuple[Loop, Loop]:

@@ -298,3 +298,19 @@ def test_only_loops_that_cross_cross() -> None:
     assert not polygon.crosses_itself(np.array([[0.0, 0], [4, 0], [4, 4], [0, 4]]))
     keyhole = [[0.0, 0], [6, 0], [6, 6], [0, 6], [0, 0], [2, 2], [2, 4], [4, 4], [4, 2], [2, 2]]
     assert not polygon.crosses_itself(np.array(keyhole))
+
+
+def test_a_crossing_among_many_points_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(polygon, "PAIRS_AT_A_TIME", 1000)
+    angle = np.linspace(0, 2 * np.pi, 3000, endpoint=False)
+    wavy = (50 + 3 * np.sin(9 * angle))[:, None] * np.column_stack((np.cos(angle), np.sin(angle)))
+    assert not polygon.crosses_itself(wavy)
+    swapped = wavy.copy()
+    swapped[[1000, 1001]] = swapped[[1001, 1000]]
+    assert polygon.crosses_itself(swapped)
+
+
+def test_many_islands_are_measured_at_once() -> None:
+    corners = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
+    islands = [corners + np.array([2 * x, 2 * y]) for x in range(40) for y in range(40)]
+    assert polygon.area(islands) == pytest.approx(1600)
