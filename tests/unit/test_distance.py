@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from contourcast.imaging.distance import MOST_VOXELS, carry, distance_map
+from contourcast.imaging.distance import MOST_VOXELS, carry, distance_map, own_grid
 from contourcast.imaging.errors import FrameMismatchError, GeometryError, InputError
 from contourcast.imaging.grid import Grid
 from contourcast.imaging.metrics import dice
@@ -292,3 +292,23 @@ def test_one_slice_alone_gives_no_thickness() -> None:
     roi = Roi(number=1, name="GTV", contours=(square,), frame_of_reference=FRAME)
     with pytest.raises(GeometryError, match="no thickness"):
         distance_map(roi, grid=single)
+
+
+def test_a_stack_whose_scan_is_not_at_hand_has_a_grid_of_its_own() -> None:
+    grid = planning_grid()
+    roi = stack(grid, ball(14.0))
+    own = own_grid(roi)
+    assert own.shape_zyx[0] == len(roi.loops)
+    one = carry(distance_map(roi, grid=grid), still(), onto=CBCT).mask()
+    other = carry(distance_map(roi, grid=own), still(), onto=CBCT).mask()
+    assert dice(other, one) > 0.995
+
+
+@pytest.mark.parametrize("tilt", [0.0, 90.0])
+def test_a_single_contour_or_a_sagittal_one_has_no_grid_of_its_own(tilt: float) -> None:
+    whole = stack(planning_grid(), ball(14.0)).contours[: 1 if tilt == 0 else None]
+    turn = Rotation.from_euler("Y", tilt, degrees=True).as_matrix()
+    contours = tuple(Contour(points_xyz_mm=c.points_xyz_mm @ turn.T) for c in whole)
+    roi = Roi(number=1, name="GTV", contours=contours, frame_of_reference=FRAME)
+    with pytest.raises(InputError, match="not a stack of axial contours"):
+        own_grid(roi)
