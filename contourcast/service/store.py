@@ -33,7 +33,12 @@ from typing import Any, Final, Literal
 
 from contourcast.imaging.dicom.instance import Header
 from contourcast.imaging.files import write_atomically
-from contourcast.service.problems import DiskFullError, NotFoundError, SettingsError
+from contourcast.service.problems import (
+    BusyError,
+    DiskFullError,
+    NotFoundError,
+    SettingsError,
+)
 
 Outcome = Literal["stored", "already", "conflict", "refused"]
 
@@ -180,7 +185,28 @@ class Store:
 
     @contextmanager
     def _index(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
-        """A connection of its own for each use: safe across threads; one transaction if writing."""
+        """A connection of its own for each use: safe across threads; one transaction if writing.
+
+        Raises:
+            BusyError: The index cannot be reached, or was held by others for too long.
+            DiskFullError: It cannot grow.
+        """
+        try:
+            with self._connected(write=write) as connection:
+                yield connection
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise DiskFullError(
+                    "the disk filled up while this was written",
+                    remedy="free space on the disk of the data folder, then send again",
+                ) from error
+            raise BusyError(
+                "the index cannot be reached",
+                remedy="send again later; if it stays so, look at the disk of the data folder",
+            ) from error
+
+    @contextmanager
+    def _connected(self, *, write: bool) -> Iterator[sqlite3.Connection]:
         connection = sqlite3.connect(
             self.folder / "index.sqlite3", timeout=30, isolation_level=None
         )

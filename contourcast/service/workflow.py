@@ -16,16 +16,21 @@ import structlog
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, Queue, SetWorkflowID
 
 from contourcast.imaging.errors import ContourcastError
-from contourcast.service.problems import log_fault, problem_of, unexpected
+from contourcast.service.problems import BusyError, DiskFullError, log_fault, problem_of, unexpected
 from contourcast.service.settings import ServiceSettings
 from contourcast.service.steps import Steps
-from contourcast.service.store import Store
+from contourcast.service.store import Store, writing
 
 # Raised when the steps change, and only then: a worker takes up jobs of its own version alone.
 WORKFLOW_VERSION: Final = "1"
 QUEUE: Final = "propagations"
 # Times that a job may take its worker down before it is set aside.
 RECOVERIES: Final = 3
+# What is no fault of the job: a full disk, an index that is held by others.
+MAY_PASS: Final = (BusyError, DiskFullError)
+# 2 + 4 + 8 + 16 + 32 s: about a minute to free space.
+ATTEMPTS: Final = 6
+RETRY_S: Final = 2.0
 POLL_S: Final = 0.2
 HEARTBEAT_S: Final = 5.0
 
@@ -71,12 +76,18 @@ def _config(settings: ServiceSettings) -> DBOSConfig:
 
 
 def _define(store: Store, steps: Steps) -> Callable[[str, str], str]:
-    """The workflow over these steps. A refusal ends the job; nothing is raised into the engine."""
+    """The workflow over these steps.
+
+    A refusal ends the job; raised into the engine is only what may pass, for another attempt.
+    """
 
     def step(name: str, function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
         def told(*args: Any) -> dict[str, Any]:
             try:
-                return function(*args)
+                with writing():
+                    return function(*args)
+            except MAY_PASS:
+                raise
             except ContourcastError as error:
                 return {"problem": problem_of(error).model_dump()}
             except Exception as error:  # the engine would log and keep its message
@@ -84,7 +95,13 @@ def _define(store: Store, steps: Steps) -> Callable[[str, str], str]:
                 log_fault("step_failed", error, trace=trace, job_id=args[0], step=name)
                 return {"problem": unexpected(trace).model_dump()}
 
-        return DBOS.step(name=name)(told)
+        return DBOS.step(
+            name=name,
+            retries_allowed=True,
+            max_attempts=ATTEMPTS,
+            interval_seconds=RETRY_S,
+            should_retry=lambda error: isinstance(error, MAY_PASS),
+        )(told)
 
     register = step("register", steps.register)
     carry = step("carry", steps.carry)
@@ -97,7 +114,7 @@ def _define(store: Store, steps: Steps) -> Callable[[str, str], str]:
         steps.forget()
         return {}
 
-    end_job = DBOS.step(name="end")(end)
+    end_job = step("end", end)
 
     @DBOS.workflow(name="propagate", max_recovery_attempts=RECOVERIES)
     def run(propagation: str, methods: str) -> str:
@@ -163,20 +180,20 @@ def _hand_over(
 
 
 def _end_parked(store: Store) -> None:
-    """A job that took its worker down too often fails, so that whoever waits for it hears of it."""
+    """A job that the engine is through with and that did not end fails: somebody waits for it."""
     waiting = {f"{job.id}-{job.attempt}": job for job in store.unfinished()}
     if not waiting:
         return
     given_up = DBOS.list_workflows(
         workflow_ids=list(waiting),
-        status=["MAX_RECOVERY_ATTEMPTS_EXCEEDED", "ERROR", "CANCELLED"],
+        status=["MAX_RECOVERY_ATTEMPTS_EXCEEDED", "ERROR", "CANCELLED", "SUCCESS"],
         load_input=False,
         load_output=False,
     )
     for workflow in given_up:
         error = ContourcastError(
-            "the job was set aside: its worker stopped in the middle of it again and again",
-            remedy="look into the worker's log and memory, then send the request again",
+            "the job was set aside: time and again its worker stopped, or could not write, in it",
+            remedy="look into the worker's log, memory and disk, then send the request again",
         )
         store.end_job(waiting[workflow.workflow_id].id, problem=problem_of(error).model_dump())
         log.error("job_parked", job_id=waiting[workflow.workflow_id].id, status=workflow.status)

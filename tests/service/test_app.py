@@ -287,6 +287,17 @@ def test_nothing_is_taken_when_the_disk_is_below_its_reserve(
         assert http.get("/health/ready").json()["checks"]["store"].startswith("free space")
 
 
+def test_an_index_that_cannot_be_reached_is_503(http: Client, folder: Path) -> None:
+    for path in folder.glob("index.sqlite3*"):
+        path.rename(path.with_name("moved-" + path.name))
+    (folder / "index.sqlite3").mkdir()
+    answer = http.get("/v1/series")
+    assert problem(answer, 503)["cause"] == "the index cannot be reached"
+    assert answer.headers["Retry-After"]
+    assert http.get("/health/live").status_code == 200
+    assert http.get("/health/ready").status_code == 503
+
+
 def test_an_upload_that_stands_still_is_408_and_one_beyond_the_limit_503(
     folder: Path, course: CourseFiles
 ) -> None:

@@ -119,7 +119,7 @@ class Server:
     def done(self, propagation: str) -> dict[str, Any]:
         """Waits for the end, which must be a good one."""
         job = self.until(propagation, lambda _: False)
-        assert job["state"] == "done", job
+        assert job["state"] == "done", f"{job}\n{''.join(self.lines)}"
         return job
 
 
