@@ -1,6 +1,6 @@
 """Whether a registration may carry a contour: figures, limits, and reasons in words.
 
-The limits are `QualityLimits`; how they were chosen is in docs/decisions/0004-verdict-limits.md.
+The limits are `QualityLimits`; how they were chosen is in docs/decisions/0012-verdict-limits.md.
 """
 
 from __future__ import annotations

@@ -67,6 +67,30 @@ def test_a_mirrored_patient_is_never_accepted(axis: int) -> None:
     assert judged(moving=mirrored).verdict is Verdict.REJECT
 
 
+def test_a_nearly_symmetric_patient_who_is_mirrored_is_told_by_comparison() -> None:
+    symmetric = Phantom()
+    half = len(symmetric.centers) // 2
+    symmetric.centers[half:] = symmetric.centers[:half] * [-1, 1, 1] + [0, 3, 3]
+    symmetric.radii[half:], symmetric.hu[half:] = symmetric.radii[:half], symmetric.hu[:half]
+    ct = symmetric.planning_ct()
+    cbct = symmetric.cbct(TRUTH)
+    margins = []
+    for moving in (ct, ct.with_values(np.flip(ct.values, 2))):
+        quality = assess(
+            fixed=cbct, moving=moving, planning_from_cbct=TRUTH, prior=PRIOR, settings=SETTINGS
+        )
+        margins.append(quality.figure("mirror_margin") or 0.0)
+    assert margins[0] > 0.1
+    assert margins[1] < -0.1
+    assert any("left and right may be swapped" in reason for reason in quality.reasons)
+    assert quality.verdict is Verdict.REJECT
+
+
+def test_an_answer_tells_how_far_away_the_scans_fit_better() -> None:
+    assert (judged().figure("better_fit_mm") or 0) < 0.5
+    assert judged(shift_xyz_mm=(0, 0, 6)).figure("better_fit_mm") == pytest.approx(6, abs=0.5)
+
+
 def test_little_overlap_is_named() -> None:
     nz = CT.grid.shape_zyx[0]
     cut = nz * 2 // 3
