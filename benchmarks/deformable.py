@@ -211,8 +211,8 @@ class ChildMemory:
                 with suppress(OSError):
                     for child in (task / "children").read_text().split():
                         status = Path(f"/proc/{child}/status").read_text()
-                        peak = status.partition("VmHWM:")[2].split()[0]
-                        self.peak_mib = max(self.peak_mib, int(peak) / 1024)
+                        for peak_kib in status.partition("VmHWM:")[2].split()[:1]:  # none: it ended
+                            self.peak_mib = max(self.peak_mib, int(peak_kib) / 1024)
 
 
 if __name__ == "__main__":
