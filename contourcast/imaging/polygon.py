@@ -188,10 +188,15 @@ def signed_distance(
     return signed
 
 
-def crosses_itself(loop: Loop) -> bool:
+def crosses_itself(loop: Loop, *, deeper_than: float = 0.0) -> bool:
     """Whether two edges of the loop cross in their interiors (touching does not count).
 
     Only pairs of edges that share a stretch of x are looked at, a bounded number at a time.
+
+    Args:
+        loop: The loop.
+        deeper_than: How far each edge must reach beyond the other, in the loop's unit: above
+            zero, what crosses by rounding alone is let pass.
     """
     start, stop = edges([loop])
     order = np.argsort(np.minimum(start[:, 0], stop[:, 0]))
@@ -203,24 +208,21 @@ def crosses_itself(loop: Loop) -> bool:
         one, step = _repeated(later[edges_of_chunk])
         a = edges_of_chunk[one]
         b = a + 1 + step
-        if (
-            _apart(start[a], stop[a], start[b], stop[b])
-            & _apart(start[b], stop[b], start[a], stop[a])
-        ).any():
+        b_from_a = _beside(start[a], stop[a], start[b]), _beside(start[a], stop[a], stop[b])
+        a_from_b = _beside(start[b], stop[b], start[a]), _beside(start[b], stop[b], stop[a])
+        crossing = (b_from_a[0] * b_from_a[1] < 0) & (a_from_b[0] * a_from_b[1] < 0)
+        depth = np.abs([*b_from_a, *a_from_b]).min(axis=0, initial=np.inf)
+        if (crossing & (depth > deeper_than)).any():
             return True
     return False
 
 
-def _apart(a: Loop, b: Loop, p: Loop, q: Loop) -> Bool[np.ndarray, " m"]:
-    """Whether p and q lie on different sides of the line through a and b."""
-
-    def side(point: Loop) -> Float[np.ndarray, " m"]:
-        along, to = b - a, point - a
-        turn: np.ndarray = along[:, 0] * to[:, 1] - along[:, 1] * to[:, 0]
-        return turn
-
-    apart: np.ndarray = side(p) * side(q) < 0
-    return apart
+def _beside(start: Loop, stop: Loop, points: Loop) -> Float[np.ndarray, " m"]:
+    """How far points lie to one side of the lines through edges (signed)."""
+    (dx, dy), (px, py) = (stop - start).T, (points - start).T
+    length = np.hypot(dx, dy)
+    away: np.ndarray = (dx * py - dy * px) / np.where(length > 0, length, 1.0)
+    return away
 
 
 def _pieces(loops: Loops, step: float) -> tuple[Loop, Loop]:
