@@ -62,11 +62,10 @@ def main() -> None:
     )
     cases = cases_of(anatomies(sampling), CalibrationSettings(seed=77))
     book = ScoreBook(arguments.out / "scores.csv")
-    network = load_network(arguments.weights, device="cpu")
-    methods = arguments.methods.split(",")
-    for method in methods:
-        score(book, cases, recipe, sampling, (method,), _say, network)
-    scores = {m: found(book, cases, recipe, m) for m in methods}
+    methods = tuple(arguments.methods.split(","))
+    network = load_network(arguments.weights, device="cpu") if NETWORK in methods else None
+    score(book, cases, recipe, sampling, methods, _say, network)
+    scores = {m: found(book, cases, recipe, m) for m in METHODS}
     print_means(scores)
     print_leads(scores, "dir-l")
     print_leads(scores, "rigid")
