@@ -20,8 +20,6 @@ PADDING_HU: Final = -1000.0
 HIGHEST_HU: Final = 3000.0
 STREAK_WIDTH_MM: Final = 1.3
 BODY_RADIUS_MM: Final = 170.0  # cupping is full at the axis and none so far out
-RIM_MM: Final = 7.0  # truncation brightens the edge of the field over this depth
-RIM_HU: Final = 60.0
 
 
 def degraded(
@@ -59,8 +57,8 @@ def degraded(
     hu = rng.uniform(*recipe.gain_range) * (hu + 1000) - 1000 + rng.uniform(*recipe.offset_hu_range)
     hu += (recipe.shading_hu / 2) * smooth_noise(rng, hu.shape, grid.spacing_zyx_mm, 160.0)
     hu -= rng.uniform(*recipe.cupping_hu_range) * central * attenuation
-    rim = np.exp(-np.clip(field_diameter_mm / 2 - from_axis, 0, None) / RIM_MM)
-    hu += RIM_HU * rim * (attenuation > 0.3)
+    rim = np.exp(-np.clip(field_diameter_mm / 2 - from_axis, 0, None) / recipe.rim_mm)
+    hu += recipe.rim_hu * rim * (attenuation > 0.3)
     hu += recipe.streak_hu * _streaks(dense, grid, recipe.streak_count, rng)
     noise = _reconstruction_noise(rng, hu.shape, grid)
     hu += recipe.noise_hu * noise * (0.45 + 0.55 * attenuation) * (0.7 + 0.45 * central)

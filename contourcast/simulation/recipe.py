@@ -138,6 +138,8 @@ class Recipe:
     noise_hu: float = 60.0  # [L] sd in soft tissue
     streak_hu: float = 25.0  # [O] amplitude of one streak
     streak_count: int = 40  # [O]
+    rim_hu: float = 60.0  # [L] truncation brightens the edge of the field
+    rim_mm: float = 7.0  # [O] over this depth
     blur_mm: float = 0.9  # [O] sd of the reconstruction's point spread
 
     # the scan, projections

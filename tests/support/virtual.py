@@ -39,6 +39,7 @@ STILL = replace(
     cupping_hu_range=(0.0, 0.0),
     noise_hu=0.0,
     streak_hu=0.0,
+    rim_hu=0.0,
     blur_mm=0.0,
 )
 """Nothing moves, nothing changes, the scan is perfect."""

@@ -34,15 +34,13 @@ def test_outside_the_field_there_is_padding_alone() -> None:
     assert (scan[field] > cone_beam.PADDING_HU).mean() > 0.99
 
 
-def test_noise_has_the_sd_of_the_recipe_and_neighbours_share_it() -> None:
+def test_noise_has_the_sd_of_the_recipe_and_no_slow_waves() -> None:
     noisy, field = _water(replace(STILL, noise_hu=60.0))
     clean, _ = _water(STILL)
     noise = (noisy - clean)[field].reshape(12, 50, 50)
     assert 45 < noise.std() < 90
-    along = np.corrcoef(noise[:, :, 1:].ravel(), noise[:, :, :-1].ravel())[0, 1]
-    assert 0.1 < along < 0.9
-    # a ramp filter leaves no slow waves: means over 20 mm are far quieter than white noise's
-    assert noise.reshape(12, 5, 10, 5, 10).mean(axis=(2, 4)).std() < 0.1 * noise.std()
+    # a ramp filter leaves no slow waves: of white noise, means over 10 x 10 voxels keep a tenth
+    assert noise.reshape(12, 5, 10, 5, 10).mean(axis=(2, 4)).std() < 0.07 * noise.std()
 
 
 def test_gain_and_offset_change_the_numbers() -> None:
@@ -91,7 +89,8 @@ def test_a_tumour_in_tissue_cannot_be_seen_and_one_in_lung_can() -> None:
     z, y, x = np.meshgrid(*(np.arange(n) for n in (12, 60, 60)), indexing="ij")
     depth = 12.0 - np.hypot(np.hypot(2 * (y - 30), 2 * (x - 30)), 2.5 * (z - 6))
     assert visible_share(np.zeros(depth.shape), depth, GRID) == 0.0
-    assert visible_share(np.where(depth > 0, 0.0, -800.0), depth, GRID) == 1.0
+    # the caps are one slice thick: a step of 3 mm out of them is blurred by the slices' distance
+    assert visible_share(np.where(depth > 0, 0.0, -800.0), depth, GRID) > 0.85
 
 
 def test_the_same_fraction_is_the_same_scan_and_another_is_not() -> None:
