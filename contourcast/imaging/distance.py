@@ -268,6 +268,8 @@ def _falloff(plane: Float[np.ndarray, "y x"]) -> float:
     lies under it up to d / (d + falloff) of the step.
     """
     depth = plane[plane > 0]
+    if not depth.size:  # a sliver between the pixels has no dome to speak of
+        return 1.0
     low, high = 0.0, float(depth.max(initial=1.0))
     for _ in range(20):
         middle = (low + high) / 2

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -214,6 +216,21 @@ def test_one_contour_alone_is_a_slice_thick() -> None:
     )
     carried = carry(distance_map(alone, grid=grid), still(), onto=fine).mask()
     assert carried.volume_cc == pytest.approx(3 * 706.5 / 1000, rel=0.03)
+
+
+def test_a_last_contour_that_is_a_sliver_does_no_harm() -> None:
+    grid = planning_grid()
+    roi = stack(grid, ball(15.0))
+    top = max(roi.loops, key=lambda loop: float(loop.points_xyz_mm[0, 2]))
+    sliver = top.points_xyz_mm.copy()
+    sliver[:, 1] = sliver[0, 1] + 1e-3 * np.sin(np.arange(len(sliver)))
+    sliver[:, 2] = grid.world([[0, 0, grid.index(top.points_xyz_mm)[0, 2] + 1]])[0, 2]
+    with_sliver = replace(roi, contours=(*roi.contours, Contour(points_xyz_mm=sliver)))
+    whole, less = (
+        carry(distance_map(r, grid=grid), still(), onto=CBCT).mask().volume_cc
+        for r in (with_sliver, roi)
+    )
+    assert whole == pytest.approx(less, rel=0.1)
 
 
 def test_uneven_slices_keep_their_volume() -> None:
