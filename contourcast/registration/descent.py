@@ -11,6 +11,8 @@ from contourcast.registration.local_ncc import NOTHING, LocalNcc, Pose, Slope
 from contourcast.registration.result import LevelLog
 from contourcast.registration.settings import DescentSettings
 
+RIGID, TRANSLATION = 6, 3  # how many of (shift, rotation) may change
+
 
 def descend(
     metric: LocalNcc,
@@ -26,7 +28,7 @@ def descend(
     Args:
         metric: What is to grow.
         pose: Where to start.
-        free: How many of (shift, rotation) may change: 3 is a translation, 6 a rigid motion.
+        free: `RIGID` or `TRANSLATION`.
         settings: Preconditioner and limits.
         spacing_mm: Of the level; steps are measured in it.
         allowed: Poses that are not are never taken.

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.verdict import Figure, Quality, Verdict
 from contourcast.imaging.volume import Mask, Volume, require_same_frame
-from contourcast.registration.descent import descend
+from contourcast.registration.descent import RIGID, descend
 from contourcast.registration.fft_start import start_poses
 from contourcast.registration.local_ncc import NOTHING, Pose, correlation
 from contourcast.registration.pair import Near, Pair, make_pair
@@ -108,7 +108,7 @@ def settle(pair: Pair, pose: Pose) -> tuple[Pose, float]:
     settled, value, _ = descend(
         pair.metric(level.spacing_mm, pose, places),
         pose,
-        free=6,
+        free=RIGID,
         settings=settings.descent,
         spacing_mm=level.spacing_mm,
     )

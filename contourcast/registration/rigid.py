@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.verdict import Figure, Quality, Verdict
 from contourcast.imaging.volume import Mask, Volume, require_same_frame
-from contourcast.registration.descent import descend
+from contourcast.registration.descent import RIGID, TRANSLATION, descend
 from contourcast.registration.fft_start import start_poses
 from contourcast.registration.local_ncc import Pose
 from contourcast.registration.pair import Near, Pair, make_pair
@@ -31,8 +31,6 @@ from contourcast.registration.quality import (
 )
 from contourcast.registration.result import LevelLog, Registration, Registrations
 from contourcast.registration.settings import RegistrationSettings
-
-RIGID, TRANSLATION = 6, 3
 
 
 def register_all(
