@@ -19,7 +19,7 @@ from contourcast.imaging.volume import Probability, Volume
 from contourcast.models.region import is_empty, region_grid, sample_on, scaling, scan_on
 from contourcast.models.weights import Card, load_model
 
-SHIPPED: Final = Path(__file__).parent / "weights" / "diff-umamba"
+SHIPPED: Final = Path(__file__).parent / "checkpoints" / "diff-umamba"
 # nnU-Net v2: windows overlap by half and weigh by a Gaussian of an eighth of the patch.
 OVERLAP: Final = 0.5
 WINDOW_SIGMA: Final = 1 / 8
