@@ -348,7 +348,8 @@ def _plausibility(drawn: Drawn, prior_cc: float) -> list[Figure]:
             ),
         )
     ]
-    if drawn.quality.verdict is not Verdict.ACCEPT:
+    # A translation fits worse by the rotation that it leaves out: that says nothing of the others.
+    if drawn.method != "translation" and drawn.quality.verdict is not Verdict.ACCEPT:
         figures += [
             Figure(
                 name=f"{drawn.method}_quality",

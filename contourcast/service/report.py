@@ -27,9 +27,10 @@ from contourcast.imaging.errors import ContourcastError
 from contourcast.imaging.metrics import Agreement
 from contourcast.imaging.structures import Roi
 from contourcast.imaging.transform import RigidTransform
-from contourcast.imaging.verdict import Figure, Quality, Verdict
+from contourcast.imaging.verdict import Figure, Verdict, worst
 from contourcast.imaging.volume import Volume
 from contourcast.propagate import COLORS_RGB, NETWORK, Drawn, Propagation
+from contourcast.registration.result import Registrations
 from contourcast.service.pictures import overlay_png
 
 FILES: Final = ("RS.dcm", "REG.dcm", "report.json", "report.html", "overlay.png")
@@ -380,7 +381,7 @@ def _method(drawn: Drawn, propagation: Propagation) -> MethodReport:
         ended_as=drawn.ended_as,
         failed=drawn.failed,
         notes=list(drawn.notes),
-        verdict=_verdict(drawn.quality, drawn),
+        verdict=_verdict(drawn, propagation.registrations),
         figures=_figures(drawn.quality.figures),
         agreement_with_rigid=_agreement(propagation.agreement.get((drawn.method, "rigid"))),
         agreement_with_network=_agreement(propagation.agreement.get((drawn.method, NETWORK))),
@@ -395,8 +396,11 @@ def _state(drawn: Drawn) -> Literal["drawn", "empty", "failed", "withheld"]:
     return "drawn" if drawn.loops else "empty"
 
 
-def _verdict(quality: Quality, drawn: Drawn) -> Verdict:
-    return Verdict.REJECT if drawn.region is None else quality.verdict
+def _verdict(drawn: Drawn, registrations: Registrations) -> Verdict:
+    """The worst of its own and of the registration that it stands on."""
+    if drawn.region is None:
+        return Verdict.REJECT
+    return worst([drawn.quality.verdict, registrations.quality.verdict])
 
 
 def _agreement(found: Agreement | None) -> dict[str, float | str | None] | None:
