@@ -33,6 +33,9 @@ from contourcast.registration.settings import RegistrationSettings
 NETWORK = "diff-umamba"
 ALL_METHODS: tuple[str, ...] = (*METHODS, NETWORK)
 
+# Raised whenever the same input may give other contours than before: UIDs follow from it.
+RESULT_VERSION = 1
+
 # One colour per method, everywhere: structure sets, pictures, pages. Told apart with colour-blind
 # eyes and on grey (after Okabe and Ito's palette, brightened for a dark ground).
 COLORS_RGB: dict[str, tuple[int, int, int]] = {
@@ -91,6 +94,7 @@ class Settings:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "methods", tuple(dict.fromkeys(self.methods)))
         for name in self.methods:
             if name not in ALL_METHODS:
                 near = nearest_name(name, ALL_METHODS)
@@ -258,6 +262,11 @@ def draw(
 def _redrawn(case: Case, r_ct: Probability, network: Network | None) -> Drawn:
     if network is None:
         raise InputError("no network is loaded", remedy="name a model folder: --weights")
+    if network.name != NETWORK:
+        raise InputError(
+            f"the model folder holds a {network.name}, and the method is {NETWORK}",
+            remedy="name a model folder of that network",
+        )
     return Drawn(method=NETWORK, region=network.predict(case.cbct, r_ct))
 
 
@@ -370,7 +379,8 @@ def inputs_digest(case: Case, settings: Settings, network_digest: str) -> str:
         "prior": [case.prior_source_uid, case.prior_digest, case.prior.number, case.prior.name],
         "start": None if case.start is None else case.start.matrix.round(9).tolist(),
         "vouched": case.vouched,
-        "settings": asdict(settings) | {"device": ""},
+        "settings": asdict(settings),
+        "version": RESULT_VERSION,
         "network": network_digest,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

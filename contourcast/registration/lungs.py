@@ -47,8 +47,11 @@ def lungs(planning_ct: Image, settings: LungSettings) -> tuple[Lung, ...]:
     air &= ~_gas(air, hu, settings)
     middle_x_mm = _center_x_mm(tissue, planning_ct)
     found = []
-    for part in _side_by_side(air, planning_ct, settings):
-        closed = closed_by(part, planning_ct, settings.closing_mm)
+    parts = _side_by_side(air, planning_ct, settings)
+    wholes = [closed_by(part, planning_ct, settings.closing_mm) for part in parts]
+    between = np.logical_and.reduce(wholes) if len(wholes) == 2 else np.zeros_like(air)
+    for part, whole in zip(parts, wholes, strict=True):
+        closed = whole & ~(between & ~part)  # what lies between both belongs to neither
         found.append(
             Lung(
                 side="left" if _center_x_mm(closed, planning_ct) > middle_x_mm else "right",

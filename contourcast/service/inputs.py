@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -51,12 +52,17 @@ def read_case(
     known = [read_registration(path) for path in registrations]
     source = drawn if prior_structures is None else read_structure_set(prior_structures)
 
-    claims: list[Callable[[], None]] = [
-        partial(require_drawn_on, drawn, planning),
-        partial(_require_patient, drawn.patient, planning, "structure set and planning CT"),
-        partial(_require_patient, drawn.patient, today, "structure set and CBCT"),
-        partial(_require_patient, source.patient, planning, "prior and planning CT"),
-    ]
+    claims: list[Callable[[], None]] = [partial(require_drawn_on, drawn, planning)]
+    if source is not drawn and source.frame_of_reference == planning.frame_of_reference:
+        claims.append(partial(require_drawn_on, source, planning))
+    objects = [("structure set", drawn.patient), ("prior", source.patient)]
+    objects += [("registration", each.patient) for each in known]
+    objects += [("planning CT", planning.source.patient)] if planning.source else []
+    for what, patient in objects:
+        claims += [
+            partial(_require_patient, patient, planning, f"{what} and planning CT"),
+            partial(_require_patient, patient, today, f"{what} and CBCT"),
+        ]
     doubts = []
     for claim in claims:
         try:
@@ -66,16 +72,19 @@ def read_case(
                 raise
             doubts.append(doubt.cause)
     prior = source.roi(roi)
+    if prior.frame_of_reference != planning.frame_of_reference:
+        prior = _brought_home(prior, planning, known)
     if not prior.loops:
         raise InputError(
-            f"ROI '{prior.name}' encloses nothing",
+            f"ROI '{prior.name}' encloses nothing on the planning CT",
             uid=source.sop_instance_uid,
-            remedy="choose a ROI with closed contours",
+            remedy="choose a ROI with closed contours, drawn where the planning CT is",
         )
+    _require_useful(known, planning, today, source.roi(roi))
     return Case(
         planning_ct=planning,
         cbct=today,
-        prior=_in_frame_of(planning, prior, known, vouched=bool(vouched)),
+        prior=prior,
         prior_source_uid=source.sop_instance_uid,
         prior_digest=source.digest,
         start=_start(planning, today, known),
@@ -101,17 +110,15 @@ def _require_patient(patient: Patient, scan: Volume, what: str) -> None:
         )
 
 
-def _in_frame_of(
-    planning_ct: Volume, prior: Roi, known: Sequence[SpatialRegistration], *, vouched: bool
-) -> Roi:
-    """The prior in the planning CT's frame, carried there when it was drawn in another."""
+def _brought_home(prior: Roi, planning_ct: Volume, known: Sequence[SpatialRegistration]) -> Roi:
+    """The prior in the planning CT's frame, when it was drawn in another.
+
+    Raises:
+        FrameMismatchError: No registration ties the two frames; nobody can vouch for a place.
+    """
     frame = planning_ct.frame_of_reference
-    if prior.frame_of_reference == frame:
-        return prior
     tie = _tie(known, target_frame=frame, source_frame=prior.frame_of_reference)
     if tie is None:
-        if vouched:
-            return Roi(**(vars(prior) | {"frame_of_reference": frame}))
         raise FrameMismatchError(
             "the prior is drawn in another frame of reference than the planning CT's",
             tag="(3006,0024) Referenced Frame of Reference UID",
@@ -120,7 +127,7 @@ def _in_frame_of(
         )
     shape = distance_map(prior, grid=own_grid(prior))
     at_home = carry(shape, tie.inverse(), onto=planning_ct.grid)
-    return Roi(**(vars(prior) | {"frame_of_reference": frame, "contours": trace(at_home)}))
+    return replace(prior, frame_of_reference=frame, contours=trace(at_home))
 
 
 def _start(
@@ -133,9 +140,30 @@ def _start(
     )
 
 
+def _require_useful(
+    known: Sequence[SpatialRegistration], planning_ct: Volume, cbct: Volume, prior: Roi
+) -> None:
+    """A registration that was given and says nothing here was given by mistake.
+
+    Raises:
+        FrameMismatchError: One ties neither the CBCT's nor the prior's frame to the planning CT's.
+    """
+    planning = planning_ct.frame_of_reference
+    wanted = {cbct.frame_of_reference, prior.frame_of_reference} - {planning}
+    for each in known:
+        if planning not in each.frames or not wanted & set(each.frames):
+            raise FrameMismatchError(
+                "a registration ties nothing that is used here",
+                uid=" and ".join(each.frames),
+                remedy=f"give one between {planning} and {' or '.join(wanted) or 'another frame'}",
+            )
+
+
 def _tie(
     known: Sequence[SpatialRegistration], *, target_frame: str, source_frame: str
 ) -> RigidTransform | None:
+    if target_frame == source_frame:  # one UID for both scans is a claim, and no registration
+        return None
     for registration in known:
         if {target_frame, source_frame} <= set(registration.frames):
             return registration.between(target_frame=target_frame, source_frame=source_frame)

@@ -165,6 +165,7 @@ def write_results(propagation: Propagation, out: Path, *, made_at: datetime) -> 
         ContourcastError: Our own cross-checker finds fault with what was written (a bug, which
             must not leave the house), or ``out`` holds something else.
     """
+    out = out.resolve()
     foreign = [p.name for p in out.iterdir() if p.name not in FILES] if out.is_dir() else []
     if foreign:
         raise ContourcastError(
@@ -182,11 +183,14 @@ def write_results(propagation: Propagation, out: Path, *, made_at: datetime) -> 
         (draft / "report.json").write_text(report.model_dump_json(indent=1) + "\n", "utf-8")
         (draft / "report.html").write_text(render_html(report, propagation, picture), "utf-8")
         draft.chmod(0o755)
-        if out.is_dir():
+        if out.is_dir():  # ours, of an earlier try
             for name in FILES:
-                (out / name).unlink(missing_ok=True)
-            out.rmdir()
-        draft.replace(out)
+                if (draft / name).exists():
+                    (draft / name).replace(out / name)
+                else:
+                    (out / name).unlink(missing_ok=True)
+        else:
+            draft.replace(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return report

@@ -30,7 +30,7 @@ class Orbit:
 
     Attributes:
         offset_mm: The detector's sideways shift: half fan, so that the field is wide.
-        scatter_mm: Scatter is the primary, blurred by so much (sd) on the detector.
+        scatter_mm: Scatter spreads by so much (sd) on the detector.
     """
 
     projections: int = 120
@@ -132,11 +132,12 @@ def _counted(
     """Line integrals as a detector tells them: scatter, its imperfect subtraction, photon noise."""
     primary = np.exp(-lines)
     sigma = orbit.scatter_mm / orbit.pixel_mm
-    blurred = gaussian_filter(primary, (1.0, sigma, sigma), mode="nearest")
+    # Born where rays are weakened and get through: p ln(1/p) (Ohnesorge et al., Eur Radiol 1999).
+    blurred = gaussian_filter(primary * lines, (1.0, sigma, sigma), mode="nearest")
     behind = lines > 0.5  # of the air beside the patient no scatter ratio is told
     ratio = rng.uniform(*recipe.scatter_to_primary_range)
-    level = ratio * primary[behind].mean() if behind.any() else 0.0
-    scatter = level * blurred / max(float(blurred.mean()), 1e-6)
+    share = ratio * primary[behind].mean() / blurred[behind].mean() if behind.any() else 0.0
+    scatter = share * blurred
     photons = 10 ** rng.uniform(*recipe.photons_log10_range)
     counts = rng.poisson(photons * (primary + scatter)) / photons
     corrected = counts - rng.uniform(*recipe.scatter_subtracted_range) * scatter

@@ -120,8 +120,10 @@ def generate(
 def _anatomy_for(cohort: Cohort, number: int, real: Sequence[Anatomy]) -> Anatomy | int:
     """A real anatomy, or the seed of the phantom that the patient is grown from."""
     n = number - cohort.first_patient
-    take_phantom = not real or (n + 1) * cohort.phantom_share // 1 > n * cohort.phantom_share // 1
-    return cohort.first_phantom + n if take_phantom else real[n % len(real)]
+    phantoms_before, phantoms_with = (int(m * cohort.phantom_share) for m in (n, n + 1))
+    if not real or phantoms_with > phantoms_before:
+        return cohort.first_phantom + n
+    return real[(n - phantoms_before) % len(real)]
 
 
 def _one(out: Path, cohort: Cohort, anatomy: Anatomy | int, number: int) -> None:

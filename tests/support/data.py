@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import importlib
 import importlib.util
 import os
@@ -27,16 +29,20 @@ def require(kind: str, available: bool, reason: str) -> None:
     pytest.skip(reason)
 
 
+@functools.cache
 def data_item(name: str) -> Path:
-    """The folder of one item of the shared test data, unpacked on first use."""
+    """The folder of one item of the shared test data, unpacked on first use by one process."""
     require("real", (SHARED / name).is_dir(), f"real data '{name}' is not beside the repository")
     cache = os.environ.get("XDG_CACHE_HOME")
     place = Path(cache) / "contourcast-data" if cache else REPOSITORY / ".data"
-    subprocess.run(
-        [sys.executable, str(SHARED / "unpack"), str(place), "--item", name],
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(
+            [sys.executable, str(SHARED / "unpack"), str(place), "--item", name],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
     return place / name
 
 

@@ -109,9 +109,10 @@ def test_the_digest_follows_everything_that_matters(case: Case, settings: Settin
         inputs_digest(replace(case, prior_digest="other"), settings, "w"),
         inputs_digest(case, replace(settings, methods=("rigid",)), "w"),
         inputs_digest(case, settings, "other weights"),
+        inputs_digest(case, replace(settings, device="cuda"), "w"),
     ]
-    assert len({one, *others}) == 5
-    assert one == inputs_digest(case, replace(settings, device="cuda"), "w")
+    assert len({one, *others}) == 6
+    assert one == inputs_digest(case, settings, "w")
 
 
 def test_a_prior_of_another_frame_is_refused(case: Case, settings: Settings) -> None:
