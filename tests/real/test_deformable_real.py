@@ -15,7 +15,7 @@ from contourcast.imaging.verdict import Verdict
 from contourcast.imaging.volume import Mask
 from contourcast.registration.deformable import Scene, deform, dir_l, dir_t
 from contourcast.registration.folding import folding
-from contourcast.registration.lungs import Lung, lungs
+from contourcast.registration.lungs import Lung, Side, lungs
 from contourcast.registration.pyramid import average, full_resolution
 from contourcast.registration.settings import (
     DeformableSettings,
@@ -56,7 +56,8 @@ def test_lungs_agree_with_those_that_a_person_drew() -> None:
     assert image.values.shape == ct.grid.shape_zyx, "the lungs lie on the scan's own grid"
     drawn = read_structure_set(next((data_item("pancreas_ct_cbct") / "rs_plan").iterdir()))
     found = {lung.side: lung.inside for lung in lungs(image, LungSettings())}
-    for side, roi in (("left", "LUNG_L"), ("right", "LUNG_R")):
+    rois: dict[Side, str] = {"left": "LUNG_L", "right": "LUNG_R"}
+    for side, roi in rois.items():
         person = rasterise(drawn.roi(roi), ct.grid)
         ours = Mask(values=found[side], grid=ct.grid, frame_of_reference=person.frame_of_reference)
         assert dice(ours, person) > 0.95, side

@@ -30,7 +30,8 @@ class Phantom:
             near = distance < 8 * EDGE_MM
             share = 1 / (1 + np.exp(distance[near] / EDGE_MM))
             values[near] += share * (hu - values[near])
-        return values
+        painted: np.ndarray = values
+        return painted
 
     def planning_ct(self, grid: Grid | None = None) -> Volume:
         """As the planning CT shows it."""

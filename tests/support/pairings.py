@@ -82,7 +82,8 @@ def virtual_with_truth(
 def body_center(ct: Volume) -> np.ndarray:
     """Mean position of what is denser than lung."""
     k, j, i = np.nonzero(ct.values[::4, ::4, ::4] > -300)
-    return ct.grid.world([[4 * i.mean(), 4 * j.mean(), 4 * k.mean()]])[0]
+    center: np.ndarray = ct.grid.world([[4 * i.mean(), 4 * j.mean(), 4 * k.mean()]])[0]
+    return center
 
 
 def registered(
@@ -186,8 +187,8 @@ def _regions() -> Iterator[Pairing]:
     for fixed_name, own, fixed in _fixed():
         ct = scan(own)
         z = ct.grid.origin_xyz_mm[2] + ct.grid.offsets_z_mm
-        field = fixed.grid.corners_xyz_mm[:, 2]
-        field = [202.9, 379.9] if fixed_name.startswith(PANCREAS) else [field.min(), field.max()]
+        ends = fixed.grid.corners_xyz_mm[:, 2]
+        field = [202.9, 379.9] if fixed_name.startswith(PANCREAS) else [ends.min(), ends.max()]
         quarter = (field[1] - field[0]) / 4
         for part, keep in (
             ("its upper rest", z > field[1] - quarter),

@@ -96,7 +96,7 @@ def target_errors_mm(
 
 def ball(volume: Volume, center_xyz_mm: np.ndarray, *, radius_mm: float) -> Mask:
     """A round prior on the grid of a scan."""
-    middle = volume.grid.index([center_xyz_mm])[0][::-1]
+    middle = volume.grid.index(center_xyz_mm[None])[0][::-1]
     reach = radius_mm / np.array(volume.grid.spacing_zyx_mm) + 1
     low = np.clip(np.floor(middle - reach), 0, volume.grid.shape_zyx).astype(int)
     high = np.clip(np.ceil(middle + reach) + 1, 0, volume.grid.shape_zyx).astype(int)

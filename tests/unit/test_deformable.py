@@ -98,7 +98,8 @@ def round_tumour(truth: PointMap) -> Points:
     """Places in the CBCT within 12 mm of where the tumour roughly is."""
     middle = RIGID.inverse().apply(TUMOUR_MM[None])[0] - [4.0, -3.0, 5.0]
     side = np.linspace(-7, 7, 4)
-    return np.array([[a, b, c] for a in side for b in side for c in side]) + middle
+    places: Points = np.array([[a, b, c] for a in side for b in side for c in side]) + middle
+    return places
 
 
 def error_mm(found: PointMap, truth: PointMap) -> float:

@@ -8,7 +8,6 @@ import pydicom
 import pytest
 
 from contourcast.imaging.errors import InputError
-from contourcast.simulation import rtk
 from contourcast.simulation.courses import simulate_course
 from contourcast.simulation.fraction import fraction
 from contourcast.simulation.recipe import CLINIC_1
@@ -67,7 +66,7 @@ def test_a_course_that_is_there_is_left_alone(course: Path) -> None:
 def test_a_course_that_fails_half_way_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rtk.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="itk-rtk"):
         simulate_course(
             tmp_path,

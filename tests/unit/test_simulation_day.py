@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from contourcast.simulation.day import todays_change, todays_motion
+from contourcast.simulation.day import Motion, todays_change, todays_motion
 from contourcast.simulation.fraction import fraction
 from contourcast.simulation.patient import virtual_patient
-from contourcast.simulation.recipe import CLINIC_1, SMOOTH
+from contourcast.simulation.recipe import CLINIC_1, SMOOTH, Recipe
 from contourcast.simulation.sampling import sample
 from support.virtual import STILL, TINY, tiny_patient, tiny_thorax
 
 
-def _motion(recipe=CLINIC_1, week=6.0, seed=0):  # type: ignore[no-untyped-def]
+def _motion(recipe: Recipe = CLINIC_1, week: float = 6.0, seed: int = 0) -> Motion:
     return todays_motion(
         tiny_patient(recipe), week, cbct_frame="1.9", rng=np.random.default_rng(seed)
     )

@@ -86,11 +86,11 @@ def test_every_projection_sees_one_phase_and_every_phase_is_seen() -> None:
 
 
 def test_without_itk_rtk_projections_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rtk.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="itk-rtk"):
         fraction(tiny_patient(), week=3.0, physics="rtk")
 
 
 def test_auto_takes_the_image_domain_without_itk_rtk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rtk.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert fraction(tiny_patient(), week=3.0, physics="auto").truth.facts["physics"] == "image"

@@ -8,13 +8,13 @@ import pytest
 from contourcast.imaging.grid import Grid
 from contourcast.simulation import cone_beam, observer
 from contourcast.simulation.fraction import fraction, visible_share
-from contourcast.simulation.recipe import CLINIC_1
+from contourcast.simulation.recipe import CLINIC_1, Recipe
 from support.virtual import STILL, tiny_patient
 
 GRID = Grid.even(shape_zyx=(12, 60, 60), spacing_xyz_mm=(2, 2, 2.5), origin_xyz_mm=(0, 0, 0))
 
 
-def _water(recipe, seed=0):  # type: ignore[no-untyped-def]
+def _water(recipe: Recipe, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     field = np.zeros(GRID.shape_zyx, bool)
     field[:, 5:-5, 5:-5] = True
     return cone_beam.degraded(

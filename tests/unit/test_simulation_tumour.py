@@ -27,7 +27,8 @@ def test_a_grafted_tumour_has_about_the_volume_asked_for() -> None:
 
 @pytest.mark.parametrize("place", tumour.PLACES)
 def test_a_tumour_sits_where_its_kind_sits(place: tumour.Place) -> None:
-    weights = tuple(float(place == p) for p in tumour.PLACES)
+    first, second, third = (float(place == p) for p in tumour.PLACES)
+    weights = (first, second, third)
     recipe = replace(CLINIC_1, place_weights=weights, tumour_volume_cc_range=(12.0, 12.0))
     grown = tumour.graft(tiny_thorax(), recipe, np.random.default_rng(2))
     assert grown.place == place
