@@ -147,7 +147,8 @@ def report_spread(cbct: Volume, answers: list[np.ndarray]) -> None:
     print(f"distance from the median answer, mean over the grid, mm: {mean.round(2).tolist()}")
     print(f"worst corner, mm: {worst.round(2).tolist()}")
     print(
-        f"within 1.5 mm: {(mean <= 1.5).sum()} of {len(mean)} (worst corner: {(worst <= 1.5).sum()})"
+    inside = f"{(mean <= 1.5).sum()} of {len(mean)} (worst corner: {(worst <= 1.5).sum()})"
+    print(f"within 1.5 mm: {inside}")
     )
 
 
