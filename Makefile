@@ -3,7 +3,7 @@ PYTHON ?= python3
 # A wheel file or requirement that satisfies torch's pin, such as PyTorch's CPU build: make TORCH=torch-2.13.0+cpu….whl demo
 TORCH ?=
 BIN := .venv/bin
-# All cores by default; set to leave some for others.
+# Processes that tests run in.
 WORKERS ?= 2
 
 DEMO_PARTS := baselines

@@ -146,10 +146,8 @@ def report_spread(cbct: Volume, answers: list[np.ndarray]) -> None:
     mean, worst = away.mean(axis=1), away.max(axis=1)
     print(f"distance from the median answer, mean over the grid, mm: {mean.round(2).tolist()}")
     print(f"worst corner, mm: {worst.round(2).tolist()}")
-    print(
     inside = f"{(mean <= 1.5).sum()} of {len(mean)} (worst corner: {(worst <= 1.5).sum()})"
     print(f"within 1.5 mm: {inside}")
-    )
 
 
 if __name__ == "__main__":
