@@ -226,10 +226,13 @@ def _dress(
     title: str,
 ) -> None:
     """Title, orientation letters, a scale of whole centimetres, the position of the plane."""
+    from matplotlib.patheffects import withStroke
+
     left, right, bottom, top = extent
     axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[])
     axes.set_title(title, color="white", fontsize=9)
-    white: dict[str, object] = {"color": "white", "fontsize": 10, "weight": "bold"}
+    on_any_grey = [withStroke(linewidth=2.0, foreground="black")]
+    white: dict[str, object] = {"color": "white", "path_effects": on_any_grey}
     middle_x, middle_y = (left + right) / 2, (bottom + top) / 2
     inset = 0.02 * (right - left)
     marks = [
@@ -239,17 +242,17 @@ def _dress(
         (middle_x, top - inset, plane.letters[3], "center", "top"),
     ]
     for x, y, letter, horizontal, vertical in marks:
-        axes.text(x, y, letter, ha=horizontal, va=vertical, **white)  # type: ignore[arg-type]
+        axes.text(x, y, letter, ha=horizontal, va=vertical, weight="bold", **white)  # type: ignore[arg-type]
     scale_mm = 20.0 if right - left < 250 else 50.0
     y = bottom + 0.05 * (top - bottom)
     x = right - 0.06 * (right - left) - scale_mm
-    axes.plot([x, x + scale_mm], [y, y], color="white", lw=2.5, solid_capstyle="butt")
+    axes.plot([x, x + scale_mm], [y, y], color="white", lw=2.5, solid_capstyle="butt", zorder=3)
     axes.text(
         x + scale_mm / 2, y + inset, f"{scale_mm:.0f} mm", color="white", fontsize=8, ha="center"
     )
     third = ({0, 1, 2} - {plane.across, plane.up}).pop()
     where = f"{'xyz'[third]} = {center_xyz_mm[third]:.1f} mm"
-    axes.text(left + inset, bottom + inset, where, color="white", fontsize=8)
+    axes.text(left + inset, bottom + inset, where, fontsize=8, **white)  # type: ignore[arg-type]
 
 
 def _rgb(color: Sequence[int]) -> tuple[float, float, float]:
