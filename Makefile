@@ -27,7 +27,8 @@ test-all: .venv/.stamp-test    ## the long ones too
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal --doctest-modules contourcast tests
 
 bench: .venv/.stamp-test       ## ratios against peers
-	for script in $(filter-out benchmarks/measure.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out measure,$(basename $(notdir $(wildcard benchmarks/*.py)))); do \
+	  echo "== $$script"; $(BIN)/python -m benchmarks.$$script || exit 1; done
 
 docs: .venv/.stamp-test
 	$(BIN)/mkdocs build --strict --site-dir site
