@@ -285,7 +285,7 @@ def train_run(
     """Fit a Diff-UMamba on samples, or go on where the folder's last epoch ended."""
     with _one_line_errors():
         from contourcast.training.loop import TrainSettings, export, train
-        from contourcast.training.samples import load_samples
+        from contourcast.training.samples import load_samples, split
 
         settings = TrainSettings(
             epochs=epochs,
@@ -294,14 +294,7 @@ def train_run(
             threads=threads,
             device=_device(device, threads),
         )
-        known = load_samples(samples)
-        aside = [s for s in known if s.ct in validation]
-        fitted = [s for s in known if s.ct not in validation]
-        if not aside or not fitted:
-            raise InputError(
-                "validation must leave something on both sides",
-                remedy=f"choose from {', '.join(sorted({s.ct for s in known}))}",
-            )
+        fitted, aside = split(load_samples(samples), validation_cts=validation)
         with _progress() as tell:
             trained = train(
                 fitted,

@@ -7,8 +7,7 @@ be moved and grown), and how much of each voxel the label fills.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -17,15 +16,11 @@ import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
 
-from contourcast.imaging.dicom.ct_series import read_ct_series
-from contourcast.imaging.dicom.rtstruct_in import read_structure_set
-from contourcast.imaging.distance import carry, distance_map
 from contourcast.imaging.errors import InputError
 from contourcast.imaging.grid import Grid
 from contourcast.imaging.volume import Mask, Probability, Volume
 from contourcast.models.region import is_empty, region_grid, sample_on, scaling, scan_on
 from contourcast.models.weights import Normalisation
-from contourcast.simulation.truth import load_truth
 
 # The carried prior falls off as sigmoid(distance / 1 mm) (imaging/distance.py, `carry`); beyond
 # this many millimetres its logit says no more than near or far.
@@ -69,49 +64,6 @@ class Sample:
     scan: Float[np.ndarray, "z y x"]
     prior_mm: Float[np.ndarray, "z y x"]
     label: Float[np.ndarray, "z y x"]
-
-
-def build_samples(
-    courses: Sequence[Path],
-    out: Path,
-    settings: SampleSettings,
-    *,
-    on_sample: Callable[[Sample], None] = lambda sample: None,
-) -> int:
-    """Turns simulated courses into a folder of samples, and says how many.
-
-    The prior is carried by the true motion of the bones; how wrong a registration is comes with
-    the augmentation.
-
-    Args:
-        courses: Folders such as ``OUT/patient-001``.
-        out: Where the samples go.
-        settings: Their grid.
-        on_sample: Told of each.
-    """
-    count = 0
-    for course in courses:
-        recipe = json.loads((course / "truth" / "patient.json").read_text(encoding="utf-8"))
-        patient = "patient-" + "-".join(str(n) for n in recipe["patient_seed"])
-        planning_ct = read_ct_series(course / "planning-ct")
-        structures = read_structure_set(course / "structures.dcm")
-        for path in sorted((course / "truth").glob("fraction-*.json")):
-            truth = load_truth(path)
-            cbct = read_ct_series(course / path.stem)
-            prior = distance_map(structures.roi(truth.roi_name), grid=planning_ct.grid)
-            sample = make_sample(
-                cbct,
-                carry(prior, truth.motion.rigid, onto=cbct.grid),
-                truth.label,
-                name=f"{patient}-{path.stem}",
-                patient=patient,
-                ct=recipe["ct"],
-                settings=settings,
-            )
-            save_sample(out, sample)
-            on_sample(sample)
-            count += 1
-    return count
 
 
 def make_sample(
@@ -199,7 +151,9 @@ def load_samples(folder: Path) -> tuple[Sample, ...]:
                 )
             )
     if not samples:
-        raise InputError("the folder holds no samples", remedy="run build_samples first")
+        raise InputError(
+            "the folder holds no samples", remedy="make them first: contourcast train samples"
+        )
     return tuple(samples)
 
 
