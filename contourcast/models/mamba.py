@@ -17,10 +17,8 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from contourcast.models.config import STRICT
 from contourcast.models.selective_scan import SCANS, choose_scan
-
-STRICT = ConfigDict(extra="forbid", strict=True)
-"""How configurations are read from a card: an unknown switch is an error."""
 
 
 @dataclass(frozen=True, kw_only=True)

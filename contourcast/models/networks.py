@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib import import_module
+from types import ModuleType
 from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -12,33 +14,74 @@ from torch import nn
 
 from contourcast.imaging.errors import InputError, WeightsError
 from contourcast.imaging.structures import nearest_name
-from contourcast.models.diff_umamba import DiffUMamba, DiffUMambaConfig
-from contourcast.models.umamba_bot import UMambaBot, UMambaConfig
+from contourcast.models.config import NetworkConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A network as the table knows it.
+    """A network as the table knows it; its file is imported when it is first asked for.
 
     Attributes:
-        status: ``checked``: counts, properties and reference are tested here. ``trained``: there
-            is a checkpoint of the house too.
+        home: Module of the network and its configuration.
+        network: Name of the class there; it is called with a configuration.
+        config: Name of the configuration there; its defaults are the setting of NETWORKS §1.
+        status: ``main``: what Contourcast is for. ``peer``: a published network, to be compared
+            with. ``experimental``: our reading of an article without code.
+        source: Where it is from.
+        needs: Package beyond the base installation; empty: none.
     """
 
-    config: type[UMambaConfig]
-    network: type[UMambaBot]
-    status: Literal["checked", "trained"]
+    home: str
+    network: str
+    config: str
+    status: Literal["main", "peer", "experimental"]
+    source: str
+    needs: str = ""
+
+    @property
+    def config_kind(self) -> type[NetworkConfig]:
+        """The class of its configurations."""
+        kind: type[NetworkConfig] = getattr(self._module(), self.config)
+        return kind
+
+    def build(self, config: NetworkConfig) -> nn.Module:
+        """The network, at birth."""
+        network: nn.Module = getattr(self._module(), self.network)(config)
+        return network
+
+    def _module(self) -> ModuleType:
+        try:
+            return import_module(f"contourcast.models.{self.home}")
+        except ModuleNotFoundError as error:
+            if not self.needs or error.name is None or error.name.startswith("contourcast"):
+                raise
+            raise InputError(
+                f"this network needs the package {self.needs}",
+                remedy="pip install 'contourcast[networks]'",
+            ) from error
 
 
 NETWORKS: Final[Mapping[str, Entry]] = {
-    "umamba-bot": Entry(config=UMambaConfig, network=UMambaBot, status="checked"),
-    "diff-umamba": Entry(config=DiffUMambaConfig, network=DiffUMamba, status="trained"),
+    "diff-umamba": Entry(
+        home="diff_umamba",
+        network="DiffUMamba",
+        config="DiffUMambaConfig",
+        status="main",
+        source="Biomedical Signal Processing and Control 120 (2026) 110163",
+    ),
+    "umamba-bot": Entry(
+        home="umamba_bot",
+        network="UMambaBot",
+        config="UMambaConfig",
+        status="peer",
+        source="arXiv 2401.04722",
+    ),
 }
 
 
-def build(name: str, config: UMambaConfig) -> nn.Module:
+def build(name: str, config: NetworkConfig) -> nn.Module:
     """The network of that name, at birth."""
-    return entry(name).network(config)
+    return entry(name).build(config)
 
 
 def entry(name: str) -> Entry:
@@ -56,20 +99,20 @@ def entry(name: str) -> Entry:
     return NETWORKS[name]
 
 
-def config_to_plain(config: UMambaConfig) -> dict[str, Any]:
+def config_to_plain(config: NetworkConfig) -> dict[str, Any]:
     """Every switch, as JSON knows it."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     return plain
 
 
-def config_from_plain(name: str, plain: Mapping[str, Any]) -> UMambaConfig:
+def config_from_plain(name: str, plain: Mapping[str, Any]) -> NetworkConfig:
     """The frozen configuration that a card states.
 
     Raises:
         WeightsError: A switch that this version does not know, one of the wrong type, or one left
             out: a card states every switch, so that no later default changes an old model.
     """
-    kind = entry(name).config
+    kind = entry(name).config_kind
     missing = _missing(config_to_plain(kind()), plain)
     if missing:
         raise WeightsError(

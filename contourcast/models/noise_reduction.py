@@ -27,7 +27,8 @@ from torch.utils.checkpoint import checkpoint
 
 from contourcast.imaging.errors import InputError
 from contourcast.models.blocks import convolution
-from contourcast.models.mamba import STRICT, MambaConfig, MambaLayer
+from contourcast.models.config import STRICT
+from contourcast.models.mamba import MambaConfig, MambaLayer
 
 POOL: Final[dict[int, Callable[..., Tensor]]] = {
     2: F.adaptive_avg_pool2d,

@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import ConfigDict
 from torch import Tensor, nn
 
 from contourcast.imaging.errors import InputError
 from contourcast.models.blocks import Up, convolution, initialise_he, stage
-from contourcast.models.mamba import STRICT, MambaConfig, MambaLayer
+from contourcast.models.config import NetworkConfig
+from contourcast.models.mamba import MambaConfig, MambaLayer
 
 
 @dataclass(frozen=True, kw_only=True)
-class UMambaConfig:
+class UMambaConfig(NetworkConfig):
     """Sizes of the network. The defaults are nnU-Net's six stages for a large 3-D patch.
 
     Attributes:
-        channels_in: CBCT and r-CT.
-        channels_out: Background and GTV.
         features: Width of each stage.
         kernels: Of each stage, z y x.
         strides: With which each stage begins, z y x.
@@ -34,10 +32,6 @@ class UMambaConfig:
         bottleneck: ``identity`` leaves the Mamba layer out: the control for all claims about it.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = STRICT
-
-    channels_in: int = 2
-    channels_out: int = 2
     features: tuple[int, ...] = (32, 64, 128, 256, 320, 320)
     kernels: tuple[tuple[int, ...], ...] = ((3, 3, 3),) * 6
     strides: tuple[tuple[int, ...], ...] = ((1, 1, 1),) + ((2, 2, 2),) * 5
@@ -80,6 +74,10 @@ class UMambaConfig:
         half = math.ceil((self.stages - 1) / 2 + 0.5)
         asked = self.decoder_blocks_asked
         return (*asked[:half], *(1 for _ in asked[half:]))
+
+    def require_patch(self, shape: tuple[int, ...]) -> None:
+        """Any size that leaves two voxels at the bottleneck."""
+        self.bottleneck_shape(shape)
 
     def bottleneck_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The size that an image has at the deepest stage.
@@ -182,7 +180,7 @@ class UMambaBot(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *space"]) -> Tensor | list[Tensor]:
         """Logits (b, channels_out, *space) of any size that leaves two voxels at the bottleneck."""
-        self.config.bottleneck_shape(tuple(x.shape[2:]))
+        self.config.require_patch(tuple(x.shape[2:]))
         features = self.encoder(x)
         features[-1] = self.bottleneck(features)
         logits: Tensor | list[Tensor] = self.decoder(features)

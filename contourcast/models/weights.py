@@ -21,9 +21,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from contourcast.imaging.errors import WeightsError
-from contourcast.models.mamba import STRICT
+from contourcast.models.config import STRICT, NetworkConfig
 from contourcast.models.networks import build, config_from_plain, config_to_plain
-from contourcast.models.umamba_bot import UMambaConfig
 
 WEIGHTS_FILE: Final = "weights.safetensors"
 CARD_FILE: Final = "card.json"
@@ -68,7 +67,7 @@ class Card:
     """
 
     network: str
-    config: UMambaConfig
+    config: NetworkConfig
     channels: tuple[str, ...] = ("cbct", "r_ct")
     spacing_zyx_mm: tuple[float, float, float]
     patch_zyx: tuple[int, int, int]

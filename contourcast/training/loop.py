@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contourcast.imaging.errors import ContourcastError, InputError
+from contourcast.models.config import NetworkConfig
 from contourcast.models.diff_umamba import DiffUMambaConfig
 from contourcast.models.networks import build
 from contourcast.models.noise_reduction import NrmConfig
-from contourcast.models.umamba_bot import UMambaConfig
 from contourcast.models.weights import Card, save_model
 from contourcast.training.augment import Augmentation, augment, centre_crop
 from contourcast.training.samples import Sample, SampleSettings
@@ -64,7 +64,7 @@ class TrainSettings:
     """
 
     network: str = "diff-umamba"
-    config: UMambaConfig = field(default_factory=small_diff_umamba)
+    config: NetworkConfig = field(default_factory=small_diff_umamba)
     samples: SampleSettings = field(default_factory=SampleSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 1

@@ -152,7 +152,7 @@ def load_samples(folder: Path) -> tuple[Sample, ...]:
             )
     if not samples:
         raise InputError(
-            "the folder holds no samples", remedy="make them first: contourcast train samples"
+            "the folder holds no samples", remedy="make them first: contourcast fit samples"
         )
     return tuple(samples)
 

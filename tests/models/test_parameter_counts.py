@@ -1,48 +1,55 @@
-"""The published sizes. A changed count is a changed architecture."""
+"""The published sizes (NETWORKS §1). A changed count is a changed architecture."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 
-from contourcast.models.networks import NETWORKS, build
+from contourcast.models.networks import build, entry
 
 FEATURES = (32, 64, 128, 256, 320, 320, 320)
 
 
-def sized(name: str, *, stages: int, channels_in: int) -> torch.nn.Module:
-    config = NETWORKS[name].config(
-        channels_in=channels_in,
-        features=FEATURES[:stages],
-        kernels=((3, 3, 3),) * stages,
-        strides=((1, 1, 1), *((2, 2, 2),) * (stages - 1)),
-        blocks=(2,) * stages,
-        decoder_blocks_asked=(2,) * (stages - 1),
-    )
-    with torch.device("meta"):
-        return build(name, config)
+def six(channels_in: int, stages: int = 6) -> dict[str, Any]:
+    """nnU-Net's setting of that many stages."""
+    return {
+        "channels_in": channels_in,
+        "features": FEATURES[:stages],
+        "kernels": ((3, 3, 3),) * stages,
+        "strides": ((1, 1, 1), *((2, 2, 2),) * (stages - 1)),
+        "blocks": (2,) * stages,
+        "decoder_blocks_asked": (2,) * (stages - 1),
+    }
 
 
-@pytest.mark.parametrize(
-    ("name", "stages", "channels_in", "parameters"),
-    [
-        ("umamba-bot", 6, 1, 42_120_394),
-        ("umamba-bot", 6, 2, 42_121_290),
-        ("diff-umamba", 6, 1, 43_053_839),
-        ("diff-umamba", 6, 2, 43_054_735),
-        ("umamba-bot", 5, 1, 22_571_400),
-        ("diff-umamba", 5, 1, 23_402_124),
-        ("umamba-bot", 7, 1, 65_431_436),
-        ("diff-umamba", 7, 1, 66_467_602),
-    ],
-)
-def test_published_count(name: str, stages: int, channels_in: int, parameters: int) -> None:
-    network = sized(name, stages=stages, channels_in=channels_in)
+COUNTS: list[tuple[str, dict[str, Any], int]] = [
+    ("umamba-bot", six(1), 42_120_394),
+    ("umamba-bot", six(2), 42_121_290),
+    ("diff-umamba", six(1), 43_053_839),
+    ("diff-umamba", six(2), 43_054_735),
+    ("umamba-bot", six(1, 5), 22_571_400),
+    ("diff-umamba", six(1, 5), 23_402_124),
+    ("umamba-bot", six(1, 7), 65_431_436),
+    ("diff-umamba", six(1, 7), 66_467_602),
+]
+
+
+@pytest.mark.parametrize(("name", "switches", "parameters"), COUNTS)
+def test_published_count(name: str, switches: dict[str, Any], parameters: int) -> None:
+    network = at_birth(name, switches)
     assert sum(p.numel() for p in network.parameters()) == parameters
 
 
+def at_birth(name: str, switches: dict[str, Any]) -> torch.nn.Module:
+    """Without a number in it."""
+    with torch.device("meta"):
+        return build(name, entry(name).config_kind(**switches))
+
+
 def test_what_the_noise_reduction_module_adds() -> None:
-    network = sized("diff-umamba", stages=6, channels_in=1)
+    network = at_birth("diff-umamba", six(1))
     parts = {
         part: sum(p.numel() for n, p in network.named_parameters() if n.startswith(f"nrm.{part}"))
         for part in ("proj", "lambdas", "mamba")
@@ -51,6 +58,8 @@ def test_what_the_noise_reduction_module_adds() -> None:
 
 
 def test_no_tensor_is_stored_twice() -> None:
-    network = build("diff-umamba", NETWORKS["diff-umamba"].config(features=(4,) * 6))
+    network = build(
+        "diff-umamba", entry("diff-umamba").config_kind(**six(1) | {"features": (4,) * 6})
+    )
     places = [v.data_ptr() for v in network.state_dict().values()]
     assert len(set(places)) == len(places)

@@ -1,0 +1,33 @@
+"""The command line: a sentence per command, a file per group of them.
+
+Errors are one line on stderr and an exit code: 2 for input that cannot be used, 3 for geometry,
+4 for a rejected registration (whose report is written), 1 for anything else.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from contourcast.cli import fit
+from contourcast.cli.propagate import compare, demo, propagate
+from contourcast.cli.service import doctor, serve
+from contourcast.cli.simulate import simulate
+from contourcast.cli.terminal import OneLineErrors
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Carries a tumour's contour from the planning CT to each day's cone-beam CT. "
+    "Not a medical device.",
+)
+for command in (propagate, simulate, compare, demo, doctor, serve):
+    app.command()(command)
+app.add_typer(fit.app, name="fit")
+
+
+def main() -> None:
+    """The entry point ``contourcast``."""
+    app()

@@ -1,0 +1,85 @@
+"""Fitting the small network that one CPU core can fit, on simulated patients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from contourcast.cli.terminal import Device, chosen_device, progress
+
+app = typer.Typer(no_args_is_help=True, help="Fit small networks on simulated patients.")
+
+
+@app.command("samples")
+def fit_samples(
+    curriculum: Annotated[Path, typer.Option(help="Who is simulated: docs/curriculum.toml.")],
+    data: Annotated[Path, typer.Option(help="Folder that the curriculum's CTs lie in.")],
+    out: Annotated[Path, typer.Option(help="Folder for the samples.")],
+    part: Annotated[
+        str, typer.Option(help="k/n: every n-th patient from the k-th on, for several processes.")
+    ] = "0/1",
+) -> None:
+    """Simulate the samples of a curriculum; those that are there are kept."""
+    from contourcast.training.curriculum import build_curriculum, read_curriculum
+    from contourcast.training.samples import SampleSettings
+
+    wanted = read_curriculum(curriculum, data)
+    first, _, of = part.partition("/")
+    done = 0
+    with progress() as tell:
+
+        def told(name: str) -> None:
+            nonlocal done
+            done += 1
+            tell(name, done * int(of) / wanted.size)
+
+        build_curriculum(wanted, out, SampleSettings(), part=(int(first), int(of)), on_sample=told)
+    typer.echo(f"{len(list(out.glob('*.npz')))} samples in {out}")
+
+
+@app.command("network")
+def fit_network(
+    samples: Annotated[Path, typer.Option(help="Folder that 'fit samples' made.")],
+    out: Annotated[Path, typer.Option(help="Folder for log, curve, state and model.")],
+    validation: Annotated[
+        list[str], typer.Option(help="Name of a CT whose patients validate; may be repeated.")
+    ],
+    epochs: Annotated[int, typer.Option(min=1)] = 40,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of an epoch.")] = 50,
+    seed: Annotated[int, typer.Option()] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+) -> None:
+    """Fit a Diff-UMamba on samples, or go on where the folder's last epoch ended."""
+    from contourcast.training.loop import TrainSettings, export, train
+    from contourcast.training.samples import load_samples, split
+
+    settings = TrainSettings(
+        epochs=epochs,
+        steps_per_epoch=steps,
+        seed=seed,
+        threads=threads,
+        device=chosen_device(device, threads),
+    )
+    fitted, aside = split(load_samples(samples), validation_cts=validation)
+    with progress() as tell:
+        trained = train(
+            fitted,
+            aside,
+            settings,
+            out,
+            on_epoch=lambda e: tell(
+                f"epoch {e.epoch}: validation DSC {e.validation_dice:.3f}",
+                (e.epoch + 1) / epochs,
+            ),
+        )
+    facts = {
+        "samples": len(fitted),
+        "validation_samples": len(aside),
+        "cts": sorted({s.ct for s in fitted}),
+        "validation_cts": sorted({s.ct for s in aside}),
+    }
+    digest = export(trained, out / "model", training=facts)
+    typer.echo(f"best validation DSC {trained.best.validation_dice:.3f}; {digest}")
