@@ -1,7 +1,8 @@
 """Carries a tumour's contour from the planning CT to each day's cone-beam CT.
 
 The public names are loaded when first asked for, so that ``contourcast --help`` does not pay for
-torch.
+torch. Beside them every network of the table is found by the name of its class, as nnU-Net's plans
+name it: ``contourcast.DiffUMamba`` (`contourcast.models.plans`).
 """
 
 from __future__ import annotations
@@ -54,6 +55,11 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
+    if name[:1].isupper():
+        try:
+            return getattr(import_module("contourcast.models.plans"), name)
+        except AttributeError:
+            pass
     raise AttributeError(f"contourcast has no public name {name!r}")
 
 

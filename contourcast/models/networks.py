@@ -44,10 +44,15 @@ class Entry:
         kind: type[NetworkConfig] = getattr(self._module(), self.config)
         return kind
 
+    @property
+    def network_kind(self) -> type[nn.Module]:
+        """Its class."""
+        kind: type[nn.Module] = getattr(self._module(), self.network)
+        return kind
+
     def build(self, config: NetworkConfig) -> nn.Module:
         """The network, at birth."""
-        network: nn.Module = getattr(self._module(), self.network)(config)
-        return network
+        return self.network_kind(config)
 
     def _module(self) -> ModuleType:
         try:
