@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 CONV: Final[dict[int, type[nn.Conv2d] | type[nn.Conv3d]]] = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED: Final[dict[int, type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]]] = {
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
 NORM: Final[dict[int, type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]]] = {
     2: nn.InstanceNorm2d,
     3: nn.InstanceNorm3d,
@@ -91,6 +96,46 @@ class Up(nn.Module):
         """1 x 1 and nearest neighbour commute: the convolution goes first, on fewer voxels."""
         up: Tensor = F.interpolate(self.conv(x), size=tuple(size), mode="nearest")
         return up
+
+
+class UnetrBlock(nn.Module):
+    """conv, norm, LReLU, conv, norm; plus the input (through 1 x 1 and norm if wider); LReLU.
+
+    MONAI's UnetrBasicBlock with instance norm and residual: no biases, norms without weights.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, *, axes: int) -> None:
+        super().__init__()
+        conv = CONV[axes]
+        self.conv1 = conv(channels_in, channels_out, 3, padding=1, bias=False)
+        self.conv2 = conv(channels_out, channels_out, 3, padding=1, bias=False)
+        self.conv3 = (
+            None if channels_in == channels_out else conv(channels_in, channels_out, 1, bias=False)
+        )
+
+    def forward(self, x: Float[Tensor, "b c *space"]) -> Float[Tensor, "b c2 *space"]:
+        """Same size."""
+        y = F.leaky_relu(F.instance_norm(self.conv1(x), eps=NORM_EPS), SLOPE, inplace=True)
+        y = F.instance_norm(self.conv2(y), eps=NORM_EPS)
+        if self.conv3 is not None:
+            x = F.instance_norm(self.conv3(x), eps=NORM_EPS)
+        return F.leaky_relu(y + x, SLOPE, inplace=True)
+
+
+class UnetrUp(nn.Module):
+    """Transposed convolution of 2, beside the skip, `UnetrBlock` (MONAI's UnetrUpBlock)."""
+
+    def __init__(self, channels_in: int, channels_out: int, *, axes: int) -> None:
+        super().__init__()
+        self.up = TRANSPOSED[axes](channels_in, channels_out, 2, 2, bias=False)
+        self.block = UnetrBlock(2 * channels_out, channels_out, axes=axes)
+
+    def forward(
+        self, x: Float[Tensor, "b c *space"], skip: Float[Tensor, "b c2 *space2"]
+    ) -> Float[Tensor, "b c2 *space2"]:
+        """Of the skip's size, which is twice that of ``x``."""
+        y: Tensor = self.block(torch.cat((self.up(x), skip), 1))
+        return y
 
 
 def initialise_he(module: nn.Module) -> None:
