@@ -1,70 +1,76 @@
-"""Proposals against known truth: a row per CBCT and method, a table, and plots.
+"""Methods and models over a cohort: tables with intervals, paired tests, and plots.
 
-Only this module reads truth. A proposal is read back from the structure set that a run wrote, so
-that what is measured is what a planning system would import.
+`compare` measures runs and shows them, failures counted. `evaluate` takes measured rows from any
+source (`contourcast.training.rows`) and adds tests against a reference.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import InputError
-from contourcast.imaging.metrics import agreement
-from contourcast.imaging.rasterise import rasterise
-from contourcast.imaging.structures import StructureSet
-from contourcast.imaging.volume import Mask
-from contourcast.propagate import ALL_METHODS, COLORS_RGB
-from contourcast.simulation.truth import Truth, load_truth
+from contourcast.imaging.structures import nearest_name
+from contourcast.propagate import ALL_METHODS, color_rgb
+from contourcast.training.pictures import picture, quiet, save_svg
+from contourcast.training.provenance import versions, write_json
+from contourcast.training.rows import TARGETS, OnStep, Row, rows_of_runs, write_rows
+from contourcast.training.statistics import (
+    RESAMPLES,
+    Comparison,
+    Estimate,
+    compared,
+    estimate,
+    holm,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-RESAMPLES: Final = 2000  # of the bootstrap
-TARGETS: Final = ("label", "anatomy")
+# What is tested; the table shows the first, the JSON all.
+TESTED: Final[Mapping[str, Callable[[Row], float | None]]] = {
+    "dsc": lambda row: row.dsc,
+    "surface_dice_2mm": lambda row: row.surface_dice_2mm,
+    "hd95_mm": lambda row: row.hd95_mm,
+}
+# Strata of REGISTRATION §11.6: by size of the truth, and by how much of it can be seen.
+STRATA: Final[Mapping[str, Callable[[Row], bool]]] = {
+    "all": lambda row: True,
+    "< 10 cc": lambda row: row.truth_cc < 10,
+    "10 to 30 cc": lambda row: 10 <= row.truth_cc <= 30,
+    "> 30 cc": lambda row: row.truth_cc > 30,
+    "< 30 % visible": lambda row: row.visible_share is not None and row.visible_share < 0.3,
+    ">= 30 % visible": lambda row: row.visible_share is not None and row.visible_share >= 0.3,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One method on one CBCT against one truth.
+class Lead:
+    """A method against the reference; p values are corrected for the family they stand in.
 
-    Attributes:
-        target: ``label``: as a physician would have drawn it; ``anatomy``: where the tumour is.
-        visible_share: Share of the truth's surface that can be seen on a noise-free scan.
+    The family of a test is all methods compared by one metric against one target.
     """
 
-    patient: str
-    fraction: str
-    method: str
     target: str
-    state: str
-    verdict: str
-    truth_cc: float
-    proposal_cc: float
-    dsc: float
-    iou: float
-    hd95_mm: float | None
-    msd_mm: float | None
-    surface_dice_1mm: float | None
-    surface_dice_2mm: float | None
-    surface_dice_3mm: float | None
-    added_path_length_mm: float | None
-    visible_share: float | None
-    seconds: float
+    metric: str
+    method: str
+    reference: str
+    found: Comparison
+    corrected_t: float
+    corrected_wilcoxon: float
+    corrected_t_patients: float
+    corrected_wilcoxon_patients: float
 
 
 def compare(
     runs: Sequence[Path],
     truth: Sequence[Path],
     out: Path,
-    on_step: Callable[[str, float], None] = lambda sentence, done: None,
+    on_step: OnStep = lambda sentence, done: None,
 ) -> list[Row]:
     """Measures runs whose truth is known and writes ``table.csv``, ``table.md``, ``plots.png``.
 
@@ -77,115 +83,147 @@ def compare(
     Raises:
         InputError: No run, or no truth for a run.
     """
-    folders = sorted({report.parent for run in runs for report in run.rglob("report.json")})
-    if not folders:
-        raise InputError(
-            "no run was found", file=runs[0].name if runs else "", remedy="run propagate first"
-        )
-    truths = find_truths(truth)
-    rows: list[Row] = []
-    for n, folder in enumerate(folders):
-        on_step(f"measuring {folder.name}", n / len(folders))
-        rows += measure(folder, truths)
+    rows = rows_of_runs(runs, truth, on_step)
     out.mkdir(parents=True, exist_ok=True)
-    _write_csv(rows, out / "table.csv")
+    write_rows(rows, out / "table.csv")
     (out / "table.md").write_text(table(rows), "utf-8")
     plot(rows, out / "plots.png")
     return rows
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Known:
-    """A truth and whose it is."""
+def evaluate(
+    rows: Sequence[Row],
+    out: Path,
+    *,
+    reference: str,
+    facts: Mapping[str, object] | None = None,
+) -> list[Lead]:
+    """Writes ``cases.csv``, ``table.md``, ``boxes.svg`` and ``evaluation.json``.
 
-    patient: str
-    fraction: str
-    truth: Truth
-
-
-def find_truths(places: Sequence[Path]) -> dict[str, Known]:
-    """Every truth beneath these folders, by the series UID of its CBCT."""
-    found = {}
-    for path in sorted(p for place in places for p in place.rglob("truth/fraction-*.json")):
-        truth = load_truth(path)
-        found[truth.cbct_series_uid] = Known(
-            patient=f"{path.parents[2].name}/{path.parents[1].name}",
-            fraction=path.stem,
-            truth=truth,
-        )
-    return found
-
-
-def measure(run: Path, truths: dict[str, Known]) -> list[Row]:
-    """The rows of one run.
+    Args:
+        rows: Each case once for each method and target.
+        out: Folder of the four files.
+        reference: The method that all others are tested against.
+        facts: What the JSON says of models and cohort.
 
     Raises:
-        InputError: Nobody knows the truth of this CBCT.
+        InputError: The reference is not among the methods, or a case was measured twice.
     """
-    report = json.loads((run / "report.json").read_text("utf-8"))
-    series_uid = report["cbct"]["series_instance_uid"]
-    if series_uid not in truths:
+    leads = leads_over(rows, reference)
+    out.mkdir(parents=True, exist_ok=True)
+    write_rows(rows, out / "cases.csv")
+    text = "\n".join((table(rows), leads_table(leads), strata_table(rows, reference)))
+    (out / "table.md").write_text(text, "utf-8")
+    boxes(rows, out / "boxes.svg")
+    document = {
+        "reference": reference,
+        "bootstrap": {"resamples": RESAMPLES, "seed": 0, "unit": "patient"},
+        "versions": versions(),
+        **(facts or {}),
+        "methods": [
+            {"target": target, "method": method, "metric": metric, **asdict(_estimate(of, value))}
+            for target in TARGETS
+            for method, of in _by_method(rows, target).items()
+            for metric, value in TESTED.items()
+        ],
+        "leads": [asdict(lead) for lead in leads],
+    }
+    write_json(out / "evaluation.json", document)
+    return leads
+
+
+def leads_over(rows: Sequence[Row], reference: str) -> list[Lead]:
+    """Every other method against the reference, on the cases that both have.
+
+    Raises:
+        InputError: The reference is not among the methods, or a case was measured twice.
+    """
+    methods = methods_of(rows)
+    if reference not in methods:
+        near = nearest_name(reference, methods)
         raise InputError(
-            "the truth of this run's CBCT is not known",
-            uid=series_uid,
-            file=run.name,
-            remedy="name the folder of its simulated course: --truth",
+            f"no method is named '{reference}'" + (f"; the nearest is '{near}'" if near else ""),
+            remedy=f"choose the reference from {', '.join(methods)}",
         )
-    known = truths[series_uid]
-    truth = known.truth
-    proposals = read_structure_set(run / "RS.dcm")
-    rows = []
-    for target, reference in zip(TARGETS, (truth.label, truth.anatomical), strict=True):
-        for method in report["methods"]:
-            proposal = _proposal(proposals, method["roi_name"], reference)
-            found = agreement(proposal, reference)
-            rows.append(
-                Row(
-                    patient=known.patient,
-                    fraction=known.fraction,
-                    method=method["method"],
-                    target=target,
-                    state=method["state"],
-                    verdict=report["verdict"],
-                    truth_cc=reference.volume_cc,
-                    proposal_cc=proposal.volume_cc,
-                    dsc=found.dice,
-                    iou=found.iou,
-                    hd95_mm=found.hd95_mm,
-                    msd_mm=found.msd_mm,
-                    surface_dice_1mm=found.surface_dice_1mm,
-                    surface_dice_2mm=found.surface_dice_2mm,
-                    surface_dice_3mm=found.surface_dice_3mm,
-                    added_path_length_mm=found.added_path_length_mm,
-                    visible_share=truth.visible_share,
-                    seconds=method["seconds"],
-                )
+    leads = []
+    for target in TARGETS:
+        by_method = _by_method(rows, target)
+        for metric, value in TESTED.items():
+            found = {
+                method: comparison
+                for method, of in by_method.items()
+                if method != reference
+                and (comparison := _compared(of, by_method.get(reference, []), value)).lead.cases
+            }
+            leads += _corrected(found, target=target, metric=metric, reference=reference)
+    return leads
+
+
+def _corrected(
+    found: Mapping[str, Comparison], *, target: str, metric: str, reference: str
+) -> list[Lead]:
+    t, w, t_patients, w_patients = (
+        holm([getattr(comparison, name) for comparison in found.values()])
+        for name in ("p_t", "p_wilcoxon", "p_t_patients", "p_wilcoxon_patients")
+    )
+    return [
+        Lead(
+            target=target,
+            metric=metric,
+            method=method,
+            reference=reference,
+            found=comparison,
+            corrected_t=t[n],
+            corrected_wilcoxon=w[n],
+            corrected_t_patients=t_patients[n],
+            corrected_wilcoxon_patients=w_patients[n],
+        )
+        for n, (method, comparison) in enumerate(found.items())
+    ]
+
+
+def _compared(
+    of: Sequence[Row], reference: Sequence[Row], value: Callable[[Row], float | None]
+) -> Comparison:
+    """On the cases where both are known."""
+    theirs = {row.case: value(row) for row in reference}
+    pairs = [
+        (mine, other, row.patient)
+        for row in of
+        if (mine := value(row)) is not None and (other := theirs.get(row.case)) is not None
+    ]
+    return compared([p[0] for p in pairs], [p[1] for p in pairs], [p[2] for p in pairs])
+
+
+def methods_of(rows: Sequence[Row]) -> list[str]:
+    """The pipeline's methods in their order, then others as they come."""
+    seen = list(dict.fromkeys(row.method for row in rows))
+    known = [method for method in ALL_METHODS if method in seen]
+    return [*known, *(method for method in seen if method not in known)]
+
+
+def _by_method(rows: Sequence[Row], target: str) -> dict[str, list[Row]]:
+    """Rows of each method that has any against this target.
+
+    Raises:
+        InputError: A case was measured twice by one method.
+    """
+    groups = {}
+    for method in methods_of(rows):
+        of = [row for row in rows if row.target == target and row.method == method]
+        if len({row.case for row in of}) < len(of):
+            raise InputError(
+                f"a case was measured twice by {method}",
+                remedy="name each run, book and model once",
             )
-    return rows
+        if of:
+            groups[method] = of
+    return groups
 
 
-def _proposal(proposals: StructureSet, roi_name: str, reference: Mask) -> Mask:
-    """The proposal on the truth's grid; a ROI without contours is an empty mask, and counts."""
-    return rasterise(proposals.roi(roi_name), reference.grid)
-
-
-def mean_with_interval(
-    rows: Sequence[Row], value: Callable[[Row], float | None]
-) -> tuple[float, float, float]:
-    """Mean over CBCTs with a 95 % bootstrap interval by patient (seeded)."""
-    by_patient: dict[str, list[float]] = {}
-    for row in rows:
-        number = value(row)
-        if number is not None:
-            by_patient.setdefault(row.patient, []).append(number)
-    groups = [np.array(v) for v in by_patient.values()]
-    if not groups:
-        return float("nan"), float("nan"), float("nan")
-    generator = np.random.default_rng(0)
-    draws = generator.integers(0, len(groups), (RESAMPLES, len(groups)))
-    means = [np.concatenate([groups[g] for g in draw]).mean() for draw in draws]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(np.concatenate(groups).mean()), float(low), float(high)
+def _estimate(rows: Sequence[Row], value: Callable[[Row], float | None]) -> Estimate:
+    known = [(v, row.patient) for row in rows if (v := value(row)) is not None]
+    return estimate([v for v, _ in known], [patient for _, patient in known])
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -193,29 +231,27 @@ def table(rows: Sequence[Row]) -> str:
     lines = []
     for target in TARGETS:
         chosen = [r for r in rows if r.target == target]
-        fractions = {(r.patient, r.fraction) for r in chosen}
-        patients = {r.patient for r in chosen}
+        if not chosen:
+            continue
         lines += [
-            f"Against the {target}: {len(fractions)} CBCTs of {len(patients)} patients. "
-            "DSC as mean (95 % interval by patient).",
+            f"Against the {target}: {len({r.case for r in chosen})} CBCTs of "
+            f"{len({r.patient for r in chosen})} patients. "
+            "DSC as mean ± sd over CBCTs (95 % interval by patient).",
             "",
             "| method | DSC | IoU | HD95 mm | mean surface distance mm | surface Dice 1, 2, 3 mm "
             "| added path length mm | no contour | seconds |",
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
-        for method in [m for m in ALL_METHODS if any(r.method == m for r in chosen)]:
-            of = [r for r in chosen if r.method == method]
-            dsc, low, high = mean_with_interval(of, lambda r: r.dsc)
+        for method, of in _by_method(rows, target).items():
             surface = ", ".join(
                 _show(_mean([getattr(r, f"surface_dice_{mm}mm") for r in of])) for mm in (1, 2, 3)
             )
-            hd95, msd = _mean([r.hd95_mm for r in of]), _mean([r.msd_mm for r in of])
             cells = (
                 method,
-                f"{dsc:.3f} ({low:.3f} to {high:.3f})",
+                _with_interval(_estimate(of, lambda r: r.dsc)),
                 _show(_mean([r.iou for r in of])),
-                _show(hd95, 1),
-                _show(msd),
+                _show(_mean([r.hd95_mm for r in of]), 1),
+                _show(_mean([r.msd_mm for r in of])),
                 surface,
                 _show(_mean([r.added_path_length_mm for r in of]), 0),
                 str(sum(r.state != "drawn" for r in of)),
@@ -226,18 +262,121 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def leads_table(leads: Sequence[Lead]) -> str:
+    """Markdown: the lead in DSC of each method, with corrected p values."""
+    lines = []
+    for target in TARGETS:
+        chosen = [lead for lead in leads if lead.target == target and lead.metric == "dsc"]
+        if not chosen:
+            continue
+        lines += [
+            f"Lead in DSC over {chosen[0].reference} against the {target}, paired "
+            "(95 % interval by patient); p of t and Wilcoxon after Holm, over CBCTs and over "
+            "patients' means.",
+            "",
+            "| method | CBCTs | patients | lead | t | Wilcoxon | t, patients "
+            "| Wilcoxon, patients |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for lead in chosen:
+            of = lead.found.lead
+            cells = (
+                lead.method,
+                str(of.cases),
+                str(of.patients),
+                f"{of.mean:+.3f} ({of.low:+.3f} to {of.high:+.3f})",
+                _show_p(lead.corrected_t),
+                _show_p(lead.corrected_wilcoxon),
+                _show_p(lead.corrected_t_patients),
+                _show_p(lead.corrected_wilcoxon_patients),
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def strata_table(rows: Sequence[Row], reference: str) -> str:
+    """Markdown: DSC by size and visible share, and the lead over the reference there."""
+    lines = []
+    for target in TARGETS:
+        by_method = _by_method(rows, target)
+        if not by_method:
+            continue
+        lines += [
+            f"DSC against the {target} by size of the truth and by visible share"
+            + (f"; in brackets the paired lead over {reference}." if len(by_method) > 1 else "."),
+            "",
+            f"| | CBCTs | {' | '.join(by_method)} |",
+            f"| --- | --- |{' --- |' * len(by_method)}",
+        ]
+        for name, belongs in STRATA.items():
+            chosen = {m: [r for r in of if belongs(r)] for m, of in by_method.items()}
+            count = len({r.case for of in chosen.values() for r in of})
+            if not count:
+                continue
+            cells = [
+                _stratum(of, chosen.get(reference, []) if method != reference else [])
+                for method, of in chosen.items()
+            ]
+            lines.append(f"| {name} | {count} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _stratum(of: Sequence[Row], reference: Sequence[Row]) -> str:
+    mean = _show(_mean([r.dsc for r in of]), 3)
+    lead = _compared(of, reference, lambda r: r.dsc).lead
+    return f"{mean} ({lead.mean:+.3f}, {lead.low:+.3f} to {lead.high:+.3f})" if lead.cases else mean
+
+
+def boxes(rows: Sequence[Row], path: Path) -> None:
+    """DSC, and HD95 where it is known, against the label: a box per method, a dot per CBCT."""
+    of = _by_method(rows, "label") or _by_method(rows, "anatomy")
+    panels: list[tuple[str, Callable[[Row], float | None]]] = [
+        ("Dice similarity coefficient", lambda r: r.dsc)
+    ]
+    if any(row.hd95_mm is not None for row in rows):
+        panels.append(("95 % Hausdorff distance, mm", lambda r: r.hd95_mm))
+    figure, many = picture(columns=len(panels), height=0.9 + 0.42 * len(of), width=5.2)
+    generator = np.random.default_rng(0)
+    for axes, (title, value) in zip(many, panels, strict=True):
+        for n, (method, rows_of) in enumerate(of.items()):
+            known = [v for row in rows_of if (v := value(row)) is not None]
+            jitter = n + generator.uniform(-0.16, 0.16, len(known))
+            axes.scatter(known, jitter, s=7, color=_color(method), alpha=0.45, lw=0, zorder=2)
+            axes.boxplot(
+                [known],
+                positions=[n],
+                orientation="horizontal",
+                widths=0.56,
+                showfliers=False,
+                showmeans=True,
+                medianprops={"color": "0.1", "lw": 1.4},
+                meanprops={"marker": "D", "mfc": "white", "mec": "0.1", "ms": 4},
+                boxprops={"color": "0.35", "lw": 0.9},
+                whiskerprops={"color": "0.35", "lw": 0.9},
+                capprops={"color": "0.35", "lw": 0.9},
+            )
+        axes.set_yticks(range(len(of)), list(of))
+        axes.set_ylim(len(of) - 0.4, -0.6)
+        axes.set_title(title)
+        quiet(axes, grid="x")
+    many[0].set_xlim(0, 1)
+    save_svg(figure, path)
+
+
 def plot(rows: Sequence[Row], path: Path) -> None:
     """DSC and HD95 per method, each CBCT a dot, its patient's dots joined; DSC against volume."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     chosen = [r for r in rows if r.target == "label"]
-    methods = [m for m in ALL_METHODS if any(r.method == m for r in chosen)]
+    methods = methods_of(chosen)
     figure = Figure(figsize=(13, 4.2), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
-    cases = sorted({(r.patient, r.fraction) for r in chosen})
-    found = {(r.patient, r.fraction, r.method): r for r in chosen}
+    cases = sorted({r.case for r in chosen})
+    found = {(*r.case, r.method): r for r in chosen}
     panels: list[tuple[Axes, Callable[[Row], float | None], str]] = [
         (left, lambda r: r.dsc, "Dice similarity coefficient"),
         (middle, lambda r: r.hd95_mm, "95 % Hausdorff distance, mm"),
@@ -256,7 +395,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             numbers = [value(r) for r in chosen if r.method == method]
             known = [v for v in numbers if v is not None]
             axes.scatter(
-                [n] * len(known), known, color=_rgb(method), s=22, zorder=2, ec="0.2", lw=0.4
+                [n] * len(known), known, color=_color(method), s=22, zorder=2, ec="0.2", lw=0.4
             )
             if known:
                 axes.hlines(np.mean(known), n - 0.28, n + 0.28, color="0.1", lw=2, zorder=3)
@@ -269,7 +408,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         right.scatter(
             [r.truth_cc for r in of],
             [r.dsc for r in of],
-            color=_rgb(method),
+            color=_color(method),
             s=22,
             label=method,
             ec="0.2",
@@ -282,16 +421,6 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-def _write_csv(rows: Sequence[Row], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Row)])
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(
-                {k: f"{v:.4f}" if isinstance(v, float) else v for k, v in asdict(row).items()}
-            )
-
-
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return float(np.mean(known)) if known else None
@@ -301,6 +430,18 @@ def _show(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _rgb(method: str) -> tuple[float, float, float]:
-    red, green, blue = COLORS_RGB[method]
+def _show_p(p: float) -> str:
+    if np.isnan(p):
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _with_interval(of: Estimate) -> str:
+    sd = "" if np.isnan(of.sd) else f" ± {of.sd:.3f}"
+    return f"{of.mean:.3f}{sd} ({of.low:.3f} to {of.high:.3f})"
+
+
+def _color(method: str) -> tuple[float, float, float]:
+    """The pipeline's colour of a method, grey for others."""
+    red, green, blue = color_rgb(method)
     return red / 255, green / 255, blue / 255

@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
+import csv
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from contourcast.imaging.errors import InputError
-from contourcast.training.evaluate import Row, compare, mean_with_interval, plot, table
+from contourcast.training.calibrate import FAILED, Score, ScoreBook, read_scores
+from contourcast.training.cases import load_models, thinned
+from contourcast.training.evaluate import (
+    compare,
+    evaluate,
+    leads_over,
+    leads_table,
+    plot,
+    strata_table,
+    table,
+)
+from contourcast.training.rows import PRIOR, Row, rows_of_samples, rows_of_scores
+from support.evidence import patch_sample
+from support.models import tiny_model
 
 
-def row(patient: str, method: str, dsc: float, *, target: str = "label") -> Row:
+def row(
+    patient: str,
+    method: str,
+    dsc: float,
+    *,
+    target: str = "label",
+    fraction: str = "fraction-01",
+    truth_cc: float = 20.0,
+    visible: float | None = 0.8,
+) -> Row:
     return Row(
         patient=patient,
-        fraction="fraction-01",
+        fraction=fraction,
         method=method,
         target=target,
         state="drawn" if dsc else "failed",
         verdict="accept",
-        truth_cc=20.0,
+        truth_cc=truth_cc,
         proposal_cc=20.0,
         dsc=dsc,
         iou=dsc / (2 - dsc),
@@ -28,32 +54,174 @@ def row(patient: str, method: str, dsc: float, *, target: str = "label") -> Row:
         surface_dice_2mm=0.6,
         surface_dice_3mm=0.7,
         added_path_length_mm=100.0,
-        visible_share=0.8,
+        visible_share=visible,
         seconds=1.0,
     )
 
 
-def test_a_failure_counts_in_the_mean_and_is_counted() -> None:
-    rows = [row("a", "rigid", 0.8), row("b", "rigid", 0.0)]
-    text = table(rows)
-    assert "| rigid | 0.400 " in text
-    line = next(line for line in text.splitlines() if line.startswith("| rigid"))
-    assert line.split("|")[-3].strip() == "1"
+def score(method: str, dice: float, *, patient: int = 0, ended_as: str = "") -> Score:
+    return Score(
+        ct="phantom 1",
+        patient=patient,
+        week=3.0,
+        difficulty=1.0,
+        regression=1.0,
+        method=method,
+        dice=dice,
+        dice_anatomical=dice / 2,
+        label_cc=12.0,
+        visible_share=0.1,
+        place="wall",
+        ended_as=ended_as,
+    )
 
 
-def test_the_interval_draws_patients_and_not_cbcts() -> None:
-    rows = [row("a", "rigid", 0.9)] * 10 + [row("b", "rigid", 0.1)] * 10
-    mean, low, high = mean_with_interval(rows, lambda r: r.dsc)
-    assert mean == pytest.approx(0.5)
-    assert low == pytest.approx(0.1)
-    assert high == pytest.approx(0.9)
+class TestTable:
+    def test_a_failure_counts_in_the_mean_and_is_counted(self) -> None:
+        rows = [row("a", "rigid", 0.8), row("b", "rigid", 0.0)]
+        text = table(rows)
+        assert "| rigid | 0.400 " in text
+        line = next(line for line in text.splitlines() if line.startswith("| rigid"))
+        assert line.split("|")[-3].strip() == "1"
+
+    def test_the_interval_draws_patients_and_not_cbcts(self) -> None:
+        rows = [
+            row(patient, "rigid", dsc, fraction=str(n))
+            for patient, dsc in (("a", 0.9), ("b", 0.1))
+            for n in range(10)
+        ]
+        assert "(0.100 to 0.900)" in table(rows)
+
+    def test_a_case_measured_twice_is_refused(self) -> None:
+        with pytest.raises(InputError, match="measured twice by rigid"):
+            table([row("a", "rigid", 0.9)] * 2)
+
+    def test_a_plot_is_drawn_even_where_a_method_has_no_distance(self, tmp_path: Path) -> None:
+        plot([row("a", "rigid", 0.8), row("a", "dir-t", 0.0)], tmp_path / "plots.png")
+        assert (tmp_path / "plots.png").read_bytes()[:4] == b"\x89PNG"
+
+    def test_no_run_is_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="no run was found"):
+            compare([tmp_path], [tmp_path], tmp_path / "out")
 
 
-def test_a_plot_is_drawn_even_where_a_method_has_no_distance(tmp_path: Path) -> None:
-    plot([row("a", "rigid", 0.8), row("a", "dir-t", 0.0)], tmp_path / "plots.png")
-    assert (tmp_path / "plots.png").read_bytes()[:4] == b"\x89PNG"
+class TestTests:
+    def rows(self) -> list[Row]:
+        return [
+            row(f"p{n}", method, base + 0.01 * n, truth_cc=5.0 + 4 * n)
+            for n in range(8)
+            for method, base in (("rigid", 0.5), ("dir-l", 0.6), ("mine", 0.5 + 0.02 * (n % 3)))
+        ]
+
+    def test_leads_are_paired_by_case_whatever_the_order(self) -> None:
+        rows = self.rows()
+        shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+        found = {
+            lead.method: lead for lead in leads_over(shuffled, "rigid") if lead.metric == "dsc"
+        }
+        assert found["dir-l"].found.lead.mean == pytest.approx(0.1)
+        assert found["dir-l"].found.lead.low == pytest.approx(0.1)
+        assert found["mine"].found.lead.mean == pytest.approx(0.0175)
+
+    def test_only_cases_of_both_count(self) -> None:
+        rows = [r for r in self.rows() if (r.method, r.patient) != ("dir-l", "p3")]
+        found = {lead.method: lead for lead in leads_over(rows, "rigid") if lead.metric == "dsc"}
+        assert found["dir-l"].found.lead.cases == 7
+        assert found["mine"].found.lead.cases == 8
+
+    def test_p_is_corrected_within_one_metric_and_target(self) -> None:
+        leads = [lead for lead in leads_over(self.rows(), "rigid") if lead.metric == "dsc"]
+        assert [lead.method for lead in leads] == ["dir-l", "mine"]
+        assert leads[0].corrected_wilcoxon == pytest.approx(2 * leads[0].found.p_wilcoxon)
+
+    def test_an_unknown_reference_is_named_with_the_nearest(self) -> None:
+        with pytest.raises(InputError, match="nearest is 'rigid'"):
+            leads_over(self.rows(), "rigit")
+
+    def test_strata_by_size(self) -> None:
+        text = strata_table(self.rows(), "rigid")
+        lines = {line.split("|")[1].strip(): line for line in text.splitlines() if "|" in line}
+        assert lines["< 10 cc"].split("|")[2].strip() == "2"  # 5, 9 cc
+        assert lines["10 to 30 cc"].split("|")[2].strip() == "5"
+        assert lines["> 30 cc"].split("|")[2].strip() == "1"
+        assert "(+0.100, +0.100 to +0.100)" in lines["> 30 cc"]
+        assert "< 30 % visible" not in lines
+
+    def test_files_say_all(self, tmp_path: Path) -> None:
+        leads = evaluate(self.rows(), tmp_path, reference="rigid", facts={"models": []})
+        document = json.loads((tmp_path / "evaluation.json").read_text())
+        assert document["bootstrap"]["seed"] == 0
+        assert document["versions"]["torch"]
+        assert len(document["leads"]) == len(leads)
+        with (tmp_path / "cases.csv").open(newline="") as file:
+            assert len(list(csv.DictReader(file))) == 24
+        assert leads_table(leads) in (tmp_path / "table.md").read_text()
+        first = (tmp_path / "boxes.svg").read_bytes()
+        evaluate(self.rows(), tmp_path, reference="rigid")
+        assert (tmp_path / "boxes.svg").read_bytes() == first
 
 
-def test_no_run_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no run was found"):
-        compare([tmp_path], [tmp_path], tmp_path / "out")
+class TestScores:
+    def test_a_book_gives_a_row_for_each_target(self, tmp_path: Path) -> None:
+        book = ScoreBook(tmp_path / "scores.csv")
+        book.add([score("rigid", 0.5), score("dir-l", 0.6, ended_as=f"{FAILED}folds")])
+        rows = rows_of_scores([tmp_path / "scores.csv"])
+        found = {(r.method, r.target): r for r in rows}
+        assert found["rigid", "anatomy"].dsc == 0.25
+        assert found["dir-l", "label"].state == "failed"
+        assert found["rigid", "label"].case == found["dir-l", "label"].case
+
+    def test_a_failure_that_was_mended_counts_once(self, tmp_path: Path) -> None:
+        path = tmp_path / "scores.csv"
+        ScoreBook(path).add([score("dir-l", 0.1, ended_as=f"{FAILED}folds")])
+        ScoreBook(path).add([score("dir-l", 0.6)])
+        assert [s.dice for s in read_scores(path)] == [0.6]
+
+    def test_another_csv_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+        with pytest.raises(InputError, match="no book of scores"):
+            rows_of_scores([tmp_path / "other.csv"])
+
+    def test_an_empty_book_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "scores.csv").write_text("ct,patient\n")
+        with pytest.raises(InputError, match="no score was found"):
+            rows_of_scores([tmp_path / "scores.csv"])
+
+
+class TestSamples:
+    def test_models_and_prior_are_measured_on_the_middle_patch(self, tmp_path: Path) -> None:
+        tiny_model(tmp_path / "one", seed=1)
+        tiny_model(tmp_path / "two", seed=2)
+        models = load_models([f"a={tmp_path / 'one'}", str(tmp_path / "two")])
+        rows = rows_of_samples(models, [patch_sample(seed=n) for n in range(2)])
+        assert [r.method for r in rows] == [PRIOR, "a", "two"] * 2
+        prior = rows[0]
+        sample = patch_sample(seed=0)
+        inside = sample.prior_mm > 0
+        truth = sample.label >= 0.5
+        assert prior.dsc == pytest.approx(2 * (inside & truth).sum() / (inside.sum() + truth.sum()))
+        assert prior.truth_cc == pytest.approx(truth.sum() * 0.027)
+
+    def test_two_models_of_one_name_are_refused(self, tmp_path: Path) -> None:
+        tiny_model(tmp_path / "x" / "model")
+        tiny_model(tmp_path / "y" / "model")
+        with pytest.raises(InputError, match="two models are named 'model'"):
+            load_models([str(tmp_path / "x" / "model"), str(tmp_path / "y" / "model")])
+
+    def test_models_of_another_spacing_are_not_mixed(self, tmp_path: Path) -> None:
+        tiny_model(tmp_path / "one")
+        (model,) = load_models([str(tmp_path / "one")])
+        other = replace(model, card=replace(model.card, spacing_zyx_mm=(2.0, 2.0, 2.0)))
+        with pytest.raises(InputError, match="different size or spacing"):
+            rows_of_samples([model, other], [patch_sample(seed=0)])
+
+    def test_a_sample_smaller_than_the_patch_is_refused(self, tmp_path: Path) -> None:
+        tiny_model(tmp_path / "one")
+        models = load_models([str(tmp_path / "one")])
+        with pytest.raises(InputError, match="make the samples with this model's patch"):
+            rows_of_samples(models, [patch_sample(seed=0, shape_zyx=(15, 24, 24))])
+
+    def test_thinning_reaches_over_all_patients(self) -> None:
+        samples = [patch_sample(seed=n) for n in range(6)]
+        assert [s.name for s in thinned(samples, 3)] == ["sample-0", "sample-2", "sample-4"]
+        assert len(thinned(samples, 0)) == 6
