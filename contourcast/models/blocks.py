@@ -138,9 +138,33 @@ class UnetrUp(nn.Module):
         return y
 
 
+class UpConvolution(nn.Module):
+    """Transposed convolution by a stride, cut to the size of the skip (so odd sizes fit)."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, *, stride: Sequence[int], bias: bool = True
+    ) -> None:
+        super().__init__()
+        transposed = TRANSPOSED[len(stride)]
+        self.conv = transposed(
+            channels_in,
+            channels_out,
+            tuple(stride),  # type: ignore[arg-type]
+            tuple(stride),  # type: ignore[arg-type]
+            bias=bias,
+        )
+
+    def forward(
+        self, x: Float[Tensor, "b c *space"], size: Sequence[int]
+    ) -> Float[Tensor, "b c2 *size"]:
+        """Each axis grows by its stride and loses what is more than the size."""
+        up: Tensor = self.conv(x)
+        return up[(..., *(slice(n) for n in size))]
+
+
 def initialise_he(module: nn.Module) -> None:
     """nnU-Net's start for convolutions of images; Linear and Conv1d keep theirs (Mamba's)."""
-    if isinstance(module, nn.Conv2d | nn.Conv3d):
+    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
         nn.init.kaiming_normal_(module.weight, a=SLOPE)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
