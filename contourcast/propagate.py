@@ -20,18 +20,22 @@ from contourcast.imaging.distance import carry, distance_map
 from contourcast.imaging.errors import ContourcastError, InputError
 from contourcast.imaging.metrics import Agreement, agreement
 from contourcast.imaging.rasterise import rasterise
+from contourcast.imaging.resample import Moved
 from contourcast.imaging.structures import Contour, Roi, nearest_name
 from contourcast.imaging.trace import trace
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.verdict import Figure, Quality, Verdict
 from contourcast.imaging.volume import Probability, Volume, require_same_frame
+from contourcast.models.networks import NETWORKS
 from contourcast.registration.methods import METHODS, Task
 from contourcast.registration.result import Registrations
 from contourcast.registration.rigid import register_all
 from contourcast.registration.settings import RegistrationSettings
 
+# The network that is meant when none is named; a model folder may hold any other of the house.
 NETWORK = "diff-umamba"
 ALL_METHODS: tuple[str, ...] = (*METHODS, NETWORK)
+KNOWN_METHODS: tuple[str, ...] = (*METHODS, *NETWORKS)
 
 # Raised whenever the same input may give other contours than before: UIDs follow from it.
 RESULT_VERSION = 1
@@ -61,8 +65,25 @@ class Network(Protocol):
     def digest(self) -> str:
         """SHA-256 (hex) of its weights."""
 
-    def predict(self, cbct: Volume, r_ct: Probability) -> Probability:
+    def predict(
+        self, cbct: Volume, r_ct: Probability, planning_ct: Moved | None = None
+    ) -> Probability:
         """Today's region on the CBCT's grid; empty where the r-CT channel is."""
+
+
+def is_network(method: str) -> bool:
+    """Whether a method is a network rather than a way to carry the prior."""
+    return method not in METHODS
+
+
+def methods_with(network: Network | None) -> tuple[str, ...]:
+    """All that a run can draw by: every way to carry the prior, and the network that is loaded."""
+    return (*METHODS, *([network.name] if network is not None else []))
+
+
+def color_rgb(method: str) -> tuple[int, int, int]:
+    """The method's colour; all networks share one, since a run has one."""
+    return COLORS_RGB.get(method, COLORS_RGB[NETWORK])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +117,14 @@ class Settings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", tuple(dict.fromkeys(self.methods)))
         for name in self.methods:
-            if name not in ALL_METHODS:
-                near = nearest_name(name, ALL_METHODS)
+            if name not in KNOWN_METHODS:
+                near = nearest_name(name, KNOWN_METHODS)
                 raise InputError(
                     f"no method is named '{name}'" + (f"; the nearest is '{near}'" if near else ""),
-                    remedy=f"choose from {', '.join(ALL_METHODS)}",
+                    remedy=f"choose from {', '.join(KNOWN_METHODS)}",
                 )
+        if sum(is_network(name) for name in self.methods) > 1:
+            raise InputError("one run asks one network", remedy="propagate once for each network")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,7 +165,7 @@ class Propagation:
         r_ct: The prior on the CBCT's grid; all zero when the registration was rejected.
         prior_volume_cc: Of the prior on the planning CT.
         agreement: Agreement of each method with each reference method, keyed
-            ``(method, reference)``; the references are ``rigid`` and the network.
+            ``(method, reference)``; the references are ``rigid`` and the network, by its name.
     """
 
     case: Case
@@ -249,8 +272,8 @@ def draw(
         return Drawn(method=method, region=None, notes=("nothing drawn: registration rejected",))
     start = clock()
     try:
-        if method == NETWORK:
-            drawn = _redrawn(case, r_ct, network)
+        if is_network(method):
+            drawn = _redrawn(case, registrations, r_ct, method, network)
         else:
             drawn = _carried(case, settings, registrations, method)
     except ContourcastError as error:  # one method's failure costs its row, not the run
@@ -259,15 +282,24 @@ def draw(
     return replace(drawn, loops=loops, seconds=clock() - start)
 
 
-def _redrawn(case: Case, r_ct: Probability, network: Network | None) -> Drawn:
+def _redrawn(
+    case: Case,
+    registrations: Registrations,
+    r_ct: Probability,
+    method: str,
+    network: Network | None,
+) -> Drawn:
     if network is None:
         raise InputError("no network is loaded", remedy="name a model folder: --weights")
-    if network.name != NETWORK:
+    if network.name != method:
         raise InputError(
-            f"the model folder holds a {network.name}, and the method is {NETWORK}",
-            remedy="name a model folder of that network",
+            f"the model folder holds a {network.name}, and the method is {method}",
+            remedy=f"ask for the method {network.name}, or name a model folder of that network",
         )
-    return Drawn(method=NETWORK, region=network.predict(case.cbct, r_ct))
+    planning_ct = Moved(
+        volume=case.planning_ct, moving_from_fixed=registrations.chosen.planning_from_cbct
+    )
+    return Drawn(method=method, region=network.predict(case.cbct, r_ct, planning_ct))
 
 
 def _carried(case: Case, settings: Settings, registrations: Registrations, method: str) -> Drawn:
@@ -304,8 +336,8 @@ def compare(
     regions = {d.method: d.region.mask() for d in drawn if d.region is not None}
     agreements = {
         (method, reference): agreement(mask, regions[reference])
-        for reference in ("rigid", NETWORK)
-        if reference in regions
+        for reference in regions
+        if reference == "rigid" or is_network(reference)
         for method, mask in regions.items()
         if method != reference
     }

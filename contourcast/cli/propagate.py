@@ -69,10 +69,16 @@ def propagate(
 
     require_empty(out)
 
+    where = chosen_device(device, threads)
+    network = None
+    if not method or any(pipeline.is_network(name) for name in method):
+        from contourcast.models.predictor import load_network
+
+        network = load_network(weights, device=where)
     settings = pipeline.Settings(
-        methods=tuple(method or pipeline.ALL_METHODS),
+        methods=tuple(method or pipeline.methods_with(network)),
         registration=RegistrationSettings(focus=focus.value),
-        device=chosen_device(device, threads),
+        device=where,
     )
     with progress() as tell:
         tell("reading", 0.0)
@@ -85,11 +91,6 @@ def propagate(
             registrations=registration or [],
             vouched=vouch,
         )
-        network = None
-        if pipeline.NETWORK in settings.methods:
-            from contourcast.models.predictor import load_network
-
-            network = load_network(weights, device=settings.device)
         result = pipeline.propagate(
             case, settings=settings, network=network, clock=time.perf_counter, on_step=tell
         )

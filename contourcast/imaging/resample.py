@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -20,6 +21,21 @@ EVEN_MM: Final = 0.001
 AIR_HU: Final = -1000.0
 
 Index = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Moved:
+    """A scan as it is seen from another frame of reference; nothing is resampled yet.
+
+    Raises:
+        FrameMismatchError: The map does not lead to the scan's frame of reference.
+    """
+
+    volume: Volume
+    moving_from_fixed: PointMap
+
+    def __post_init__(self) -> None:
+        require_same_frame(self.volume.frame_of_reference, self.moving_from_fixed.target_frame)
 
 
 def resample(

@@ -15,9 +15,17 @@ from torch import nn
 
 from contourcast.imaging.errors import InputError, WeightsError
 from contourcast.imaging.grid import Grid
-from contourcast.imaging.volume import Probability, Volume
-from contourcast.models.region import is_empty, region_grid, sample_on, scaling, scan_on
-from contourcast.models.weights import Card, load_model
+from contourcast.imaging.resample import Moved
+from contourcast.imaging.volume import Probability, Volume, require_same_frame
+from contourcast.models.region import (
+    is_empty,
+    planning_on,
+    region_grid,
+    sample_on,
+    scaling,
+    scan_on,
+)
+from contourcast.models.weights import KNOWN_CHANNELS, Card, load_model
 
 SHIPPED: Final = Path(__file__).parent / "checkpoints" / "diff-umamba"
 # nnU-Net v2: windows overlap by half and weigh by a Gaussian of an eighth of the patch.
@@ -51,14 +59,22 @@ class Predictor:
         """The network's name in the table."""
         return self.card.network
 
-    def predict(self, cbct: Volume, r_ct: Probability) -> Probability:
+    def predict(
+        self, cbct: Volume, r_ct: Probability, planning_ct: Moved | None = None
+    ) -> Probability:
         """Today's region on the CBCT's grid, zero away from it.
 
         An empty prior gives an empty region: the prior says where to look, and without it
         nothing may be drawn.
 
+        Args:
+            cbct: Today's scan.
+            r_ct: The carried prior.
+            planning_ct: Carried by the same registration; only some models look at it.
+
         Raises:
-            FrameMismatchError: Scan and prior are of different frames of reference.
+            FrameMismatchError: Scan, prior and planning CT are not seen from one frame.
+            InputError: This model looks at the planning CT, and none is given.
             GridMismatchError: They are on different grids.
         """
         cbct.require_same_place(r_ct)
@@ -74,7 +90,13 @@ class Predictor:
         values, observed = scan_on(cbct, grid)
         prior = sample_on(r_ct.values, r_ct.grid, onto=grid, outside=0.0)
         scan = scaling(values, observed, card.normalisation).apply(values)
-        logits = self._logits(np.stack((scan, prior)))
+        shown = {"cbct": scan, "r_ct": prior}
+        if "planning_ct" in card.channels:
+            if planning_ct is None:
+                raise InputError("this model looks at the planning CT, and none is given")
+            require_same_frame(cbct.frame_of_reference, planning_ct.moving_from_fixed.source_frame)
+            shown["planning_ct"] = planning_on(planning_ct, grid)
+        logits = self._logits(np.stack([shown[name] for name in card.channels]))
         logits[~plausible(logits > 0, prior, grid)] = -LOGIT_LIMIT
         return r_ct.with_values(_onto_scan(logits, grid, r_ct.grid))
 
@@ -106,10 +128,18 @@ def load_network(folder: Path | None, *, device: str = "cpu") -> Predictor:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError("this machine has no CUDA device", remedy="use --device cpu")
     network, card, digest = load_model(folder or SHIPPED)
-    if card.channels != ("cbct", "r_ct"):
+    known = tuple(name for name in KNOWN_CHANNELS if name in card.channels)
+    if card.channels != known or known[:1] != KNOWN_CHANNELS[:1]:
         raise WeightsError(
-            f"the model wants the channels {', '.join(card.channels)}, not cbct and r_ct",
-            remedy="use a model that was trained on the scan and the carried prior",
+            f"the model wants the channels {', '.join(card.channels)}; what can be shown, in this "
+            f"order, is {', '.join(KNOWN_CHANNELS)}",
+            remedy="use a model that was trained on the scan and what is carried to it",
+        )
+    if card.config.channels_in != len(card.channels):
+        raise WeightsError(
+            f"the card names {len(card.channels)} channels, the network takes "
+            f"{card.config.channels_in}",
+            remedy="export the model again",
         )
     return Predictor(network=network.to(device), card=card, digest=digest, device=device)
 

@@ -14,7 +14,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
-from contourcast.imaging.grid import Grid
+from contourcast.imaging.grid import Grid, Points
+from contourcast.imaging.resample import AIR_HU, Moved
+from contourcast.imaging.transform import PointMap
 from contourcast.imaging.volume import Probability, Volume
 from contourcast.models.weights import Normalisation
 
@@ -24,6 +26,10 @@ EMPTY_BELOW: Final = 0.05
 # Share of a region at exactly its lowest value from which that value is padding, not tissue:
 # noise lets no real scan repeat its minimum.
 PADDING_SHARE: Final = 0.01
+# A planning CT is calibrated: lung to contrast-filled vessels, scaled to about -1.5 to 1.5.
+PLANNING_WINDOW_HU: Final = (-1000.0, 300.0)
+PLANNING_MIDDLE_HU: Final = -350.0
+PLANNING_SCALE_HU: Final = 430.0
 
 
 def is_empty(r_ct: Probability) -> bool:
@@ -54,9 +60,16 @@ def region_grid(
 
 
 def sample_on(
-    values: np.ndarray, grid: Grid, *, onto: Grid, outside: float, blur: bool = True, order: int = 1
+    values: np.ndarray,
+    grid: Grid,
+    *,
+    onto: Grid,
+    outside: float,
+    blur: bool = True,
+    order: int = 1,
+    through: PointMap | None = None,
 ) -> Float[np.ndarray, "z y x"]:
-    """Values at the places of another grid of the same frame, float32.
+    """Values at the places of another grid, float32.
 
     Args:
         values: ``[z, y, x]``.
@@ -66,8 +79,9 @@ def sample_on(
         blur: Whether a finer grid is averaged to the coarser one's voxels (Gaussian of the same
             variance as the box) rather than picked from.
         order: Of the interpolating spline.
+        through: Takes places of ``onto`` to those of ``grid``; None: they share a frame.
     """
-    box = _box(grid, onto)
+    box = _box(grid, onto, through)
     if box is None:
         return np.full(onto.shape_zyx, outside, np.float32)
     low, high = box
@@ -75,16 +89,22 @@ def sample_on(
     sigma = _blur_voxels(grid, onto)
     if blur and sigma.any():
         part = ndimage.gaussian_filter(part, sigma, mode="nearest")
-    zyx = grid.index(onto.centers())[:, ::-1].T - low[:, None]  # (3 n)
+    zyx = grid.index(_carried(onto.centers(), through))[:, ::-1].T - low[:, None]  # (3 n)
     found: np.ndarray = ndimage.map_coordinates(
         part, zyx, order=order, mode="constant", cval=outside
     )
     return found.reshape(onto.shape_zyx)
 
 
-def _box(grid: Grid, onto: Grid) -> tuple[np.ndarray, np.ndarray] | None:
+def _carried(points_xyz_mm: Points, through: PointMap | None) -> Points:
+    return points_xyz_mm if through is None else through.apply(points_xyz_mm)
+
+
+def _box(
+    grid: Grid, onto: Grid, through: PointMap | None = None
+) -> tuple[np.ndarray, np.ndarray] | None:
     """First and last + 1 index of ``grid`` that matter at the places of ``onto``; None: none do."""
-    corners = grid.index(onto.corners_xyz_mm)[:, ::-1]
+    corners = grid.index(_carried(onto.corners_xyz_mm, through))[:, ::-1]
     reach = np.ceil(4 * _blur_voxels(grid, onto)).astype(int) + 2
     low = (np.floor(corners.min(0)).astype(int) - reach).clip(0)
     high = np.minimum(np.ceil(corners.max(0)).astype(int) + reach + 1, grid.shape_zyx)
@@ -155,3 +175,15 @@ def scan_on(cbct: Volume, grid: Grid) -> tuple[np.ndarray, Bool[np.ndarray, "z y
     filled = np.where(seen, values, fallback)
     observed = sample_on(seen, part, onto=grid, outside=0.0) > 0.99
     return sample_on(filled, part, onto=grid, outside=float(fallback)), observed
+
+
+def planning_on(planning_ct: Moved, grid: Grid) -> Float[np.ndarray, "z y x"]:
+    """The planning CT at a region's grid, as the network is shown it: windowed and scaled."""
+    values = sample_on(
+        planning_ct.volume.values,
+        planning_ct.volume.grid,
+        onto=grid,
+        outside=AIR_HU,
+        through=planning_ct.moving_from_fixed,
+    )
+    return (values.clip(*PLANNING_WINDOW_HU) - PLANNING_MIDDLE_HU) / PLANNING_SCALE_HU

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,7 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from contourcast.imaging.errors import WeightsError
+from contourcast.imaging.errors import InputError, WeightsError
 from contourcast.models.config import STRICT, NetworkConfig
 from contourcast.models.networks import build, config_from_plain, config_to_plain
 
@@ -31,23 +32,47 @@ CARD_FILE: Final = "card.json"
 MAX_WEIGHTS_BYTES: Final = 2**30
 MAX_HEADER_BYTES: Final = 2**22
 MAX_CARD_BYTES: Final = 2**20
+# What a model can be shown, in this order: today's scan always; the carried prior; the planning CT,
+# carried like the prior.
+KNOWN_CHANNELS: Final = ("cbct", "r_ct", "planning_ct")
 PICKLE_STARTS: Final = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Normalisation:
-    """How the CBCT's numbers become the network's, anew for each scan.
+    """How the CBCT's numbers become the network's: clip, subtract a mean, divide by an sd.
 
     Cone beams are not calibrated (soft tissue of one scanner reads -130 HU, lung -420), so no
-    fixed window fits. Within the region round the prior, of the voxels that were observed: clip
-    to two percentiles, subtract the mean, divide by the standard deviation.
+    fixed window fits them all, and ``region-zscore`` looks anew at each scan. The other two are
+    what nnU-Net does to a channel that is named ``zscore`` or ``CT``.
+
+    Attributes:
+        kind: ``region-zscore``: percentiles, mean and sd of the voxels that were observed in the
+            region round the prior. ``scan-zscore``: mean and sd of the whole scan, nothing
+            clipped. ``ct``: the numbers stand here, found once in the training data.
+        lower_hu: With ``ct``, and so for the three after it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    kind: Literal["region-zscore"] = "region-zscore"
+    kind: Literal["region-zscore", "scan-zscore", "ct"] = "region-zscore"
     lower_percentile: float = 1.0
     upper_percentile: float = 99.0
+    lower_hu: float | None = None
+    upper_hu: float | None = None
+    mean_hu: float | None = None
+    sd_hu: float | None = None
+
+    def __post_init__(self) -> None:
+        window = (self.lower_hu, self.upper_hu, self.mean_hu, self.sd_hu)
+        stated = [value for value in window if value is not None and math.isfinite(value)]
+        if len(stated) != (4 if self.kind == "ct" else 0):
+            raise InputError(
+                f"normalisation.kind {self.kind} goes with "
+                f"{'four' if self.kind == 'ct' else 'no'} numbers of HU, {len(stated)} are stated"
+            )
+        if self.kind == "ct" and (stated[0] >= stated[1] or stated[3] <= 0):
+            raise InputError("normalisation: the window is empty, or its sd is not above zero")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +93,7 @@ class Card:
 
     network: str
     config: NetworkConfig
-    channels: tuple[str, ...] = ("cbct", "r_ct")
+    channels: tuple[str, ...] = KNOWN_CHANNELS[:2]
     spacing_zyx_mm: tuple[float, float, float]
     patch_zyx: tuple[int, int, int]
     margin_mm: float
@@ -115,6 +140,10 @@ def card_from_json(text: str | bytes) -> Card:
             f"the model card cannot be used: {where + ': ' if where else ''}{first['msg']}",
             file=CARD_FILE,
             remedy="export the model again, or use the Contourcast it was made with",
+        ) from error
+    except InputError as error:
+        raise WeightsError(
+            f"the model card cannot be used: {error.cause}", file=CARD_FILE
         ) from error
     if min(*plain.spacing_zyx_mm, *plain.patch_zyx) <= 0 or not 0 <= plain.margin_mm <= 500:
         raise WeightsError("the model card states sizes that no image has", file=CARD_FILE)

@@ -24,7 +24,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from contourcast.imaging.errors import ContourcastError, InputError
-from contourcast.propagate import ALL_METHODS, NETWORK
+from contourcast.propagate import NETWORK
+from contourcast.registration.methods import METHODS
 from contourcast.service import problems
 from contourcast.service.ingest import MIB, Answer, take_files, take_zip
 from contourcast.service.orders import (
@@ -157,10 +158,12 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     problems.install(app)
 
     @functools.lru_cache(maxsize=1)
-    def network_digest() -> str:
+    def served_network() -> tuple[str, str]:
+        """Name and digest."""
         from contourcast.models.predictor import load_network
 
-        return load_network(settings.weights, device="cpu").digest
+        network = load_network(settings.weights, device="cpu")
+        return network.name, network.digest
 
     @app.post(
         "/v1/instances",
@@ -194,7 +197,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     )
     async def post_propagation(request: PropagationRequest, response: Response) -> Any:
         """Ask for today's contours. The same request again is the same propagation."""
-        job, new = await _in_thread(_open, request, store, network_digest)
+        job, new = await _in_thread(_open, request, store, served_network)
         response.status_code = 202 if new else 200
         response.headers["Location"] = f"/v1/propagations/{job.id}"
         return await _in_thread(_shown, job, store)
@@ -271,20 +274,14 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     @app.get("/v1/methods")
     async def get_methods() -> MethodsAnswer:
         """What a propagation may ask for."""
-        digest, reason = "", ""
+        name, digest, reason = NETWORK, "", ""
         try:
-            digest = await _in_thread(network_digest)
+            name, digest = await _in_thread(served_network)
         except ContourcastError as error:
             reason = str(error)
-        network = MethodItem(
-            name=NETWORK, kind="network", weights_digest=digest, unavailable=reason
-        )
-        return MethodsAnswer(
-            methods=[
-                network if name == NETWORK else MethodItem(name=name, kind="registration")
-                for name in ALL_METHODS
-            ]
-        )
+        network = MethodItem(name=name, kind="network", weights_digest=digest, unavailable=reason)
+        carried = [MethodItem(name=method, kind="registration") for method in METHODS]
+        return MethodsAnswer(methods=[*carried, network])
 
     @app.get("/health/live")
     async def live() -> dict[str, str]:
@@ -449,12 +446,11 @@ def _plain(answer: Answer) -> dict[str, Any]:
 
 
 def _open(
-    request: PropagationRequest, store: Store, network_digest: functools._lru_cache_wrapper[str]
+    request: PropagationRequest, store: Store, served_network: Callable[[], tuple[str, str]]
 ) -> tuple[Job, bool]:
     settings_of(request.methods, request.focus)  # refuses a wrong name before anything is read
-    order = make_order(
-        request, store, network_digest=network_digest() if wants_network(request) else ""
-    )
+    network = served_network() if wants_network(request) else ("", "")
+    order = make_order(request, store, network=network)
     return store.open_job(order_id(order), order)
 
 

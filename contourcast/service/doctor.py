@@ -13,8 +13,9 @@ def examine() -> dict[str, str]:
     import torch
 
     from contourcast.models.predictor import SHIPPED, load_network
-    from contourcast.models.selective_scan import choose_scan
+    from contourcast.models.selective_scan import explain_scan
 
+    scan = explain_scan(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU only"
     try:
         network = load_network(None, device="cpu")
@@ -25,9 +26,7 @@ def examine() -> dict[str, str]:
         "contourcast": version("contourcast"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "device": f"{device}, {os.cpu_count()} cores, torch {torch.__version__}",
-        "selective scan": choose_scan(
-            "auto", torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        ),
+        "selective scan": f"{scan.name} ({scan.why})",
         "weights": weights,
         "codecs": ", ".join(_codecs()),
         "elastix": _part("itk-elastix", "dir-t and dir-l fail: pip install contourcast[baselines]"),

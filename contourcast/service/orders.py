@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import InputError
 from contourcast.imaging.structures import StructureSet
-from contourcast.propagate import ALL_METHODS, NETWORK, Case, Settings
+from contourcast.propagate import ALL_METHODS, KNOWN_METHODS, Case, Settings, is_network
 from contourcast.registration.result import Focus
+from contourcast.registration.methods import METHODS
 from contourcast.registration.settings import RegistrationSettings
 from contourcast.service.inputs import read_case
 from contourcast.service.problems import NotFoundError
@@ -72,10 +73,15 @@ class PropagationRequest(BaseModel):
     )
 
 
-def make_order(request: PropagationRequest, store: Store, *, network_digest: str) -> dict[str, Any]:
+def make_order(
+    request: PropagationRequest, store: Store, *, network: tuple[str, str]
+) -> dict[str, Any]:
     """Finds the files that a request speaks of and checks what is cheap to check.
 
-    The digest is that of the network's weights; empty when the network is not asked for.
+    Args:
+        request: What was asked.
+        store: Where the files are.
+        network: Name and digest of the network that is served; empty when none is asked for.
 
     Raises:
         NotFoundError: A series or an instance is not here.
@@ -86,6 +92,8 @@ def make_order(request: PropagationRequest, store: Store, *, network_digest: str
     prior = _instance(store, request.prior, "RTSTRUCT") if request.prior else None
     (drawn if prior is None else read_structure_set(prior.path)).roi(request.roi)
     registration = _instance(store, request.registration, "REG") if request.registration else None
+    wanted = request.methods or (*METHODS, network[0])
+    settings = settings_of([m for m in KNOWN_METHODS if m in wanted], request.focus)
     return {
         "version": ORDER_VERSION,
         "cbct": _series(store, request.cbct, "CBCT"),
@@ -97,10 +105,10 @@ def make_order(request: PropagationRequest, store: Store, *, network_digest: str
         "registration": _file(registration),
         "roi": request.roi,
         "vouched": request.vouch,
-        "methods": [m for m in ALL_METHODS if m in (request.methods or ALL_METHODS)],
-        "settings": asdict(settings_of(request.methods, request.focus).registration),
+        "methods": list(settings.methods),
+        "settings": asdict(settings.registration),
         "focus": request.focus,
-        "network": network_digest,
+        "network": network[1],
     }
 
 
@@ -125,7 +133,7 @@ def settings_of(methods: Sequence[str] | None, focus: Focus, *, device: str = "c
 
 def wants_network(request: PropagationRequest) -> bool:
     """Whether the network is among the methods asked for."""
-    return request.methods is None or NETWORK in request.methods
+    return request.methods is None or any(is_network(m) for m in request.methods)
 
 
 def case_of(order: dict[str, Any], store: Store) -> Case:

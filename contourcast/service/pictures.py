@@ -18,7 +18,7 @@ from scipy.ndimage import map_coordinates
 from contourcast.imaging.grid import Grid, Points
 from contourcast.imaging.transform import PointMap
 from contourcast.imaging.volume import Probability, Volume
-from contourcast.propagate import COLORS_RGB, Propagation
+from contourcast.propagate import Propagation, color_rgb
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +77,7 @@ def overlay_png(propagation: Propagation) -> bytes:
         close.imshow(scan, cmap="gray", vmin=low, vmax=high, extent=extent, origin="lower")
         for drawn in propagation.drawn:
             if drawn.region is not None:
-                _outline(close, drawn.region, plane, center, extent, COLORS_RGB[drawn.method])
+                _outline(close, drawn.region, plane, center, extent, color_rgb(drawn.method))
         _dress(close, plane, extent, center, f"{plane.name}, today's CBCT and every contour")
 
         field = _field_extent(cbct.grid, plane)
@@ -94,7 +94,7 @@ def overlay_png(propagation: Propagation) -> bytes:
         )
 
     handles = [
-        Line2D([], [], color=_rgb(COLORS_RGB[d.method]), lw=2, label=_legend(d.method, d.volume_cc))
+        Line2D([], [], color=_rgb(color_rgb(d.method)), lw=2, label=_legend(d.method, d.volume_cc))
         for d in propagation.drawn
     ]
     figure.legend(

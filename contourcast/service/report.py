@@ -29,7 +29,7 @@ from contourcast.imaging.structures import Roi
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.verdict import Figure, Verdict, worst
 from contourcast.imaging.volume import Volume
-from contourcast.propagate import COLORS_RGB, NETWORK, Drawn, Propagation
+from contourcast.propagate import Drawn, Propagation, color_rgb, is_network
 from contourcast.registration.result import Registrations
 from contourcast.service.pictures import overlay_png
 
@@ -239,7 +239,9 @@ def render_html(report: Report, propagation: Propagation, picture: bytes) -> str
     return environment.get_template("report.html.j2").render(
         report=report,
         patient=source.patient if source else None,
-        colors={name: "#{:02x}{:02x}{:02x}".format(*rgb) for name, rgb in COLORS_RGB.items()},
+        colors={
+            m.method: "#{:02x}{:02x}{:02x}".format(*color_rgb(m.method)) for m in report.methods
+        },
         picture=base64.b64encode(picture).decode(),
     )
 
@@ -287,17 +289,16 @@ def _roi(number: int, drawn: Drawn, propagation: Propagation) -> Roi:
         interpreted_type=prior.interpreted_type or "GTV",
         generation_algorithm="AUTOMATIC",
         description=f"{prior.name}, carried to this CBCT by {drawn.method}",
-        color_rgb=COLORS_RGB[drawn.method],
+        color_rgb=color_rgb(drawn.method),
     )
 
 
 def _generation(drawn: Drawn, propagation: Propagation) -> Generation:
-    is_network = drawn.method == NETWORK
     return Generation(
         method=drawn.method,
         version=_version("contourcast"),
-        weights_digest=propagation.network_digest if is_network else "",
-        is_network=is_network,
+        weights_digest=propagation.network_digest if is_network(drawn.method) else "",
+        is_network=is_network(drawn.method),
     )
 
 
@@ -388,7 +389,9 @@ def _method(drawn: Drawn, propagation: Propagation) -> MethodReport:
         verdict=_verdict(drawn, propagation.registrations),
         figures=_figures(drawn.quality.figures),
         agreement_with_rigid=_agreement(propagation.agreement.get((drawn.method, "rigid"))),
-        agreement_with_network=_agreement(propagation.agreement.get((drawn.method, NETWORK))),
+        agreement_with_network=_agreement(
+            propagation.agreement.get((drawn.method, propagation.network_name))
+        ),
     )
 
 

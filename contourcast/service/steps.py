@@ -21,7 +21,7 @@ import structlog
 
 from contourcast import propagate as pipeline
 from contourcast.imaging.errors import WeightsError
-from contourcast.propagate import NETWORK, Case, Drawn, Network, Propagation, Settings
+from contourcast.propagate import Case, Drawn, Network, Propagation, Settings, is_network
 from contourcast.service.orders import case_of, settings_of
 from contourcast.service.report import write_results
 from contourcast.service.results import dump, load
@@ -83,7 +83,7 @@ class Steps:
             load(self.store.get(registrations))[0],
             load(self.store.get(r_ct)),
             method,
-            network=self._network(job.order["network"]) if method == NETWORK else None,
+            network=self._network(job.order["network"]) if is_network(method) else None,
             clock=time.perf_counter,
         )
         figures = job.figures | {

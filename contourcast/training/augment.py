@@ -1,8 +1,8 @@
 """What happens to a sample before the network sees it.
 
 The whole crop is turned, scaled and shifted; the scan alone gets what scanners do to it; the
-prior alone gets what registrations and observers do to it. A prior that is never wrong would
-teach the network to copy it.
+prior and the planning CT get what registrations do to them; the prior alone gets what observers do
+to it. A prior that is never wrong would teach the network to copy it.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Augmentation:
     scale: float = 1.15
     jitter_mm: float = 3.0
     mirror: float = 0.5
-    prior_shift_mm: float = 4.0
+    prior_shift_mm: float = 2.0
     prior_far: float = 0.1
     prior_far_mm: float = 9.0
     prior_rotation_deg: float = 2.0
-    prior_growth_mm: float = 3.0
-    prior_wobble_mm: float = 1.5
+    prior_growth_mm: float = 2.0
+    prior_wobble_mm: float = 1.0
     prior_dropped: float = 0.05
     noise: float = 0.15
     gain: float = 0.25
@@ -65,7 +65,13 @@ def centre_crop(
     """Channels and label of the middle of a sample, as the predictor would see them."""
     low = [(n - p) // 2 for n, p in zip(sample.label.shape, patch_zyx, strict=True)]
     box = tuple(slice(a, a + p) for a, p in zip(low, patch_zyx, strict=True))
-    channels = np.stack((sample.scan[box].astype(np.float32), _as_carried(sample.prior_mm[box])))
+    channels = np.stack(
+        (
+            sample.scan[box].astype(np.float32),
+            _as_carried(sample.prior_mm[box]),
+            sample.planning[box].astype(np.float32),
+        )
+    )
     return channels, sample.label[box].astype(np.float32)
 
 
@@ -77,7 +83,7 @@ def augment(
     settings: Augmentation,
     generator: np.random.Generator,
 ) -> tuple[Float[np.ndarray, "c z y x"], Float[np.ndarray, "z y x"]]:
-    """Channels (scan, prior) and label of one random crop."""
+    """Channels (scan, prior, planning CT) and label of one random crop."""
     g, s = generator, settings
     spacing = np.array(spacing_zyx_mm)
     far = g.random() < s.prior_far
@@ -98,12 +104,15 @@ def augment(
     prior_mm = _cut(
         sample.prior_mm, prior_turn @ turn, prior_centre, spacing, patch_zyx, mode="nearest"
     )
+    planning = _cut(
+        sample.planning, prior_turn @ turn, prior_centre, spacing, patch_zyx, mode="nearest"
+    )
     scan = _scanner(scan, s, g)
     if g.random() < s.prior_dropped:
-        return np.stack((scan, np.zeros_like(scan))), label.clip(0, 1)
+        return np.stack((scan, np.zeros_like(scan), planning)), label.clip(0, 1)
     prior_mm += g.uniform(-1, 1) * s.prior_growth_mm
     prior_mm += s.prior_wobble_mm * _smooth_noise(patch_zyx, g)
-    return np.stack((scan, _as_carried(prior_mm))), label.clip(0, 1)
+    return np.stack((scan, _as_carried(prior_mm), planning)), label.clip(0, 1)
 
 
 def _as_carried(prior_mm: np.ndarray) -> Float[np.ndarray, "z y x"]:

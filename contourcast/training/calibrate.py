@@ -19,8 +19,9 @@ from typing import Final
 import numpy as np
 
 from contourcast.imaging.distance import carry, distance_map
-from contourcast.imaging.errors import MethodError
+from contourcast.imaging.errors import InputError, MethodError
 from contourcast.imaging.metrics import dice
+from contourcast.imaging.resample import Moved
 from contourcast.propagate import Network
 from contourcast.registration.methods import METHODS, Task
 from contourcast.registration.rigid import register_all
@@ -29,9 +30,9 @@ from contourcast.simulation.anatomy import Anatomy
 from contourcast.simulation.fraction import Fraction, fraction
 from contourcast.simulation.patient import VirtualPatient, virtual_patient
 from contourcast.simulation.recipe import Recipe, Sampling
+from contourcast.training.statistics import estimate
 
 PUBLISHED_DICE: Final = {"translation": 0.552, "rigid": 0.569, "dir-t": 0.632, "dir-l": 0.666}
-BOOTSTRAPS: Final = 2000
 FAILED: Final = "failed: "
 MOST_FAILED: Final = 0.2  # of the fractions; with more, nothing is calibrated on them
 
@@ -104,13 +105,9 @@ class ScoreBook:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._scores: dict[tuple[object, ...], Score] = {}
-        if path.is_file():
-            with path.open(newline="") as file:
-                for row in csv.DictReader(file):
-                    score = _score_of(row)
-                    if not score.failed:  # a run that goes on tries again
-                        self._scores[score.key] = score
+        known = read_scores(path) if path.is_file() else []
+        # a run that goes on tries again what failed
+        self._scores: dict[tuple[object, ...], Score] = {s.key: s for s in known if not s.failed}
 
     def find(self, case: Case, recipe: Recipe, method: str) -> Score | None:
         """The score if it is known."""
@@ -292,7 +289,11 @@ def _scores(
             carriage, ended_as = METHODS["rigid"](task), f"{FAILED}{error.cause}"
         region = carry(distance, carriage.planning_from_cbct, onto=day.cbct.grid)
         if network and method == network.name:
-            region = network.predict(day.cbct, region)
+            moved = Moved(
+                volume=patient.planning_ct,
+                moving_from_fixed=registrations.chosen.planning_from_cbct,
+            )
+            region = network.predict(day.cbct, region, moved)
         drawn = region.mask()
         scores.append(
             Score(
@@ -349,19 +350,18 @@ def write_summary(
         scores = found(book, cases, recipe, method)
         if not scores:
             continue
-        low, high = _bootstrap_by_patient(scores)
-        mean = float(np.mean([s.dice for s in scores]))
+        dice_of = estimate([s.dice for s in scores], [(s.ct, s.patient) for s in scores])
         methods[method] = {
             "fractions": len(scores),
-            "patients": len({(s.ct, s.patient) for s in scores}),
+            "patients": dice_of.patients,
             "cts": len({s.ct for s in scores}),
-            "dice_mean": mean,
+            "dice_mean": dice_of.mean,
             "dice_sd": float(np.std([s.dice for s in scores])),
             "dice_median": float(np.median([s.dice for s in scores])),
-            "interval_95": [low, high],
+            "interval_95": [dice_of.low, dice_of.high],
             "dice_anatomical_mean": float(np.mean([s.dice_anatomical for s in scores])),
             "published": published,
-            "off_by": mean - published,
+            "off_by": dice_of.mean - published,
             "hidden_share": float(np.mean([s.visible_share < 0.3 for s in scores])),
             "ended_otherwise": sum(bool(s.ended_as) for s in scores),
         }
@@ -376,18 +376,22 @@ def write_summary(
     path.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def _bootstrap_by_patient(scores: Sequence[Score]) -> tuple[float, float]:
-    by_patient: dict[tuple[str, int], list[float]] = {}
-    for s in scores:
-        by_patient.setdefault((s.ct, s.patient), []).append(s.dice)
-    rng = np.random.default_rng(0)
-    groups = list(by_patient.values())
-    means = []
-    for _ in range(BOOTSTRAPS):
-        drawn = [groups[i] for i in rng.integers(len(groups), size=len(groups))]
-        means.append(np.mean([v for group in drawn for v in group]))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+def read_scores(path: Path) -> list[Score]:
+    """What a book holds, failures too; of one case and method the last entry.
+
+    Raises:
+        InputError: It is no book of scores.
+    """
+    with path.open(newline="") as file:
+        try:
+            scores = [_score_of(row) for row in csv.DictReader(file)]
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise InputError(
+                "this is no book of scores",
+                file=path.name,
+                remedy=f"its columns must be {', '.join(Score.__dataclass_fields__)}",
+            ) from error
+    return list({score.key: score for score in scores}.values())
 
 
 def _score_of(row: dict[str, str]) -> Score:

@@ -22,7 +22,7 @@ from contourcast.models.config import NetworkConfig
 from contourcast.models.diff_umamba import DiffUMambaConfig
 from contourcast.models.networks import build
 from contourcast.models.noise_reduction import NrmConfig
-from contourcast.models.weights import Card, save_model
+from contourcast.models.weights import KNOWN_CHANNELS, Card, save_model
 from contourcast.training.augment import Augmentation, augment, centre_crop
 from contourcast.training.samples import Sample, SampleSettings
 
@@ -41,6 +41,7 @@ class TrainingDivergedError(ContourcastError):
 def small_diff_umamba() -> DiffUMambaConfig:
     """The first checkpoint's network: docs/decisions/0006-first-checkpoint.md."""
     return DiffUMambaConfig(
+        channels_in=len(KNOWN_CHANNELS),
         features=(16, 32, 64, 128, 160),
         kernels=((3, 3, 3),) * 5,
         strides=((1, 1, 1),) + ((2, 2, 2),) * 4,
@@ -56,6 +57,7 @@ class TrainSettings:
 
     Attributes:
         network: A name of the table of networks.
+        channels: What it is shown, a choice of `KNOWN_CHANNELS` in their order.
         optimiser: ``sgd`` is nnU-Net's (Nesterov 0.99); ``adamw`` learns faster in short runs.
         decay_ssm: Whether weight decay also pulls at Mamba's A, D and Δ bias, at λ and the gate.
         average: Decay per step of the running average of the weights that is validated and kept.
@@ -65,6 +67,7 @@ class TrainSettings:
 
     network: str = "diff-umamba"
     config: NetworkConfig = field(default_factory=small_diff_umamba)
+    channels: tuple[str, ...] = KNOWN_CHANNELS
     samples: SampleSettings = field(default_factory=SampleSettings)
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 1
@@ -81,6 +84,23 @@ class TrainSettings:
     precision: Literal["fp32", "bf16"] = "bf16"
     device: str = "cpu"
     threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.channels != tuple(c for c in KNOWN_CHANNELS if c in self.channels):
+            raise InputError(
+                f"the channels {', '.join(self.channels)} cannot be shown",
+                remedy=f"choose from {', '.join(KNOWN_CHANNELS)}, in this order",
+            )
+        if len(self.channels) != self.config.channels_in:
+            raise InputError(
+                f"{len(self.channels)} channels are shown to a network that takes "
+                f"{self.config.channels_in}"
+            )
+
+    @property
+    def shown(self) -> list[int]:
+        """Which channels of a sample those are."""
+        return [KNOWN_CHANNELS.index(name) for name in self.channels]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +218,7 @@ def export(trained: Trained, folder: Path, *, training: dict[str, Any]) -> Card:
     card = Card(
         network=settings.network,
         config=settings.config,
+        channels=settings.channels,
         spacing_zyx_mm=samples.spacing_zyx_mm,
         patch_zyx=samples.patch_zyx,
         margin_mm=samples.margin_mm,
@@ -247,6 +268,7 @@ def validate(network: Any, samples: Sequence[Sample], settings: TrainSettings) -
     scores = []
     for each in samples:
         channels, label = centre_crop(each, patch_zyx=settings.samples.patch_zyx)
+        channels = channels[settings.shown]
         with _precision(settings):
             logits = network(torch.from_numpy(channels[None]).to(settings.device))[0].float().cpu()
         drawn, wanted = (logits[1] > logits[0]).numpy(), label >= 0.5
@@ -314,7 +336,7 @@ def _batch(
             )
         )
     x, label = (torch.from_numpy(np.stack(part)) for part in zip(*crops, strict=True))
-    return x.to(settings.device), label.to(settings.device)
+    return x[:, settings.shown].to(settings.device), label.to(settings.device)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 A sample is the region round the prior at the card's spacing, with some slack round it for
 augmentation: the normalised scan, the signed distance to the carried prior (so that the prior can
-be moved and grown), and how much of each voxel the label fills.
+be moved and grown), the planning CT carried with it, and how much of each voxel the label fills.
 """
 
 from __future__ import annotations
@@ -18,13 +18,22 @@ from scipy import ndimage
 
 from contourcast.imaging.errors import InputError
 from contourcast.imaging.grid import Grid
-from contourcast.imaging.volume import Mask, Probability, Volume
-from contourcast.models.region import is_empty, region_grid, sample_on, scaling, scan_on
+from contourcast.imaging.resample import Moved
+from contourcast.imaging.volume import Mask, Probability, Volume, require_same_frame
+from contourcast.models.region import (
+    is_empty,
+    planning_on,
+    region_grid,
+    sample_on,
+    scaling,
+    scan_on,
+)
 from contourcast.models.weights import Normalisation
 
 # The carried prior falls off as sigmoid(distance / 1 mm) (imaging/distance.py, `carry`); beyond
 # this many millimetres its logit says no more than near or far.
 CARRY_REACH_MM: Final = 4.0
+ARRAYS: Final = ("scan", "prior_mm", "planning", "label")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +48,8 @@ class SampleSettings:
     """
 
     spacing_zyx_mm: tuple[float, float, float] = (2.5, 2.5, 2.5)
-    patch_zyx: tuple[int, int, int] = (48, 56, 56)
-    margin_mm: float = 30.0
+    patch_zyx: tuple[int, int, int] = (40, 48, 48)
+    margin_mm: float = 25.0
     slack_zyx: tuple[int, int, int] = (12, 14, 14)
     normalisation: Normalisation = field(default_factory=Normalisation)
 
@@ -55,6 +64,7 @@ class Sample:
         ct: … nor do two that were grown from one CT.
         scan: Normalised, ``[z, y, x]``.
         prior_mm: Signed distance to the carried prior's surface, inside positive.
+        planning: The planning CT carried like the prior, windowed and scaled,
         label: Share of each voxel that the label fills, 0 to 1.
     """
 
@@ -63,6 +73,7 @@ class Sample:
     ct: str
     scan: Float[np.ndarray, "z y x"]
     prior_mm: Float[np.ndarray, "z y x"]
+    planning: Float[np.ndarray, "z y x"]
     label: Float[np.ndarray, "z y x"]
 
 
@@ -71,6 +82,7 @@ def make_sample(
     r_ct: Probability,
     label: Mask | Probability,
     *,
+    planning_ct: Moved,
     name: str,
     patient: str,
     ct: str,
@@ -85,6 +97,7 @@ def make_sample(
     """
     cbct.require_same_place(r_ct)
     cbct.require_same_place(label)
+    require_same_frame(cbct.frame_of_reference, planning_ct.moving_from_fixed.source_frame)
     if is_empty(r_ct):
         raise InputError(f"{name}: the carried prior is empty, there is nothing to learn from")
     grid = region_grid(
@@ -104,6 +117,7 @@ def make_sample(
         ct=ct,
         scan=normalise.apply(values),
         prior_mm=signed_distance(prior, wide),
+        planning=planning_on(planning_ct, wide),
         label=sample_on(label.values, label.grid, onto=wide, outside=0.0).clip(0.0, 1.0),
     )
 
@@ -121,12 +135,10 @@ def signed_distance(prior: Float[np.ndarray, "z y x"], grid: Grid) -> Float[np.n
 
 
 def save_sample(folder: Path, sample: Sample) -> Path:
-    """Writes ``NAME.npz``; float16 holds all three to better than a hundredth."""
+    """Writes ``NAME.npz``; float16 holds all to better than a hundredth."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{sample.name}.npz"
-    arrays = {
-        name: getattr(sample, name).astype(np.float16) for name in ("scan", "prior_mm", "label")
-    }
+    arrays = {name: getattr(sample, name).astype(np.float16) for name in ARRAYS}
     np.savez_compressed(path, patient=sample.patient, ct=sample.ct, **arrays)
     return path
 
@@ -145,9 +157,7 @@ def load_samples(folder: Path) -> tuple[Sample, ...]:
                     name=path.stem,
                     patient=str(file["patient"]),
                     ct=str(file["ct"]),
-                    scan=file["scan"],
-                    prior_mm=file["prior_mm"],
-                    label=file["label"],
+                    **{key: file[key] for key in ARRAYS},
                 )
             )
     if not samples:

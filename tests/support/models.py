@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from contourcast.imaging.grid import Grid
+from contourcast.imaging.resample import Moved
+from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.volume import Mask, Probability, Volume
 from contourcast.models.diff_umamba import DiffUMamba, DiffUMambaConfig
 from contourcast.models.weights import Card, save_model
@@ -20,6 +22,7 @@ TINY = DiffUMambaConfig(
     decoder_blocks_asked=(1,) * 2,
 )
 FRAME = "2.25.1"
+PLANNING_FRAME = "2.25.9"
 
 
 def tiny_card(**changes: object) -> Card:
@@ -66,4 +69,26 @@ def ball_case(
         Volume(values=values, **place),  # type: ignore[arg-type]
         Probability(values=prior, name="GTV", **place),  # type: ignore[arg-type]
         Mask(values=depth > 0, name="GTV", **place),  # type: ignore[arg-type]
+    )
+
+
+def ball_planned(*, radius_mm: float = 14.4, offset_xyz_mm: tuple[float, float, float]) -> Moved:
+    """The planning CT of a ball case: the ball where the prior is, the couch elsewhere."""
+    grid = Grid.even(
+        shape_zyx=(45, 60, 60),
+        spacing_xyz_mm=(2.0, 2.0, 2.5),
+        origin_xyz_mm=np.array((-60.0, -60.0, -55.0)) + offset_xyz_mm,
+    )
+    depth, _ = ball(grid, center_xyz_mm=offset_xyz_mm, radius_mm=radius_mm)
+    matrix = np.eye(4)
+    matrix[:3, 3] = offset_xyz_mm
+    return Moved(
+        volume=Volume(
+            values=-700 + 720 / (1 + np.exp(-depth / 1.5)),
+            grid=grid,
+            frame_of_reference=PLANNING_FRAME,
+        ),
+        moving_from_fixed=RigidTransform(
+            matrix=matrix, source_frame=FRAME, target_frame=PLANNING_FRAME
+        ),
     )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from contourcast.imaging.errors import FrameMismatchError, InputError
+from contourcast.imaging.resample import Moved
 from contourcast.imaging.verdict import Verdict
 from contourcast.imaging.volume import Probability, Volume
 from contourcast.propagate import (
@@ -32,7 +33,11 @@ class Halver:
 
     name, digest = NETWORK, "ab" * 32
 
-    def predict(self, cbct: Volume, r_ct: Probability) -> Probability:
+    def predict(
+        self, cbct: Volume, r_ct: Probability, planning_ct: Moved | None = None
+    ) -> Probability:
+        assert planning_ct is not None
+        assert planning_ct.moving_from_fixed.source_frame == cbct.frame_of_reference
         values = r_ct.values.copy()
         k = int(np.argmax(values.sum(axis=(1, 2))))
         values[k:] = 0

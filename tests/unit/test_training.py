@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from contourcast.imaging.errors import GridMismatchError, InputError
+from contourcast.imaging.errors import FrameMismatchError, GridMismatchError, InputError
+from contourcast.imaging.transform import RigidTransform
 from contourcast.models.networks import build
 from contourcast.models.noise_reduction import NrmConfig
 from contourcast.models.predictor import load_network
@@ -32,13 +33,14 @@ from contourcast.training.samples import (
     save_sample,
     split,
 )
-from support.models import TINY, ball_case
+from support.models import TINY, ball_case, ball_planned
 
 SAMPLES = SampleSettings(
     spacing_zyx_mm=(4.0, 4.0, 4.0), patch_zyx=(12, 12, 12), margin_mm=8.0, slack_zyx=(4, 4, 4)
 )
 SETTINGS = TrainSettings(
     config=replace(TINY, nrm=NrmConfig(slabs=False)),
+    channels=("cbct", "r_ct"),
     samples=SAMPLES,
     epochs=3,
     steps_per_epoch=3,
@@ -53,9 +55,19 @@ STILL = Augmentation(
 )  # fmt: skip
 
 
+PLANNED = ball_planned(offset_xyz_mm=(7.0, -5.0, 11.0))
+OTHER_FRAME = RigidTransform(
+    matrix=np.eye(4), source_frame="2.25.77", target_frame=PLANNED.volume.frame_of_reference
+)
+
+
 def sample_of(seed: int) -> Sample:
+    cbct, r_ct, truth = ball_case(seed=seed)
     return make_sample(
-        *ball_case(seed=seed),
+        cbct,
+        r_ct,
+        truth,
+        planning_ct=PLANNED,
         name=f"patient-{seed}-fraction-01",
         patient=f"patient-{seed}",
         ct=f"ct-{seed // 2}",
@@ -97,7 +109,7 @@ class TestSamples:
         assert (read.name, read.patient, read.ct) == (
             samples[0].name, samples[0].patient, samples[0].ct,
         )  # fmt: skip
-        for name in ("scan", "prior_mm", "label"):
+        for name in ("scan", "prior_mm", "planning", "label"):
             assert np.allclose(getattr(read, name), getattr(samples[0], name), atol=0.02)
 
     def test_no_samples_and_no_prior_are_refused(self, tmp_path: Path) -> None:
@@ -106,7 +118,7 @@ class TestSamples:
         cbct, r_ct, truth = ball_case()
         with pytest.raises(InputError, match="prior is empty"):
             make_sample(
-                cbct, r_ct.with_values(0 * r_ct.values), truth,
+                cbct, r_ct.with_values(0 * r_ct.values), truth, planning_ct=PLANNED,
                 name="a", patient="a", ct="a", settings=SAMPLES,
             )  # fmt: skip
 
@@ -116,7 +128,16 @@ class TestSamples:
             truth, values=truth.values[1:], grid=truth.grid.crop((1, 0, 0), (36, 50, 54))
         )
         with pytest.raises(GridMismatchError):
-            make_sample(cbct, r_ct, part, name="a", patient="a", ct="a", settings=SAMPLES)
+            make_sample(
+                cbct, r_ct, part, planning_ct=PLANNED,
+                name="a", patient="a", ct="a", settings=SAMPLES,
+            )  # fmt: skip
+        elsewhere = replace(PLANNED, moving_from_fixed=OTHER_FRAME)
+        with pytest.raises(FrameMismatchError):
+            make_sample(
+                cbct, r_ct, truth, planning_ct=elsewhere,
+                name="a", patient="a", ct="a", settings=SAMPLES,
+            )  # fmt: skip
 
     def test_the_split_is_by_ct_and_never_shares_a_patient(
         self, samples: tuple[Sample, ...]
@@ -159,10 +180,21 @@ class TestAugmentation:
             inside, outside = channels[0][label > 0.9], channels[0][label < 0.1]
             assert inside.mean() - outside.mean() > 1.5
 
+    def test_the_planning_ct_goes_where_the_prior_goes(self, samples: tuple[Sample, ...]) -> None:
+        """Its ball fills the prior, however the prior was displaced."""
+        for seed in range(5):
+            channels, _ = self.crop(
+                samples[0],
+                replace(STILL, prior_shift_mm=6, prior_rotation_deg=15, rotation_deg=20, scale=1.2),
+                seed,
+            )
+            inside, outside = channels[2][channels[1] > 0.9], channels[2][channels[1] < 0.01]
+            assert inside.mean() - outside.mean() > 1.2
+
     def test_intensities_never_touch_the_prior(self, samples: tuple[Sample, ...]) -> None:
         loud = replace(STILL, noise=2, gain=0.5, offset=2, shading=0.5, blur_voxels=3)
         quiet, noisy = self.crop(samples[0], STILL)[0], self.crop(samples[0], loud)[0]
-        assert np.array_equal(quiet[1], noisy[1])
+        assert np.array_equal(quiet[1:], noisy[1:])
         assert not np.allclose(quiet[0], noisy[0])
 
     def test_a_shifted_prior_stays_in_the_middle_and_the_rest_moves(
@@ -180,6 +212,45 @@ class TestAugmentation:
         }
         assert max(volumes) > 1.2 * min(volumes)
         assert not self.crop(samples[0], replace(STILL, prior_dropped=1.0))[0][1].any()
+
+
+class TestChannels:
+    def test_a_network_is_shown_what_was_asked_and_nothing_else(
+        self, samples: tuple[Sample, ...]
+    ) -> None:
+        settings = replace(
+            SETTINGS, channels=("cbct", "planning_ct"), augmentation=STILL, batch=len(samples)
+        )
+        x, _ = loop._batch(samples, settings, np.random.default_rng(0))
+        assert x.shape[1] == 2
+        drawn = [np.stack((s.scan, s.planning)) for s in samples]
+        assert min(float(np.abs(np.mean(x[0, 1].numpy()) - d[1].mean())) for d in drawn) < 0.5
+
+    @pytest.mark.parametrize("channels", [("r_ct", "cbct"), ("cbct", "mri"), ("cbct",)])
+    def test_others_are_refused(self, channels: tuple[str, ...]) -> None:
+        with pytest.raises(InputError, match="shown"):
+            replace(SETTINGS, channels=channels)
+
+    def test_a_model_with_the_planning_ct_draws_with_it_and_not_without(
+        self, samples: tuple[Sample, ...], tmp_path: Path
+    ) -> None:
+        settings = replace(
+            SETTINGS,
+            config=replace(SETTINGS.config, channels_in=3),
+            channels=("cbct", "r_ct", "planning_ct"),
+            epochs=1,
+        )
+        export(train(samples[:4], samples[4:], settings, tmp_path), tmp_path / "m", training={})
+        network = load_network(tmp_path / "m")
+        cbct, r_ct, _ = ball_case(seed=50)
+        with_it = network.predict(cbct, r_ct, PLANNED).values
+        emptied = replace(PLANNED, volume=PLANNED.volume.with_values(0 * PLANNED.volume.values))
+        assert not np.array_equal(with_it, network.predict(cbct, r_ct, emptied).values)
+        with pytest.raises(InputError, match="looks at the planning CT"):
+            network.predict(cbct, r_ct)
+        elsewhere = replace(PLANNED, moving_from_fixed=OTHER_FRAME)
+        with pytest.raises(FrameMismatchError):
+            network.predict(cbct, r_ct, elsewhere)
 
 
 class TestLoss:
