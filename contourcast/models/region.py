@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import ndimage
 
+from contourcast.imaging.errors import InputError
 from contourcast.imaging.grid import Grid, Points
 from contourcast.imaging.resample import AIR_HU, Moved
 from contourcast.imaging.transform import PointMap
@@ -135,9 +136,29 @@ class Scaling:
 
 
 def scaling(
-    values: np.ndarray, observed: Bool[np.ndarray, "z y x"], normalisation: Normalisation
+    values: np.ndarray,
+    observed: Bool[np.ndarray, "z y x"],
+    normalisation: Normalisation,
+    *,
+    scan: Volume | None = None,
 ) -> Scaling:
-    """What `Normalisation` says of one region."""
+    """What `Normalisation` says of one region.
+
+    Args:
+        values: Of the region.
+        observed: Where they are real.
+        normalisation: What the card says.
+        scan: The whole, which ``scan-zscore`` looks at.
+
+    Raises:
+        InputError: The whole scan is needed and was not given.
+    """
+    if normalisation.kind == "ct":
+        return _window(normalisation)
+    if normalisation.kind == "scan-zscore":
+        if scan is None:
+            raise InputError("this model is shown a scan that was normalised as a whole")
+        return _of_whole(scan)
     real = values[observed]
     if not real.size:
         return Scaling(lower=0.0, upper=0.0, mean=0.0, sd=1.0)
@@ -151,6 +172,27 @@ def scaling(
         mean=float(clipped.mean()),
         sd=max(float(clipped.std()), 1e-3),  # a constant region becomes zeros, not infinities
     )
+
+
+def _window(normalisation: Normalisation) -> Scaling:
+    n = normalisation
+    assert n.lower_hu is not None, "Normalisation checks itself"
+    assert n.upper_hu is not None
+    assert n.mean_hu is not None
+    assert n.sd_hu is not None
+    return Scaling(lower=n.lower_hu, upper=n.upper_hu, mean=n.mean_hu, sd=n.sd_hu)
+
+
+def _of_whole(scan: Volume) -> Scaling:
+    """nnU-Net's z-score counts every voxel; padding counts as the lowest that was observed."""
+    seen = np.isfinite(scan.values)
+    if scan.observed is not None:
+        seen &= scan.observed
+    if not seen.any():
+        return Scaling(lower=0.0, upper=0.0, mean=0.0, sd=1.0)
+    whole = np.where(seen, scan.values, scan.values[seen].min()).astype(float)
+    sd = max(float(whole.std()), 1e-3)
+    return Scaling(lower=-np.inf, upper=np.inf, mean=float(whole.mean()), sd=sd)
 
 
 def scan_on(cbct: Volume, grid: Grid) -> tuple[np.ndarray, Bool[np.ndarray, "z y x"]]:

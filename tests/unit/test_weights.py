@@ -110,6 +110,14 @@ class TestCard:
             (lambda c: c.update(format=2), "format"),
             (lambda c: c.update(patch_zyx=[0, 1, 1]), "sizes"),
             (lambda c: c["normalisation"].update(kind="ct"), "normalisation.kind"),
+            (lambda c: c["normalisation"].update(kind="mr"), "normalisation.kind"),
+            (lambda c: c["normalisation"].update(lower_hu=-1e3), "no numbers of HU"),
+            (
+                lambda c: c["normalisation"].update(
+                    kind="ct", lower_hu=9.0, upper_hu=1.0, mean_hu=0.0, sd_hu=1.0
+                ),
+                "window is empty",
+            ),
         ],
     )
     def test_what_it_does_not_know_or_misses_is_named(
