@@ -11,7 +11,7 @@ import typer
 from contourcast.cli import fit
 from contourcast.cli.propagate import compare, demo, propagate
 from contourcast.cli.service import doctor, serve
-from contourcast.cli.simulate import simulate
+from contourcast.cli.simulate import calibrate, simulate
 from contourcast.cli.terminal import OneLineErrors
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     help="Carries a tumour's contour from the planning CT to each day's cone-beam CT. "
     "Not a medical device.",
 )
-for command in (propagate, simulate, compare, demo, doctor, serve):
+for command in (propagate, simulate, calibrate, compare, demo, doctor, serve):
     app.command()(command)
 app.add_typer(fit.app, name="fit")
 

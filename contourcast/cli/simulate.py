@@ -72,6 +72,35 @@ def simulate(
     typer.echo(f"{patients} patients with {fractions} fractions each: {out}")
 
 
+def calibrate(
+    curriculum: Annotated[Path, typer.Option(help="CTs to calibrate on: docs/calibration.toml.")],
+    data: Annotated[Path, typer.Option(help="Folder that the curriculum's CTs lie in.")],
+    out: Annotated[Path, typer.Option(help="Folder for scores.csv and calibration.json.")],
+    recipe: Annotated[str, typer.Option(help="Whose two multipliers are sought.")] = "clinic-1",
+    difficulty: Annotated[float, typer.Option(help="Where the search for it begins.")] = 1.0,
+    regression: Annotated[float, typer.Option(help="The same.")] = 1.0,
+) -> None:
+    """Make courses as hard as published ones; a calibration that was stopped goes on."""
+    from contourcast.simulation.recipe import Sampling, recipe_named
+    from contourcast.training.calibrate import CalibrationSettings
+    from contourcast.training.calibrate import calibrate as search
+    from contourcast.training.curriculum import read_anatomy, read_curriculum
+
+    wanted = read_curriculum(curriculum, data)
+    sampling = Sampling().coarse
+    with progress() as tell:
+        tell("reading the CTs", 0.0)
+        found = search(
+            out,
+            anatomies=[read_anatomy(ct, sampling.planning_spacing_xyz_mm) for ct in wanted.cts],
+            recipe=recipe_named(recipe, difficulty=difficulty, regression=regression),
+            sampling=sampling,
+            settings=CalibrationSettings(seed=wanted.seed),
+            on_step=tell,
+        )
+    typer.echo(f"difficulty {found.difficulty:g}, regression {found.regression:g}: {out}")
+
+
 def _real_ct(folder: Path, structures: Path | None, roi: str) -> RealCt:
     from contourcast.imaging.dicom.ct_series import read_ct_series
     from contourcast.imaging.dicom.rtstruct_in import read_structure_set

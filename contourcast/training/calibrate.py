@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -36,7 +36,7 @@ PUBLISHED_DICE: Final = {"translation": 0.552, "rigid": 0.569, "dir-t": 0.632, "
 FAILED: Final = "failed: "
 MOST_FAILED: Final = 0.2  # of the fractions; with more, nothing is calibrated on them
 
-OnStep = Callable[[str], None]
+OnStep = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ def calibrate(
     recipe: Recipe,
     sampling: Sampling,
     settings: CalibrationSettings | None = None,
-    on_step: OnStep = lambda sentence: None,
+    on_step: OnStep = lambda sentence, done: None,
 ) -> Recipe:
     """Finds difficulty and regression; writes ``scores.csv`` and ``calibration.json``.
 
@@ -244,19 +244,23 @@ def score(
     sampling: Sampling,
     methods: Sequence[str],
     on_step: OnStep,
-    network: Network | None = None,
+    networks: Mapping[str, Network] | None = None,
 ) -> None:
-    """Fills the book with the scores that it lacks; the network's are under its own name."""
+    """Fills the book with the scores that it lacks.
+
+    Methods that ``networks`` names are drawn by those; the others are the product's own.
+    """
     for n, case in enumerate(cases, 1):
         missing = [m for m in methods if book.find(case, recipe, m) is None]
         if not missing:
             continue
         patient = virtual_patient(case.anatomy, recipe=recipe, sampling=sampling, seed=case.seed)
         day = fraction(patient, week=case.week, number=case.number)
-        book.add(_scores(case, patient, day, missing, network))
+        book.add(_scores(case, patient, day, missing, networks or {}))
         on_step(
             f"difficulty {recipe.difficulty:g}, regression {recipe.regression:g}: "
-            f"{n} of {len(cases)}, {', '.join(missing)}"
+            f"{n} of {len(cases)}, {', '.join(missing)}",
+            n / len(cases),
         )
 
 
@@ -265,7 +269,7 @@ def _scores(
     patient: VirtualPatient,
     day: Fraction,
     methods: Sequence[str],
-    network: Network | None,
+    networks: Mapping[str, Network],
 ) -> list[Score]:
     settings = RegistrationSettings()
     registrations = register_all(
@@ -283,17 +287,17 @@ def _scores(
     for method in methods:
         ended_as = ""
         try:
-            carriage = METHODS["rigid" if network and method == network.name else method](task)
+            carriage = METHODS["rigid" if method in networks else method](task)
             ended_as = carriage.ended_as
         except MethodError as error:  # counted as what the product would show: the rigid contour
             carriage, ended_as = METHODS["rigid"](task), f"{FAILED}{error.cause}"
         region = carry(distance, carriage.planning_from_cbct, onto=day.cbct.grid)
-        if network and method == network.name:
+        if method in networks:
             moved = Moved(
                 volume=patient.planning_ct,
                 moving_from_fixed=registrations.chosen.planning_from_cbct,
             )
-            region = network.predict(day.cbct, region, moved)
+            region = networks[method].predict(day.cbct, region, moved)
         drawn = region.mask()
         scores.append(
             Score(

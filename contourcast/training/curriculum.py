@@ -30,15 +30,18 @@ import numpy as np
 
 from contourcast.imaging.dicom.ct_series import read_ct_series
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
+from contourcast.imaging.dicom.uids import derived_uid
 from contourcast.imaging.distance import carry, distance_map
 from contourcast.imaging.errors import ContourcastError, InputError
 from contourcast.imaging.resample import Moved
+from contourcast.imaging.volume import Volume
 from contourcast.simulation.anatomy import LEFT, RIGHT, Anatomy
 from contourcast.simulation.fraction import fraction
 from contourcast.simulation.patient import virtual_patient
 from contourcast.simulation.phantom import phantom
 from contourcast.simulation.real_ct import anatomy_of_ct
 from contourcast.simulation.recipe import Recipe, Sampling, recipe_named
+from contourcast.training.datasets.nifti import read_nifti
 from contourcast.training.samples import SampleSettings, make_sample, save_sample
 
 # Coarser than a course on disk: samples are resampled to 2.5 mm anyway.
@@ -54,14 +57,23 @@ FIRST_WEEK, LAST_WEEK = 1.0, 7.0
 
 @dataclass(frozen=True, kw_only=True)
 class CtSource:
-    """A real CT and how many patients are grown from it."""
+    """A CT and how many patients are grown from it.
+
+    Attributes:
+        folder: Its DICOM slices, or a NIfTI file; None: the phantom of that number.
+    """
 
     name: str
-    folder: Path
+    folder: Path | None = None
+    phantom: int | None = None
     structures: Path | None = None
     roi: str = ""
     graft_sides: tuple[int, ...] = (RIGHT, LEFT)
     patients: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.folder is None) == (self.phantom is None):
+            raise InputError(f"the CT '{self.name}' needs either a folder or a phantom's number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,12 +200,14 @@ def _anatomies(curriculum: Curriculum) -> Iterator[tuple[str, Callable[[], Anato
 
 
 def read_anatomy(ct: CtSource, spacing_xyz_mm: tuple[float, float, float]) -> Anatomy:
-    """A real CT as an anatomy to grow patients from.
+    """A CT as an anatomy to grow patients from.
 
     Raises:
         ContourcastError: It cannot be read, or is no thorax.
     """
-    volume = read_ct_series(ct.folder, role="planning CT")
+    if ct.folder is None:
+        return phantom(seed=ct.phantom or 0, spacing_xyz_mm=spacing_xyz_mm)
+    volume = _read_ct(ct.folder)
     drawn = read_structure_set(ct.structures).roi(ct.roi) if ct.structures and ct.roi else None
     return anatomy_of_ct(
         volume,
@@ -201,4 +215,15 @@ def read_anatomy(ct: CtSource, spacing_xyz_mm: tuple[float, float, float]) -> An
         spacing_xyz_mm=spacing_xyz_mm,
         drawn=drawn,
         graft_sides=tuple(ct.graft_sides),
+    )
+
+
+def _read_ct(place: Path) -> Volume:
+    if place.is_dir():
+        return read_ct_series(place, role="planning CT")
+    image = read_nifti(place, role="planning CT")
+    return Volume(
+        values=image.values.astype(np.float32),
+        grid=image.grid,
+        frame_of_reference=derived_uid(image.sha256, "frame of reference"),
     )
