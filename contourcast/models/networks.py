@@ -29,6 +29,8 @@ class Entry:
             with. ``experimental``: our reading of an article without code.
         source: Where it is from.
         needs: Package beyond the base installation; empty: none.
+        task: What its answer is: logits of each voxel, one map for each landmark, or logits of the
+            whole image.
     """
 
     home: str
@@ -37,6 +39,7 @@ class Entry:
     status: Literal["main", "peer", "experimental"]
     source: str
     needs: str = ""
+    task: Literal["segmentation", "landmarks", "classification"] = "segmentation"
 
     @property
     def config_kind(self) -> type[NetworkConfig]:
@@ -80,6 +83,90 @@ NETWORKS: Final[Mapping[str, Entry]] = {
         config="UMambaConfig",
         status="peer",
         source="arXiv 2401.04722",
+    ),
+    "umamba-enc": Entry(
+        home="umamba_enc",
+        network="UMambaEnc",
+        config="UMambaEncConfig",
+        status="peer",
+        source="arXiv 2401.04722",
+    ),
+    "nnunet-plainconv": Entry(
+        home="plain_conv",
+        network="PlainConv",
+        config="PlainConvConfig",
+        status="peer",
+        source="Nature Methods 18 (2021) 203",
+        needs="dynamic-network-architectures",
+    ),
+    "nnunet-resenc": Entry(
+        home="residual_encoder",
+        network="ResidualEncoder",
+        config="ResidualEncoderConfig",
+        status="peer",
+        source="nnU-Net Revisited, MICCAI 2024",
+        needs="dynamic-network-architectures",
+    ),
+    "segresnet": Entry(
+        home="segresnet",
+        network="SegResNet",
+        config="SegResNetConfig",
+        status="peer",
+        source="arXiv 1810.11654",
+        needs="monai",
+    ),
+    "unetr": Entry(
+        home="unetr",
+        network="Unetr",
+        config="UnetrConfig",
+        status="peer",
+        source="arXiv 2103.10504",
+        needs="monai",
+    ),
+    "swin-unetr": Entry(
+        home="swin_unetr",
+        network="SwinUnetr",
+        config="SwinUnetrConfig",
+        status="peer",
+        source="arXiv 2201.01266",
+        needs="monai",
+    ),
+    "nnmamba": Entry(
+        home="nn_mamba",
+        network="NnMamba",
+        config="NnMambaConfig",
+        status="peer",
+        source="arXiv 2402.03526",
+    ),
+    "nnmamba-landmarks": Entry(
+        home="nn_mamba",
+        network="NnMambaLandmarks",
+        config="NnMambaConfig",
+        status="peer",
+        source="arXiv 2402.03526",
+        task="landmarks",
+    ),
+    "nnmamba-classifier": Entry(
+        home="nn_mamba",
+        network="NnMambaClassifier",
+        config="NnMambaClassifierConfig",
+        status="peer",
+        source="arXiv 2402.03526",
+        task="classification",
+    ),
+    "swin-umamba": Entry(
+        home="swin_umamba",
+        network="SwinUMamba",
+        config="SwinUMambaConfig",
+        status="peer",
+        source="arXiv 2402.03302",
+    ),
+    "swin-umamba-d": Entry(
+        home="swin_umamba_d",
+        network="SwinUMambaD",
+        config="SwinUMambaDConfig",
+        status="peer",
+        source="arXiv 2402.03302",
     ),
 }
 

@@ -33,6 +33,20 @@ COUNTS: list[tuple[str, dict[str, Any], int]] = [
     ("diff-umamba", six(1, 5), 23_402_124),
     ("umamba-bot", six(1, 7), 65_431_436),
     ("diff-umamba", six(1, 7), 66_467_602),
+    ("nnmamba", {"channels_in": 1, "channels_out": 6, "head": "code"}, 15_944_958),
+    ("nnmamba", {"channels_in": 1, "channels_out": 16, "head": "code"}, 15_959_598),
+    ("nnmamba", {"head": "code"}, 15_941_478),
+    ("nnmamba", {}, 15_967_894),  # our linear heads
+    ("nnmamba", {"norm": "batch"}, 15_967_894),
+    ("nnmamba-landmarks", {"channels_in": 1, "channels_out": 6}, 15_968_070),
+    ("nnmamba-classifier", {"channels_in": 1, "channels_out": 1, "cls": "code"}, 12_876_321),
+    ("nnmamba-classifier", {"channels_in": 1, "channels_out": 2, "cls": "code"}, 12_876_354),
+    ("nnmamba-classifier", {"channels_in": 1, "channels_out": 2}, 13_786_530),  # our sequence
+    ("swin-umamba", {"channels_in": 1, "channels_out": 13}, 59_888_644),
+    ("swin-umamba", {"channels_in": 3, "channels_out": 14}, 59_895_032),
+    ("swin-umamba", {}, 59_883_512),
+    ("swin-umamba-d", {"channels_in": 1, "channels_out": 13}, 27_496_948),
+    ("swin-umamba-d", {}, 27_489_992),
 ]
 
 
@@ -55,6 +69,12 @@ def test_what_the_noise_reduction_module_adds() -> None:
         for part in ("proj", "lambdas", "mamba")
     }
     assert parts == {"proj": 257_600, "lambdas": 5, "mamba": 675_840}
+
+
+def test_what_swin_umamba_can_take_from_vmamba() -> None:
+    encoder = at_birth("swin-umamba", {}).vssm_encoder
+    assert isinstance(encoder, torch.nn.Module)
+    assert sum(p.numel() for p in encoder.parameters()) == 22_136_736
 
 
 def test_no_tensor_is_stored_twice() -> None:
