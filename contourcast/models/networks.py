@@ -131,6 +131,27 @@ NETWORKS: Final[Mapping[str, Entry]] = {
         source="arXiv 2201.01266",
         needs="monai",
     ),
+    "lkm-unet": Entry(
+        home="lkm_unet",
+        network="LkmUnet",
+        config="LkmUnetConfig",
+        status="peer",
+        source="arXiv 2403.07332",
+    ),
+    "segmamba": Entry(
+        home="segmamba",
+        network="SegMamba",
+        config="SegMambaConfig",
+        status="peer",
+        source="arXiv 2401.13560",
+    ),
+    "lma-unet": Entry(
+        home="lma_unet",
+        network="LmaUnet",
+        config="LmaUnetConfig",
+        status="experimental",
+        source="our reading of an article without code",
+    ),
     "nnmamba": Entry(
         home="nn_mamba",
         network="NnMamba",

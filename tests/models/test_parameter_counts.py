@@ -47,6 +47,12 @@ COUNTS: list[tuple[str, dict[str, Any], int]] = [
     ("swin-umamba", {}, 59_883_512),
     ("swin-umamba-d", {"channels_in": 1, "channels_out": 13}, 27_496_948),
     ("swin-umamba-d", {}, 27_489_992),
+    ("lkm-unet", six(1), 64_356_842),
+    ("lkm-unet", six(2), 64_357_706),
+    ("segmamba", {"channels_in": 4, "channels_out": 4}, 67_416_196),
+    ("segmamba", {}, 67_380_482),
+    ("lma-unet", {"channels_in": 1, "dimensions": 2}, 6_761_858),
+    ("lma-unet", {"channels_in": 1}, 16_960_898),
 ]
 
 
