@@ -7,14 +7,16 @@ B by Euler, as their kernel computes it):
     y_t = Σ_n C_{t,n} h_{t,·,n} + D ⊙ x_t
 
 `scan_reference` reads like the equation. `scan_chunked` gives the same numbers in fewer, larger
-steps and with its own backward. Both only ever multiply by exp(Δ A) ≤ 1: a form that divides by a
-running product of them leaves float32 after a dozen steps.
+steps and with its own backward, in any dtype and on any device. The compiled forms, in `kernels`,
+are faster where they fit; `choose_scan` knows. All only ever multiply by exp(Δ A) ≤ 1: a form that
+divides by a running product of them leaves float32 after a dozen steps.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
@@ -25,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from contourcast.imaging.errors import InputError
+from contourcast.models.kernels.cpu_scan import Kernel, cpu_kernel, scan_cpu_kernel
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -198,6 +201,7 @@ def scan_mamba_ssm(
 SCANS: Final[dict[str, Scan]] = {
     "reference": scan_reference,
     "chunked": scan_chunked,
+    "cpu_kernel": scan_cpu_kernel,
     "mamba_ssm": scan_mamba_ssm,
 }
 
@@ -217,22 +221,54 @@ def mamba_ssm_works() -> bool:
     return True
 
 
-def choose_scan(backend: str, device: torch.device) -> str:
-    """The name in `SCANS` that ``backend`` (a name or ``auto``) means on this device.
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The name in `SCANS` of the scan that runs, and why this one, in a sentence for people."""
+
+    name: str
+    why: str
+
+
+def choose_scan(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """The name in `SCANS` that ``backend`` (a name or ``auto``) means for such tensors.
 
     Raises:
-        InputError: No scan has that name, or the kernel asked for is not there.
+        InputError: No scan has that name, or the kernel asked for cannot run here.
     """
     if backend == "auto":
-        return "mamba_ssm" if device.type == "cuda" and mamba_ssm_works() else "chunked"
+        return explain_scan(device, dtype).name
     if backend not in SCANS:
         raise InputError(
             f"no selective scan is named '{backend}'",
             remedy=f"choose from auto, {', '.join(SCANS)}",
         )
-    if backend == "mamba_ssm" and (device.type != "cuda" or not mamba_ssm_works()):
+    missing = _missing(backend, device, dtype)
+    if missing:
         raise InputError(
-            "mamba-ssm's compiled kernel (selective_scan_cuda) cannot be used here",
-            remedy="use --backend auto, or install mamba-ssm with its CUDA kernel on a GPU",
+            f"the selective scan '{backend}' cannot be used here", remedy=f"{missing}; or use auto"
         )
     return backend
+
+
+def explain_scan(device: torch.device, dtype: torch.dtype = torch.float32) -> Choice:
+    """What ``auto`` means for such tensors: the first of the compiled scans that can run."""
+    fast = "mamba_ssm" if device.type == "cuda" else "cpu_kernel"
+    missing = _missing(fast, device, dtype)
+    if missing:
+        return Choice(name="chunked", why=missing)
+    kernel = cpu_kernel()
+    if fast == "cpu_kernel" and isinstance(kernel, Kernel):
+        return Choice(name=fast, why=f"C, {kernel.instruction_set}, by {kernel.compiler}")
+    return Choice(name=fast, why="its compiled kernel is here")
+
+
+def _missing(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Why a scan cannot run on such tensors; nothing if it can."""
+    if backend == "mamba_ssm" and (device.type != "cuda" or not mamba_ssm_works()):
+        return "mamba-ssm needs a GPU and its compiled kernel, selective_scan_cuda"
+    if backend == "cpu_kernel":
+        if device.type != "cpu" or dtype != torch.float32:
+            return f"the C kernel computes in float32 on the CPU, not {dtype} on {device.type}"
+        kernel = cpu_kernel()
+        return "" if isinstance(kernel, Kernel) else kernel.why
+    return ""

@@ -47,7 +47,7 @@ def test_delta_at_birth_lies_between_a_thousandth_and_a_tenth() -> None:
 
 def test_the_bias_of_delta_is_used_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the Δ rows of x_proj at zero, Δ is softplus of the bias, no more and no less."""
-    layer = Mamba(16)
+    layer = Mamba(16, MambaConfig(backend="chunked"))
     seen = {}
 
     def spy(x: torch.Tensor, dt: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:

@@ -131,8 +131,9 @@ def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
 
 
 class TestChoice:
-    def test_auto_is_chunked_on_a_cpu(self) -> None:
-        assert choose_scan("auto", torch.device("cpu")) == "chunked"
+    def test_auto_is_chunked_where_no_kernel_computes(self) -> None:
+        assert choose_scan("auto", torch.device("cpu"), torch.float64) == "chunked"
+        assert choose_scan("auto", torch.device("meta")) == "chunked"
 
     def test_a_package_without_its_kernel_does_not_count(
         self, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,1 @@
+"""Compiled forms of the selective scan; each is optional and held to the plain reference."""
