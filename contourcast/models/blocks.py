@@ -123,17 +123,17 @@ class UnetrBlock(nn.Module):
 
 
 class UnetrUp(nn.Module):
-    """Transposed convolution of 2, beside the skip, `UnetrBlock` (MONAI's UnetrUpBlock)."""
+    """Transposed convolution, beside the skip, `UnetrBlock` (MONAI's UnetrUpBlock)."""
 
-    def __init__(self, channels_in: int, channels_out: int, *, axes: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, *, axes: int, times: int = 2) -> None:
         super().__init__()
-        self.up = TRANSPOSED[axes](channels_in, channels_out, 2, 2, bias=False)
+        self.up = TRANSPOSED[axes](channels_in, channels_out, times, times, bias=False)
         self.block = UnetrBlock(2 * channels_out, channels_out, axes=axes)
 
     def forward(
         self, x: Float[Tensor, "b c *space"], skip: Float[Tensor, "b c2 *space2"]
     ) -> Float[Tensor, "b c2 *space2"]:
-        """Of the skip's size, which is twice that of ``x``."""
+        """Of the skip's size, which is so many times that of ``x``."""
         y: Tensor = self.block(torch.cat((self.up(x), skip), 1))
         return y
 

@@ -189,6 +189,13 @@ NETWORKS: Final[Mapping[str, Entry]] = {
         status="peer",
         source="arXiv 2402.03302",
     ),
+    "swin-umamba-cffm": Entry(
+        home="swin_umamba_cffm",
+        network="SwinUMambaCffm",
+        config="SwinUMambaCffmConfig",
+        status="experimental",
+        source="an article without code (NETWORKS §11)",
+    ),
 }
 
 

@@ -165,10 +165,10 @@ class PatchEmbedding(nn.Module):
 class PatchMerging(nn.Module):
     """Four neighbours become one token of another width, through LayerNorm and a Linear."""
 
-    def __init__(self, width: int, width_out: int) -> None:
+    def __init__(self, width: int, width_out: int, *, bias: bool = False) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * width)
-        self.reduction = nn.Linear(4 * width, width_out, bias=False)
+        self.reduction = nn.Linear(4 * width, width_out, bias=bias)
 
     def forward(self, x: Float[Tensor, "b y x c"]) -> Float[Tensor, "b y2 x2 c2"]:
         """Both sides halve."""

@@ -47,6 +47,8 @@ COUNTS: list[tuple[str, dict[str, Any], int]] = [
     ("swin-umamba", {}, 59_883_512),
     ("swin-umamba-d", {"channels_in": 1, "channels_out": 13}, 27_496_948),
     ("swin-umamba-d", {}, 27_489_992),
+    ("swin-umamba-cffm", {"channels_in": 1}, 21_534_650),
+    ("swin-umamba-cffm", {"channels_in": 1, "dims": (96, 192, 384, 768)}, 45_830_294),
     ("lkm-unet", six(1), 64_356_842),
     ("lkm-unet", six(2), 64_357_706),
     ("segmamba", {"channels_in": 4, "channels_out": 4}, 67_416_196),
