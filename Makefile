@@ -7,7 +7,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 
 DEMO_PARTS := baselines
-TEST_PARTS := baselines,codecs,compare,dev,docs,simulation
+TEST_PARTS := baselines,codecs,compare,dev,docs,evidence,networks,simulation,train
 
 .PHONY: demo test check test-all bench docs serve wheel peers constraints clean
 
