@@ -183,7 +183,7 @@ def load_model(folder: Path) -> tuple[nn.Module, Card, str]:
         )
     with torch.device("meta"):  # nothing is allocated for what a card merely claims
         network = build(card.network, card.config)
-    fill(network, _tensors(data))
+    fill(network, tensors_of(data))
     return network.eval(), card, hashlib.sha256(text).hexdigest()
 
 
@@ -197,8 +197,8 @@ def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     unknown, missing = sorted(set(state) - set(own)), sorted(set(own) - set(state))
     if unknown or missing:
         raise WeightsError(
-            f"the weights are of another network: {_listed('unknown', unknown)}"
-            f"{'; ' if unknown and missing else ''}{_listed('missing', missing)}"
+            f"the weights are of another network: {listed('unknown', unknown)}"
+            f"{'; ' if unknown and missing else ''}{listed('missing', missing)}"
         )
     for key, value in state.items():
         if value.shape != own[key].shape:
@@ -274,19 +274,23 @@ def _read(folder: Path, name: str, limit: int) -> bytes:
     return path.read_bytes()
 
 
-def _tensors(data: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, as float32."""
+def tensors_of(data: bytes, *, file: str = WEIGHTS_FILE) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, as float32.
+
+    Raises:
+        WeightsError: It is a pickle, or no whole safetensors file.
+    """
     if data.startswith(PICKLE_STARTS):
         raise WeightsError(
             "this is a pickle, not a safetensors file; pickles can run programs, none is opened",
-            file=WEIGHTS_FILE,
+            file=file,
             remedy="convert it to safetensors where it was trained",
         )
     header = struct.unpack("<Q", data[:8])[0] if len(data) >= 8 else 0
     if header > min(MAX_HEADER_BYTES, len(data) - 8):
         raise WeightsError(
             f"the file claims a header of {header} bytes and has {len(data)}",
-            file=WEIGHTS_FILE,
+            file=file,
             remedy="the file is truncated or forged: fetch it again",
         )
     try:
@@ -294,12 +298,13 @@ def _tensors(data: bytes) -> dict[str, Tensor]:
     except (SafetensorError, KeyError, ValueError) as error:
         raise WeightsError(
             f"not a readable safetensors file ({error})",
-            file=WEIGHTS_FILE,
+            file=file,
             remedy="fetch it again",
         ) from error
     return {key: value.float() for key, value in tensors.items()}
 
 
-def _listed(word: str, keys: list[str]) -> str:
+def listed(word: str, keys: list[str]) -> str:
+    """The first of some keys, for an error."""
     more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
     return f"{word} {', '.join(keys[:5])}{more}" if keys else ""
