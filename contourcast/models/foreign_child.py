@@ -1,8 +1,9 @@
 """The program that reads a foreign checkpoint, alone in a process of its own.
 
-``python -m contourcast.models.foreign_child CHECKPOINT FOLDER`` writes the checkpoint's weights as
-safetensors and the few facts about it as JSON into FOLDER; on a refusal it writes what is wrong
-there and ends with `REFUSED`. A checkpoint of torch is a pickle, and a pickle can be a program:
+``python -m contourcast.models.foreign_child [ENTRY] CHECKPOINT FOLDER`` writes the checkpoint's
+weights (its entry ``network_weights``, as nnU-Net calls it, or another) as safetensors and the few
+facts about it as JSON into FOLDER; on a refusal it writes what is wrong there and ends with
+`REFUSED`. A checkpoint of torch is a pickle, and a pickle can be a program:
 only a fixed list of names is allowed in one, nothing of it is called that is not on that list, and
 this process has little memory, time and disk to lose.
 """
@@ -45,6 +46,7 @@ NUMBERS: Final[tuple[type[np.generic], ...]] = (
     np.int64,
     np.bool_,
 )
+NNUNET_ENTRY: Final = "network_weights"
 WHAT_IS_READ: Final = (
     "trainer_name",
     "current_epoch",
@@ -53,14 +55,19 @@ WHAT_IS_READ: Final = (
 )
 
 
+class Settings(dict[str, Any]):
+    """In whose place VMamba's checkpoints hold their settings, a dict of package yacs."""
+
+
 def main() -> int:
     """Reads one checkpoint; 0 when tensors and facts were written."""
-    checkpoint, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    entry = sys.argv[1] if len(sys.argv) > 3 else NNUNET_ENTRY
+    checkpoint, folder = (Path(argument) for argument in sys.argv[-2:])
     _limit()
     torch.set_num_threads(1)
     try:
-        content = read_checkpoint(checkpoint)
-        safetensors.torch.save_file(weights_of(content), folder / TENSORS_FILE)
+        content = read_checkpoint(checkpoint, entry)
+        safetensors.torch.save_file(weights_of(content, entry), folder / TENSORS_FILE)
         (folder / FACTS_FILE).write_text(json.dumps(facts_of(content)), encoding="utf-8")
     except WeightsError as error:
         parts = {"cause": error.cause, "file": error.file, "remedy": error.remedy}
@@ -69,8 +76,8 @@ def main() -> int:
     return 0
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of nnU-Net, of which nothing was run.
+def read_checkpoint(path: Path, entry: str = NNUNET_ENTRY) -> dict[str, Any]:
+    """A checkpoint whose weights are its ``entry``, of which nothing was run.
 
     Raises:
         WeightsError: It is no checkpoint, it is too large, or it asks for something to be called.
@@ -107,22 +114,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             file=path.name,
             remedy="copy it again",
         ) from error
-    if not isinstance(content, dict) or "network_weights" not in content:
-        raise WeightsError("the file is no checkpoint of nnU-Net", file=path.name)
+    if not isinstance(content, dict) or entry not in content:
+        raise WeightsError(
+            "the file is no checkpoint of nnU-Net"
+            if entry == NNUNET_ENTRY
+            else f"the checkpoint has no entry '{entry}'",
+            file=path.name,
+        )
     return content
 
 
-def weights_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
+def weights_of(content: Mapping[str, Any], entry: str = NNUNET_ENTRY) -> dict[str, Tensor]:
     """The network's tensors, each with memory of its own.
 
     Raises:
         WeightsError: They are not tensors by name.
     """
-    state = content["network_weights"]
+    state = content[entry]
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
-        raise WeightsError("the checkpoint's network_weights are not tensors by name")
+        raise WeightsError(f"the checkpoint's {entry} are not tensors by name")
     return {
         key.removeprefix("module."): value.detach().float().clone().contiguous()
         for key, value in state.items()
@@ -153,6 +165,7 @@ def _allowed() -> list[Any]:
     return [
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),
+        (Settings, "yacs.config.CfgNode"),
         np.dtype,
         *(type(np.dtype(number)) for number in NUMBERS),
         *NUMBERS,
