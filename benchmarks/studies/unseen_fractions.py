@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,8 +30,6 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder that the CTs lie in")
     parser.add_argument("out", type=Path)
     parser.add_argument("--recipe", default="clinic-1")
-    parser.add_argument("--difficulty", type=float, default=0.632)
-    parser.add_argument("--regression", type=float, default=1.0)
     parser.add_argument("--methods", default="translation,rigid,dir-t,dir-l")
     parser.add_argument("--network", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--cases", type=int, help="only the first so many")
@@ -40,11 +37,7 @@ def main() -> None:
     torch.set_num_threads(1)
     curriculum = read_curriculum(CTS, arguments.data)
     sampling = Sampling().coarse
-    recipe = replace(
-        recipe_named(arguments.recipe),
-        difficulty=arguments.difficulty,
-        regression=arguments.regression,
-    )
+    recipe = recipe_named(arguments.recipe)
     networks = {
         name: load_network(Path(folder) if folder else None)
         for name, _, folder in (each.partition("=") for each in arguments.network)

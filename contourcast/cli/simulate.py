@@ -34,10 +34,10 @@ def simulate(
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 1,
     recipe: Annotated[str, typer.Option(help="smooth, clinic-1 or clinic-2.")] = "clinic-1",
     difficulty: Annotated[
-        float, typer.Option(help="Multiplies shift, drift and phase offset.")
+        float, typer.Option(help="Multiplies the recipe's shift, drift and phase offset.")
     ] = 1.0,
     regression: Annotated[
-        float, typer.Option(help="Multiplies melt, ghost and consolidation change.")
+        float, typer.Option(help="Multiplies the recipe's melt, ghost and consolidation change.")
     ] = 1.0,
     from_ct: Annotated[Path | None, typer.Option(help="Grow the patients from this CT.")] = None,
     structures: Annotated[Path | None, typer.Option(help="Structure set of that CT.")] = None,

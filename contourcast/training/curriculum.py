@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -174,8 +174,8 @@ def build_curriculum(
 
 def _recipe(rng: np.random.Generator) -> Recipe:
     name = "smooth" if rng.uniform() < SMOOTH_SHARE else "clinic-1"
-    return recipe_named(
-        name,
+    return replace(
+        recipe_named(name),
         difficulty=float(rng.uniform(*DIFFICULTY_RANGE)),
         regression=float(rng.uniform(*REGRESSION_RANGE)),
     )

@@ -130,11 +130,15 @@ def test_difficulty_is_set_by_rigid_and_regression_by_dir_l(
 def test_a_case_is_scored_by_the_methods_of_the_product(tmp_path: Path) -> None:
     case = cases_of([tiny_thorax()], CalibrationSettings())[0]
     book = ScoreBook(tmp_path / "scores.csv")
-    heard: list[str] = []
-    calibration.score(book, [case], CLINIC_1, TINY, ("translation", "rigid"), heard.append)
+    heard: list[float] = []
+
+    def hear(sentence: str, done: float) -> None:
+        heard.append(done)
+
+    calibration.score(book, [case], CLINIC_1, TINY, ("translation", "rigid"), hear)
     found = book.find(case, CLINIC_1, "rigid")
     assert found is not None
     assert 0.05 < found.dice < 1.0
-    assert len(heard) == 1
-    calibration.score(book, [case], CLINIC_1, TINY, ("translation", "rigid"), heard.append)
-    assert len(heard) == 1  # known scores are not computed again
+    assert heard == [1.0]
+    calibration.score(book, [case], CLINIC_1, TINY, ("translation", "rigid"), hear)
+    assert heard == [1.0]  # known scores are not computed again
