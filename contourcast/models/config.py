@@ -39,10 +39,15 @@ class NetworkConfig:
             InputError: It does not; the remedy names sizes that it takes.
         """
 
-    def _require_multiple(self, shape: tuple[int, ...], of: int) -> None:
-        """For networks that halve sizes and add them up again."""
-        if len(shape) != self.axes or any(n % of or n < of for n in shape):
-            fitting = tuple(max(of, -(-n // of) * of) for n in shape)
+    def _require_multiple(self, shape: tuple[int, ...], of: int | tuple[int, ...]) -> None:
+        """For networks that halve sizes and add them up again; ``of`` may differ by axis."""
+        steps = (of,) * self.axes if isinstance(of, int) else of
+        if len(shape) != self.axes:
+            raise InputError(f"a patch of {shape} has {len(shape)} axes, needed are {self.axes}")
+        if any(n % step or n < step for n, step in zip(shape, steps, strict=True)):
+            fitting = tuple(
+                max(step, -(-n // step) * step) for n, step in zip(shape, steps, strict=True)
+            )
             raise InputError(
                 f"a patch of {shape} cannot be taken: every side must be a multiple of {of}",
                 remedy=f"use {fitting}",

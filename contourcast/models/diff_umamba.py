@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
-from contourcast.models.blocks import initialise_he
-from contourcast.models.noise_reduction import NoiseReduction, NrmConfig
+from contourcast.models.noise_reduction import Cleaned, NrmConfig, plugged
 from contourcast.models.umamba_bot import UMambaBot, UMambaConfig
 
 
@@ -22,26 +19,18 @@ class DiffUMambaConfig(UMambaConfig):
     nrm: NrmConfig | None = field(default_factory=NrmConfig)
 
 
-class DiffUMamba(UMambaBot):
+class DiffUMamba(Cleaned, UMambaBot):
     """m̂ = M₁(F_S) - M₂(Σ λ_i e_i) goes to the decoder."""
+
+    config: DiffUMambaConfig
 
     def __init__(self, config: DiffUMambaConfig | None = None) -> None:
         config = config or DiffUMambaConfig()
         super().__init__(config)
-        self.nrm = (
-            None
-            if config.nrm is None
-            else NoiseReduction(
-                config.features[:-1],
-                config.features[-1],
-                axes=config.axes,
-                config=config.nrm,
-                mamba=config.mamba,
-            ).apply(initialise_he)
+        self.nrm = plugged(
+            config.nrm,
+            config.features[:-1],
+            config.features[-1],
+            axes=config.axes,
+            mamba=config.mamba,
         )
-
-    def bottleneck(self, features: list[Tensor]) -> Tensor:
-        """Equation 8."""
-        m1 = super().bottleneck(features)
-        cleaned: Tensor = m1 if self.nrm is None else self.nrm(features[:-1], m1)
-        return cleaned

@@ -26,9 +26,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from contourcast.imaging.errors import InputError
-from contourcast.models.blocks import convolution
+from contourcast.models.blocks import convolution, initialise_he
 from contourcast.models.config import STRICT
 from contourcast.models.mamba import MambaConfig, MambaLayer
+from contourcast.models.stages import UShaped
 
 POOL: Final[dict[int, Callable[..., Tensor]]] = {
     2: F.adaptive_avg_pool2d,
@@ -160,6 +161,45 @@ class NoiseReduction(nn.Module):
             ],
             2,
         )
+
+
+class Cleaned(UShaped):
+    """Algorithm 1 on any U-shaped network: its bottleneck is cleaned before it is decoded.
+
+    ``nrm`` is what `plugged` answers; it stands before the host in the bases.
+    """
+
+    nrm: NoiseReduction | None
+
+    def bottleneck(self, features: list[Tensor]) -> Tensor:
+        """Equation 8: m̂ = m₁ - m₂, with m₁ the host's own bottleneck."""
+        m1 = super().bottleneck(features)
+        return clean(self.nrm, features[:-1], m1)
+
+
+def plugged(
+    nrm: NrmConfig | None,
+    channels_in: Sequence[int],
+    channels: int,
+    *,
+    axes: int = 3,
+    mamba: MambaConfig | None = None,
+) -> NoiseReduction | None:
+    """The module that a host's switches ask for, at birth; None: none is asked for."""
+    if nrm is None:
+        return None
+    module = NoiseReduction(channels_in, channels, axes=axes, config=nrm, mamba=mamba)
+    return module.apply(initialise_he)
+
+
+def clean(
+    nrm: NoiseReduction | None, features: Sequence[Tensor], bottleneck: Float[Tensor, "b c *space"]
+) -> Float[Tensor, "b c *space"]:
+    """m̂, or the bottleneck as it is where the host has no such module."""
+    if nrm is None:
+        return bottleneck
+    cleaned: Tensor = nrm(features, bottleneck)
+    return cleaned
 
 
 def _pooled(projection: nn.Module, feature: Tensor, size: tuple[int, ...]) -> Tensor:

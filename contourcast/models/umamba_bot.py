@@ -13,54 +13,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from contourcast.imaging.errors import InputError
 from contourcast.models.blocks import Up, convolution, initialise_he, stage
-from contourcast.models.config import NetworkConfig
 from contourcast.models.mamba import MambaConfig, MambaLayer
+from contourcast.models.stages import StagesConfig, UShaped
 
 
 @dataclass(frozen=True, kw_only=True)
-class UMambaConfig(NetworkConfig):
-    """Sizes of the network. The defaults are nnU-Net's six stages for a large 3-D patch.
+class UMambaConfig(StagesConfig):
+    """Sizes of the network; `encoder_blocks` and `decoder_blocks` are those built.
 
     Attributes:
-        features: Width of each stage.
-        kernels: Of each stage, z y x.
-        strides: With which each stage begins, z y x.
-        blocks: Asked for in each stage; `encoder_blocks` are those built.
-        decoder_blocks_asked: The same for the decoder, deepest first.
-        bottleneck: ``identity`` leaves the Mamba layer out: the control for all claims about it.
+        bottleneck: ``identity`` leaves Mamba out: the control for all claims about it.
+        mamba: Sizes of the Mamba layers.
     """
 
-    features: tuple[int, ...] = (32, 64, 128, 256, 320, 320)
-    kernels: tuple[tuple[int, ...], ...] = ((3, 3, 3),) * 6
-    strides: tuple[tuple[int, ...], ...] = ((1, 1, 1),) + ((2, 2, 2),) * 5
-    blocks: tuple[int, ...] = (2,) * 6
-    decoder_blocks_asked: tuple[int, ...] = (2,) * 5
     bottleneck: Literal["mamba", "identity"] = "mamba"
     mamba: MambaConfig = field(default_factory=MambaConfig)
-
-    def __post_init__(self) -> None:
-        stages = len(self.features)
-        lengths = (len(self.kernels), len(self.strides), len(self.blocks))
-        axes = {len(v) for v in (*self.kernels, *self.strides)}
-        if stages < 2 or set(lengths) != {stages} or len(self.decoder_blocks_asked) != stages - 1:
-            raise InputError("features, kernels, strides and blocks need one entry for each stage")
-        sizes = (*self.features, *self.blocks, *self.decoder_blocks_asked)
-        if stages > 12 or min(sizes) < 1 or max(self.features) > 4096 or max(self.blocks) > 64:
-            raise InputError("features, stages and blocks are of a size that no network has")
-        if axes not in ({2}, {3}):
-            raise InputError("kernels and strides need two or three axes, the same in all stages")
-
-    @property
-    def axes(self) -> int:
-        """Two or three."""
-        return len(self.kernels[0])
-
-    @property
-    def stages(self) -> int:
-        """S of the paper."""
-        return len(self.features)
 
     @property
     def encoder_blocks(self) -> tuple[int, ...]:
@@ -74,26 +42,6 @@ class UMambaConfig(NetworkConfig):
         half = math.ceil((self.stages - 1) / 2 + 0.5)
         asked = self.decoder_blocks_asked
         return (*asked[:half], *(1 for _ in asked[half:]))
-
-    def require_patch(self, shape: tuple[int, ...]) -> None:
-        """Any size that leaves two voxels at the bottleneck."""
-        self.bottleneck_shape(shape)
-
-    def bottleneck_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The size that an image has at the deepest stage.
-
-        Raises:
-            InputError: It is one voxel, which no InstanceNorm can train on.
-        """
-        deepest = shape
-        for stride in self.strides:
-            deepest = tuple(-(-n // s) for n, s in zip(deepest, stride, strict=True))
-        if math.prod(deepest) < 2:
-            raise InputError(
-                f"a patch of {shape} shrinks to a single voxel at stage {self.stages}",
-                remedy="use a larger patch or fewer stages",
-            )
-        return deepest
 
 
 class Encoder(nn.Module):
@@ -163,8 +111,10 @@ class Decoder(nn.Module):
         return logits[::-1] if self.deep_supervision else logits[0]
 
 
-class UMambaBot(nn.Module):
+class UMambaBot(UShaped):
     """Encoder, Mamba over the deepest features, decoder."""
+
+    config: UMambaConfig
 
     def __init__(self, config: UMambaConfig | None = None) -> None:
         super().__init__()
@@ -178,15 +128,7 @@ class UMambaBot(nn.Module):
         self.decoder = Decoder(config)
         self.apply(initialise_he)
 
-    def forward(self, x: Float[Tensor, "b c *space"]) -> Tensor | list[Tensor]:
-        """Logits (b, channels_out, *space) of any size that leaves two voxels at the bottleneck."""
-        self.config.require_patch(tuple(x.shape[2:]))
-        features = self.encoder(x)
-        features[-1] = self.bottleneck(features)
-        logits: Tensor | list[Tensor] = self.decoder(features)
-        return logits
-
     def bottleneck(self, features: list[Tensor]) -> Tensor:
-        """What goes to the decoder instead of the deepest features F_S."""
+        """m₁ = M₁(F_S)."""
         m1: Tensor = self.mamba_layer(features[-1])
         return m1
