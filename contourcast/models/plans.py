@@ -108,8 +108,8 @@ def config_of(
     given = dict(arguments)
     plain["channels_in"], plain["channels_out"] = input_channels, num_classes
     stages = given.pop("n_stages", None)
-    for theirs, ours in SIZES.items():
-        if theirs in given and ours in plain and theirs != ours:
+    for theirs, ours in SIZES.items() if "strides" in plain else ():
+        if theirs in given:
             plain[ours] = given.pop(theirs)
     convolution, norm = given.pop("conv_op", None), given.pop("norm_op", None)
     for key, allowed in FIXED.items():
@@ -133,13 +133,14 @@ def arguments_of(config: NetworkConfig) -> dict[str, Any]:
     """A configuration as the arguments of a plans file: `config_of` of it gives it back."""
     plain = config_to_plain(config)
     del plain["channels_in"], plain["channels_out"]
+    if "strides" not in plain:
+        return plain
     theirs = {ours: key for key, ours in SIZES.items() if key != "n_blocks_per_stage"}
-    arguments = {theirs.get(key, key): value for key, value in plain.items()}
-    if "features" in plain:
-        arguments = {"n_stages": len(plain["features"])} | arguments
-        arguments["conv_op"] = f"torch.nn.modules.conv.Conv{config.axes}d"
-        arguments["norm_op"] = f"torch.nn.modules.instancenorm.InstanceNorm{config.axes}d"
-    return arguments
+    return {
+        "n_stages": len(plain["features"]),
+        "conv_op": f"torch.nn.modules.conv.Conv{config.axes}d",
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{config.axes}d",
+    } | {theirs.get(key, key): value for key, value in plain.items()}
 
 
 def has_heads(network: nn.Module) -> bool:

@@ -268,6 +268,8 @@ def _config(
             f"the stages of {settings.network} are its own",
             remedy="leave stages and width out; its sizes are switches",
         )
+    if "patch_zyx" in plain:  # some networks are built for one patch
+        plain["patch_zyx"] = list(patch)
     if settings.preset == "house" and plain.get("nrm"):
         plain["nrm"] |= {"gate": "scalar", "slabs": True}
     config = config_of(

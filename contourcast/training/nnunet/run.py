@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from contourcast.imaging.errors import InputError
 from contourcast.training.nnunet.plan import plans_name
-from contourcast.training.nnunet.progress import EpochRow, OnEpoch, read_rows
+from contourcast.training.nnunet.progress import EpochRow, read_rows
 from contourcast.training.nnunet.recipe import PLANS_KEY, Recipe, changed, recipe_of
 from contourcast.training.nnunet.workplace import Workplace
 
@@ -53,7 +54,7 @@ def run(
     number: int,
     settings: RunSettings,
     *,
-    on_epoch: OnEpoch = lambda row: None,
+    on_epoch: Callable[[EpochRow, int], None] = lambda row, epochs: None,
 ) -> tuple[Path, list[EpochRow]]:
     """Trains, or goes on where a killed run left off.
 
@@ -61,7 +62,7 @@ def run(
         workplace: nnU-Net's folders.
         number: Of the data set.
         settings: What to train.
-        on_epoch: Told of each epoch.
+        on_epoch: Told of each epoch, and how many there will be.
 
     Returns:
         The fold's folder and the rows of all its epochs.
@@ -94,7 +95,7 @@ def run(
             dataset_json=json.loads((ready / "dataset.json").read_text(encoding="utf-8")),
             device=torch.device(settings.device),
         )
-        trainer.on_epoch = on_epoch
+        trainer.on_epoch = lambda row: on_epoch(row, recipe.epochs)
         if resume:
             trainer.load_checkpoint(str(folder / LATEST))
         trainer.run_training()
