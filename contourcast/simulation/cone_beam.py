@@ -59,8 +59,8 @@ def degraded(
     hu -= rng.uniform(*recipe.cupping_hu_range) * central * attenuation
     rim = np.exp(-np.clip(field_diameter_mm / 2 - from_axis, 0, None) / recipe.rim_mm)
     hu += recipe.rim_hu * rim * (attenuation > 0.3)
-    hu += recipe.streak_hu * _streaks(dense, grid, recipe.streak_count, rng)
-    noise = _reconstruction_noise(rng, hu.shape, grid)
+    hu += recipe.streak_hu * streaks(dense, grid, recipe.streak_count, rng)
+    noise = reconstruction_noise(rng, hu.shape, grid)
     hu += recipe.noise_hu * noise * (0.45 + 0.55 * attenuation) * (0.7 + 0.45 * central)
     return within_field(hu, field)
 
@@ -80,9 +80,7 @@ def phase_average(phases: Iterable[Layer]) -> Layer:
     return total / np.float32(1 + len(others))
 
 
-def _reconstruction_noise(
-    rng: np.random.Generator, shape_zyx: tuple[int, ...], grid: Grid
-) -> Layer:
+def reconstruction_noise(rng: np.random.Generator, shape_zyx: tuple[int, ...], grid: Grid) -> Layer:
     """White noise with its low frequencies taken away (ramp filter) and its highest (Hann)."""
     z, y, x = grid.spacing_zyx_mm
     white = rng.standard_normal(shape_zyx, dtype=np.float32)
@@ -93,7 +91,7 @@ def _reconstruction_noise(
     return result
 
 
-def _streaks(dense: np.ndarray, grid: Grid, count: int, rng: np.random.Generator) -> Layer:
+def streaks(dense: np.ndarray, grid: Grid, count: int, rng: np.random.Generator) -> Layer:
     """Lines through bones, each over a few centimetres along the patient."""
     nz, ny, nx = grid.shape_zyx
     z, y, x = grid.spacing_zyx_mm
