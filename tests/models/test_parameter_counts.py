@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from contourcast.models.networks import build, entry
+from contourcast.models.noise_reduction import NrmConfig
 
 FEATURES = (32, 64, 128, 256, 320, 320, 320)
 
@@ -33,6 +34,25 @@ COUNTS: list[tuple[str, dict[str, Any], int]] = [
     ("diff-umamba", six(1, 5), 23_402_124),
     ("umamba-bot", six(1, 7), 65_431_436),
     ("diff-umamba", six(1, 7), 66_467_602),
+    ("umamba-enc", six(2) | {"patch_zyx": (64, 64, 64)}, 42_077_290),
+    ("umamba-enc", six(2) | {"patch_zyx": (96, 96, 96)}, 42_367_048),
+    ("umamba-enc", six(2) | {"patch_zyx": (128, 128, 128)}, 42_751_818),
+    # NETWORKS §1 counts 80 x 160 x 160 with sizes rounded down, 50 voxels at the deepest stage; a
+    # strided convolution rounds up and leaves 75, so the published network stops there. 50 it has at:
+    ("umamba-enc", six(2) | {"patch_zyx": (64, 160, 160)}, 42_740_450),
+    ("umamba-enc", six(2) | {"patch_zyx": (80, 160, 160)}, 42_762_700),
+    ("nnunet-plainconv", six(1), 31_195_594),
+    ("nnunet-plainconv", {}, 31_196_458),
+    ("nnunet-resenc", {"channels_in": 1}, 102_349_770),
+    ("nnunet-resenc", {}, 102_350_634),
+    ("segresnet", {}, 18_796_866),
+    ("segresnet", {"nrm": NrmConfig()}, 18_796_866 + 496_387),
+    ("unetr", {"patch_zyx": (64, 64, 64)}, 95_831_714),
+    ("unetr", {"patch_zyx": (96, 96, 96)}, 95_948_450),
+    ("unetr", {"patch_zyx": (128, 128, 128)}, 96_175_778),
+    ("unetr", {"nrm": NrmConfig()}, 95_948_450 + 3_959_812),
+    ("swin-unetr", {}, 62_188_436),
+    ("swin-unetr", {"feature": 24}, 15_703_868),
     ("nnmamba", {"channels_in": 1, "channels_out": 6, "head": "code"}, 15_944_958),
     ("nnmamba", {"channels_in": 1, "channels_out": 16, "head": "code"}, 15_959_598),
     ("nnmamba", {"head": "code"}, 15_941_478),
