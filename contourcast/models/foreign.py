@@ -123,11 +123,11 @@ def import_folder(folder: Path, out: Path, settings: ImportSettings | None = Non
     card = Card(
         network=model.network,
         config=model.config,
-        channels=_channels(model.configuration),
+        channels=model.channels,
         spacing_zyx_mm=model.spacing_zyx_mm,
         patch_zyx=model.patch_zyx,
         margin_mm=settings.margin_mm,
-        normalisation=_normalisation(model.configuration, plans, region=settings.region),
+        normalisation=model.normalisation(region=settings.region),
         training={
             "checkpoint_sha256": _sha256(checkpoint),
             "data": str(plans.get("dataset_name", "")),
@@ -217,17 +217,23 @@ class _Described:
     """What the plans say of one model.
 
     Attributes:
-        configuration: With all that it inherits.
         config: Of the network as it stands on images whose axes are z y x.
         order: Which axis of such images nnU-Net put first, second and third.
+        channels: What they are here.
+        window: How a scan is normalised by numbers of the training data; None: by its own.
     """
 
-    configuration: Mapping[str, Any]
     network: str
     config: NetworkConfig
     order: tuple[int, ...]
     spacing_zyx_mm: tuple[float, float, float]
     patch_zyx: tuple[int, int, int]
+    channels: tuple[str, ...]
+    window: Normalisation | None
+
+    def normalisation(self, *, region: bool) -> Normalisation:
+        """Of the scan, as it was when the network was trained on regions or on whole scans."""
+        return self.window or Normalisation(kind="crop-zscore" if region else "scan-zscore")
 
 
 def _likely_configuration(plans: Mapping[str, Any], folder: Path) -> str | None:
@@ -255,6 +261,8 @@ def _described(plans: Mapping[str, Any], dataset: Mapping[str, Any], name: objec
         raise WeightsError(
             "the plans or the data set's description are not whole", file=PLANS_FILE
         ) from error
+    if min(*spacing, *patch) <= 0:
+        raise WeightsError("the plans state sizes that no image has", file=PLANS_FILE)
     if order != (0, 1, 2):
         config = _turned_config(network, config, order)
     patch_zyx = _in_place(patch, order)
@@ -263,12 +271,13 @@ def _described(plans: Mapping[str, Any], dataset: Mapping[str, Any], name: objec
     except InputError as error:
         raise WeightsError(error.cause, file=PLANS_FILE) from error
     return _Described(
-        configuration=configuration,
         network=network,
         config=config,
         order=order,
         spacing_zyx_mm=_in_place(spacing, order),
         patch_zyx=patch_zyx,
+        channels=_channels(configuration, config),
+        window=_window(configuration, plans),
     )
 
 
@@ -372,8 +381,14 @@ def _in_place(values: Sequence[Any], order: Sequence[int]) -> Any:
     return tuple(values[order.index(axis)] for axis in range(3))
 
 
-def _channels(configuration: Mapping[str, Any]) -> tuple[str, ...]:
+def _channels(configuration: Mapping[str, Any], config: NetworkConfig) -> tuple[str, ...]:
     schemes = tuple(str(scheme) for scheme in configuration["normalization_schemes"])
+    if len(schemes) != config.channels_in:
+        raise WeightsError(
+            f"the data set has {config.channels_in} channels and the plans normalise "
+            f"{len(schemes)}",
+            file=DATASET_FILE,
+        )
     if any(configuration.get("use_mask_for_norm", ())):
         raise WeightsError(
             "the model's images were normalised within a mask, which a scan here has none of",
@@ -389,14 +404,9 @@ def _channels(configuration: Mapping[str, Any]) -> tuple[str, ...]:
     return CHANNELS_BY_SCHEMES[schemes]
 
 
-def _normalisation(
-    configuration: Mapping[str, Any], plans: Mapping[str, Any], *, region: bool
-) -> Normalisation:
-    """Of the scan, as it was when the network was trained."""
+def _window(configuration: Mapping[str, Any], plans: Mapping[str, Any]) -> Normalisation | None:
     if configuration["normalization_schemes"][0] == "ZScoreNormalization":
-        if region:
-            return Normalisation(lower_percentile=0.0, upper_percentile=100.0)
-        return Normalisation(kind="scan-zscore")
+        return None
     try:
         found = plans["foreground_intensity_properties_per_channel"]["0"]
         return Normalisation(

@@ -17,6 +17,7 @@ from contourcast.imaging.errors import InputError, WeightsError
 from contourcast.imaging.grid import Grid
 from contourcast.imaging.resample import Moved
 from contourcast.imaging.volume import Probability, Volume, require_same_frame
+from contourcast.models.foreign import ours
 from contourcast.models.region import (
     is_empty,
     planning_on,
@@ -25,6 +26,7 @@ from contourcast.models.region import (
     scaling,
     scan_on,
 )
+from contourcast.models.slicewise import on_volume
 from contourcast.models.weights import KNOWN_CHANNELS, Card, load_model
 
 SHIPPED: Final = Path(__file__).parent / "checkpoints" / "diff-umamba"
@@ -89,7 +91,7 @@ class Predictor:
         )
         values, observed = scan_on(cbct, grid)
         prior = sample_on(r_ct.values, r_ct.grid, onto=grid, outside=0.0)
-        scan = scaling(values, observed, card.normalisation).apply(values)
+        scan = scaling(values, observed, card.normalisation, scan=cbct).apply(values)
         shown = {"cbct": scan, "r_ct": prior}
         if "planning_ct" in card.channels:
             if planning_ct is None:
@@ -111,7 +113,7 @@ class Predictor:
         for corner in product(*starts):
             box = tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))
             x = torch.from_numpy(channels[(slice(None), *box)][None].copy()).to(self.device)
-            background, target = self.network(x)[0].float().cpu().numpy()
+            background, target = on_volume(self.network, x)[0].float().cpu().numpy()
             total[box] += weight * (target - background)
             weights[box] += weight
         logits: np.ndarray = (total / weights).clip(-LOGIT_LIMIT, LOGIT_LIMIT)
@@ -121,13 +123,17 @@ class Predictor:
 def load_network(folder: Path | None, *, device: str = "cpu") -> Predictor:
     """A model folder as a predictor; None: the checkpoint that comes with Contourcast.
 
+    A folder as nnU-Net writes it is converted first, in a process of its own, to a folder that is
+    gone when the model is loaded (`contourcast models import` does it once for good).
+
     Raises:
         WeightsError: The folder is not a model, see `load_model`; or its channels are not ours.
         InputError: This machine has no such device.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError("this machine has no CUDA device", remedy="use --device cpu")
-    network, card, digest = load_model(folder or SHIPPED)
+    with ours(folder or SHIPPED) as place:
+        network, card, digest = load_model(place)
     known = tuple(name for name in KNOWN_CHANNELS if name in card.channels)
     if card.channels != known or known[:1] != KNOWN_CHANNELS[:1]:
         raise WeightsError(

@@ -158,7 +158,9 @@ def scaling(
     if normalisation.kind == "scan-zscore":
         if scan is None:
             raise InputError("this model is shown a scan that was normalised as a whole")
-        return _of_whole(scan)
+        return _of_all(_whole(scan))
+    if normalisation.kind == "crop-zscore":
+        return _of_all(values)
     real = values[observed]
     if not real.size:
         return Scaling(lower=0.0, upper=0.0, mean=0.0, sd=1.0)
@@ -183,16 +185,21 @@ def _window(normalisation: Normalisation) -> Scaling:
     return Scaling(lower=n.lower_hu, upper=n.upper_hu, mean=n.mean_hu, sd=n.sd_hu)
 
 
-def _of_whole(scan: Volume) -> Scaling:
-    """nnU-Net's z-score counts every voxel; padding counts as the lowest that was observed."""
+def _of_all(values: np.ndarray) -> Scaling:
+    """nnU-Net's z-score: every voxel counts, nothing is clipped."""
+    sd = max(float(values.std(dtype=float)), 1e-3)
+    return Scaling(lower=-np.inf, upper=np.inf, mean=float(values.mean(dtype=float)), sd=sd)
+
+
+def _whole(scan: Volume) -> np.ndarray:
+    """All values of a scan, with padding as low as the lowest that was observed."""
     seen = np.isfinite(scan.values)
     if scan.observed is not None:
         seen &= scan.observed
     if not seen.any():
-        return Scaling(lower=0.0, upper=0.0, mean=0.0, sd=1.0)
-    whole = np.where(seen, scan.values, scan.values[seen].min()).astype(float)
-    sd = max(float(whole.std()), 1e-3)
-    return Scaling(lower=-np.inf, upper=np.inf, mean=float(whole.mean()), sd=sd)
+        return np.zeros(1)
+    filled: np.ndarray = np.where(seen, scan.values, scan.values[seen].min())
+    return filled
 
 
 def scan_on(cbct: Volume, grid: Grid) -> tuple[np.ndarray, Bool[np.ndarray, "z y x"]]:

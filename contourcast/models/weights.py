@@ -43,19 +43,20 @@ class Normalisation:
     """How the CBCT's numbers become the network's: clip, subtract a mean, divide by an sd.
 
     Cone beams are not calibrated (soft tissue of one scanner reads -130 HU, lung -420), so no
-    fixed window fits them all, and ``region-zscore`` looks anew at each scan. The other two are
-    what nnU-Net does to a channel that is named ``zscore`` or ``CT``.
+    fixed window fits them all, and ``region-zscore`` looks anew at each scan. The others are what
+    nnU-Net does to a channel that is named ``zscore`` or ``CT``.
 
     Attributes:
         kind: ``region-zscore``: percentiles, mean and sd of the voxels that were observed in the
-            region round the prior. ``scan-zscore``: mean and sd of the whole scan, nothing
-            clipped. ``ct``: the numbers stand here, found once in the training data.
+            region round the prior. ``crop-zscore``: mean and sd of that region with its filled
+            places, nothing clipped. ``scan-zscore``: the same of the whole scan. ``ct``: the
+            numbers stand here, found once in the training data.
         lower_hu: With ``ct``, and so for the three after it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
-    kind: Literal["region-zscore", "scan-zscore", "ct"] = "region-zscore"
+    kind: Literal["region-zscore", "crop-zscore", "scan-zscore", "ct"] = "region-zscore"
     lower_percentile: float = 1.0
     upper_percentile: float = 99.0
     lower_hu: float | None = None
