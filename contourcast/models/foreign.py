@@ -239,8 +239,8 @@ class _Described:
 def _likely_configuration(plans: Mapping[str, Any], folder: Path) -> str | None:
     """The one that the folder is named after, or the only one; the checkpoint knows better."""
     names = plans.get("configurations")
-    if not isinstance(names, dict):
-        return None
+    if not isinstance(names, dict) or not names:
+        raise WeightsError("the plans have no configurations", file=PLANS_FILE)
     suffix = folder.name.rpartition("__")[2]
     return suffix if suffix in names else next(iter(names)) if len(names) == 1 else None
 
