@@ -24,6 +24,7 @@ from contourcast.models.networks import build
 from contourcast.models.noise_reduction import NrmConfig
 from contourcast.models.weights import KNOWN_CHANNELS, Card, save_model
 from contourcast.training.augment import Augmentation, augment, centre_crop
+from contourcast.training.decay import decay_groups
 from contourcast.training.samples import Sample, SampleSettings
 
 STATE_FILE = "state.pt"
@@ -355,18 +356,7 @@ def _precision(settings: TrainSettings) -> torch.autocast:
 
 def _optimiser(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     """Weights that decay, and those of the recurrence that must not (NETWORKS §2.3, §12)."""
-    endings = ("A_log", ".D", "dt_proj.bias", "lambdas", "gate")
-    free: list[nn.Parameter] = []
-    pulled: list[nn.Parameter] = []
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            spared = not settings.decay_ssm and name.endswith(endings)
-            (free if spared else pulled).append(parameter)
-    groups = [
-        {"params": pulled, "weight_decay": settings.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-    groups = [g for g in groups if g["params"]]
+    groups = decay_groups(network, weight_decay=settings.weight_decay, decay_ssm=settings.decay_ssm)
     if settings.optimiser == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate)
     return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=0.99, nesterov=True)
