@@ -17,6 +17,8 @@ from contourcast.training.datasets.nifti import load_nibabel
 from contourcast.training.datasets.nnunet_raw import OnStep, dataset_folder, write_raw
 from contourcast.training.datasets.source import Found, Options
 
+__all__ = ["SOURCES", "Options", "Source", "prepare", "source_named"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:

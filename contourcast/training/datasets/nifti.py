@@ -20,6 +20,7 @@ from contourcast.imaging.grid import Grid
 from contourcast.training.datasets.source import Converted
 
 LPS_FROM_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
+CONVERT_AGAIN: Final = "convert the scan to NIfTI again"
 # Affines are float32, some written from headers of few digits; a sheared or tilted grid is off
 # by the sine of its angle, half a degree being 0.009.
 SHEAR: Final = 1e-3
@@ -27,7 +28,8 @@ SHEAR: Final = 1e-3
 SAME_SPACING: Final = 1e-3
 # Twice the largest scan of the collections that are read (AIIB23: 768 x 768 x 947).
 MOST_VOXELS: Final = 2**30
-# A label lies on its image's grid when no corner is further off than this share of a voxel.
+# A label lies on its image's grid, and slices on an even one, when nothing is further off than this
+# share of a voxel (a contour counts as drawn on a slice up to there: CLINICAL_SERVICE §2.4).
 SAME_GRID_VOXELS: Final = 0.1
 
 
@@ -71,10 +73,10 @@ def read_nifti(path: Path, *, role: str) -> Image:
         zlib.error,
     )
     try:
-        image = nibabel.load(path)
-        header = image.header
+        header = _header_as_it_stands(path)
+        image = nibabel.load(path, mmap=False)
         shape = _shape_xyz(image, path.name, role)
-        values = np.array(image.dataobj)
+        values = np.asanyarray(image.dataobj)
     except damaged as error:
         raise InputError(
             f"the {role} is cut short, damaged or no NIfTI file",
@@ -164,13 +166,16 @@ def affine_ras(grid: Grid) -> np.ndarray:
     Raises:
         GeometryError: Slices that are not evenly spaced, or one alone.
     """
-    if grid.shape_zyx[0] < 2 or not grid.is_even:
+    offsets = grid.offsets_z_mm
+    step_mm = float(offsets[-1]) / max(len(offsets) - 1, 1)
+    away_mm = np.abs(offsets - step_mm * np.arange(len(offsets))).max()
+    if len(offsets) < 2 or away_mm > SAME_GRID_VOXELS * step_mm:
         raise GeometryError(
             "the slices are not evenly spaced, and a NIfTI file cannot say so",
             remedy="name a spacing, so that the scan is brought onto an even grid",
         )
     lps = np.eye(4)
-    lps[:3, :3] = grid.direction * grid.spacing_xyz_mm
+    lps[:3, :3] = grid.direction * (*grid.spacing_xy_mm, step_mm)
     lps[:3, 3] = grid.origin_xyz_mm
     affine: np.ndarray = LPS_FROM_RAS @ lps
     return affine
@@ -224,6 +229,32 @@ def _relabelled(label: Image, values: Mapping[int, int]) -> np.ndarray:
     return numbers
 
 
+def _header_as_it_stands(path: Path) -> Any:
+    """The header before nibabel repairs it: a spacing of zero would become one millimetre.
+
+    Raises:
+        GeometryError: A spacing is zero, negative or no number.
+    """
+    nibabel = load_nibabel()
+    with nibabel.openers.ImageOpener(path) as file:
+        block = file.read(nibabel.Nifti2Header.template_dtype.itemsize)
+    for kind in (nibabel.Nifti2Header, nibabel.Nifti1Header):
+        if kind.may_contain_header(block):
+            header = kind(block[: kind.template_dtype.itemsize], check=False)
+            _require_spacing(np.asarray(header["pixdim"][1:4], float), path.name)
+            return header
+    raise nibabel.filebasedimages.ImageFileError(path.name)
+
+
+def _require_spacing(spacing_xyz_mm: np.ndarray, file: str) -> None:
+    if not (np.isfinite(spacing_xyz_mm).all() and spacing_xyz_mm.min() > 0):
+        raise GeometryError(
+            f"the spacing is {' x '.join(f'{s:g}' for s in spacing_xyz_mm)} mm",
+            file=file,
+            remedy=CONVERT_AGAIN,
+        )
+
+
 def _shape_xyz(image: Any, file: str, role: str) -> tuple[int, ...]:
     """Three sizes; further dimensions of one sample are no dimensions."""
     shape = tuple(int(n) for n in image.shape)
@@ -242,31 +273,27 @@ def _shape_xyz(image: Any, file: str, role: str) -> tuple[int, ...]:
 
 
 def _grid(affine: np.ndarray, header: Any, shape_xyz: tuple[int, ...], file: str) -> Grid:
-    again = "convert the scan to NIfTI again"
     stated = np.asarray(header["pixdim"][1:4], float)
     lps = LPS_FROM_RAS @ np.asarray(affine, float)
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    if not (np.isfinite([*stated, *spacing, *lps[:3, 3]]).all() and min(*stated, *spacing) > 0):
-        raise GeometryError(
-            f"the spacing is {' x '.join(f'{s:g}' for s in stated)} mm", file=file, remedy=again
-        )
+    _require_spacing(spacing, file)
     if not int(header["sform_code"]) and not int(header["qform_code"]):
         raise GeometryError(
             "the file does not say where the patient's left is (sform and qform codes are 0)",
             file=file,
-            remedy=again,
+            remedy=CONVERT_AGAIN,
         )
     if np.abs(stated / spacing - 1).max() > SAME_SPACING:
         raise GeometryError(
             f"the file states two spacings, {stated.round(4).tolist()} and "
             f"{spacing.round(4).tolist()} mm",
             file=file,
-            remedy=again,
+            remedy=CONVERT_AGAIN,
         )
     tilted = lps[:3, :3] / spacing
     u, _, vt = np.linalg.svd(tilted)
     if np.abs(u @ vt - tilted).max() > SHEAR:
-        raise GeometryError("the axes are not at right angles", file=file, remedy=again)
+        raise GeometryError("the axes are not at right angles", file=file, remedy=CONVERT_AGAIN)
     x, y, z = shape_xyz
     return Grid.even(
         shape_zyx=(z, y, x), spacing_xyz_mm=spacing, origin_xyz_mm=lps[:3, 3], direction=u @ vt

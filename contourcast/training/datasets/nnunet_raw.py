@@ -101,6 +101,14 @@ def write_raw(
     return folder
 
 
+def summary(dataset: Path) -> str:
+    """A line for people on a data set that `write_raw` made."""
+    cases = json.loads((dataset / PROVENANCE_FILE).read_text())
+    patients = {case["patient"] for case in cases["cases"].values()}
+    left_out = f", {len(cases['left_out'])} left out" if cases["left_out"] else ""
+    return f"{len(cases['cases'])} cases of {len(patients)} patients{left_out}: {dataset}"
+
+
 def _require_names(found: Found) -> None:
     if not found.cases:
         raise InputError(
