@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from contourcast.imaging.errors import InputError, WeightsError
 from contourcast.models.blocks import CONV, NORM, NORM_EPS
-from contourcast.models.config import NetworkConfig, Supervision
+from contourcast.models.config import NetworkConfig
 from contourcast.models.mamba import Mamba
 from contourcast.models.networks import NETWORKS, build, config_from_plain, config_to_plain, entry
 
@@ -141,11 +141,6 @@ def arguments_of(config: NetworkConfig) -> dict[str, Any]:
         "conv_op": f"torch.nn.modules.conv.Conv{config.axes}d",
         "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{config.axes}d",
     } | {theirs.get(key, key): value for key, value in plain.items()}
-
-
-def has_heads(network: nn.Module) -> bool:
-    """Whether deep supervision has coarser heads to work on."""
-    return not isinstance(network.decoder, Supervision)
 
 
 def feature_map_size(name: str, config: NetworkConfig, input_size: Sequence[int]) -> int:

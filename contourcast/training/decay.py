@@ -6,8 +6,17 @@ from typing import Any, Final
 
 from torch import nn
 
-# Mamba's A, D and Δ bias; the noise reduction's λ and gate.
-SPARED: Final = ("A_log", ".D", "dt_proj.bias", "lambdas", "gate")
+# Mamba's A, D and Δ bias, in VMamba's spelling too; the noise reduction's λ and gate.
+SPARED: Final = (
+    "A_log",
+    ".D",
+    "dt_proj.bias",
+    "A_logs",
+    ".Ds",
+    "dt_projs_bias",
+    "lambdas",
+    "gate",
+)
 
 
 def decay_groups(

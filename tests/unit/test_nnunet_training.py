@@ -18,15 +18,15 @@ import torch
 
 pytest.importorskip("nnunetv2", reason="needs nnU-Net: pip install 'contourcast[train]'")
 
-from contourcast.imaging.errors import InputError
+from contourcast.imaging.errors import InputError, WeightsError
 from contourcast.imaging.grid import Grid
 from contourcast.imaging.metrics import dice
 from contourcast.imaging.volume import Mask, Probability, Volume
 from contourcast.models.foreign import import_folder
 from contourcast.models.foreign_child import read_checkpoint
-from contourcast.models.plans import has_heads
 from contourcast.models.predictor import Predictor, load_network
 from contourcast.models.weights import load_model
+from contourcast.training.loop import MAX_BAD_STEPS, TrainingDivergedError
 from contourcast.training.nnunet.export import export
 from contourcast.training.nnunet.plan import PlanSettings, plan, plans_for
 from contourcast.training.nnunet.progress import CURVE_FILE, FIGURES_FILE, EpochRow, read_rows
@@ -265,6 +265,123 @@ class TestRun:
         assert not {"nnUNet_raw", "nnUNet_results", "nnUNet_n_proc_DA"} & set(os.environ)
 
 
+def toy_trainer(planned: Workplace, **changes: Any) -> Any:
+    """The trainer of the toy plans, ready for a step."""
+    from contourcast.training.nnunet.trainer import ContourcastTrainer
+
+    plans = plans_of(planned)
+    plans[PLANS_KEY] |= changes
+    trainer = ContourcastTrainer(
+        plans=plans | {"continue_training": False},
+        configuration="3d_fullres",
+        fold=0,
+        dataset_json=json.loads((planned.raw / NAME / "dataset.json").read_text()),
+        device=torch.device("cpu"),
+    )
+    trainer.initialize()
+    trainer.set_deep_supervision_enabled(True)
+    return trainer
+
+
+def toy_batch() -> dict[str, Any]:
+    target = [torch.zeros(2, 1, n, n, n, dtype=torch.int16) for n in (16, 8)]
+    return {"data": torch.randn(2, 2, 16, 16, 16), "target": target}
+
+
+class TestTrainer:
+    def test_a_loss_that_is_no_number_is_skipped_and_ten_end_the_run(
+        self, planned: Workplace, tmp_path: Path
+    ) -> None:
+        with elsewhere(planned, tmp_path).at_work():
+            trainer = toy_trainer(planned)
+            before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+            bad = toy_batch()
+            bad["data"][0, 0, 0, 0, 0] = torch.nan
+            for _ in range(MAX_BAD_STEPS - 1):
+                assert np.isnan(trainer.train_step(bad)["loss"])
+            assert trainer.skipped == MAX_BAD_STEPS - 1
+            after = trainer.network.state_dict()
+            assert all(torch.equal(after[key], value) for key, value in before.items())
+            assert np.isfinite(trainer.train_step(toy_batch())["loss"])
+            assert trainer.bad_in_a_row == 0
+            for _ in range(MAX_BAD_STEPS - 1):
+                trainer.train_step(bad)
+            with pytest.raises(TrainingDivergedError, match=r"largest activations: .*stem"):
+                trainer.train_step(bad)
+
+    @pytest.mark.parametrize(("decay_ssm", "spared"), [(False, 8), (True, 0)])
+    def test_the_recurrence_decays_or_not(
+        self, planned: Workplace, tmp_path: Path, decay_ssm: bool, spared: int
+    ) -> None:
+        """Two Mamba layers with A, D and Δ bias each; λ and γ."""
+        with elsewhere(planned, tmp_path).at_work():
+            trainer = toy_trainer(planned, decay_ssm=decay_ssm)
+        groups = trainer.optimizer.param_groups
+        free = [p for group in groups if group["weight_decay"] == 0 for p in group["params"]]
+        assert len(free) == spared
+        assert sum(len(group["params"]) for group in groups) == len(
+            list(trainer.network.parameters())
+        )
+
+    def test_a_checkpoint_is_whole_or_not_there(
+        self, planned: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with elsewhere(planned, tmp_path).at_work():
+            trainer = toy_trainer(planned)
+            path = tmp_path / "checkpoint_latest.pth"
+            trainer.save_checkpoint(str(path))
+            whole = path.read_bytes()
+
+            def cut_short(content: object, file: str) -> None:
+                Path(file).write_bytes(b"half")
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(torch, "save", cut_short)
+            with pytest.raises(KeyboardInterrupt):
+                trainer.save_checkpoint(str(path))
+        assert path.read_bytes() == whole
+
+    def test_a_checkpoint_with_a_program_is_not_resumed(
+        self, planned: Workplace, tmp_path: Path
+    ) -> None:
+        mark = tmp_path / "ran"
+        torch.save({"network_weights": {}, "more": Bomb(mark)}, tmp_path / "c.pth")
+        with elsewhere(planned, tmp_path).at_work():
+            trainer = toy_trainer(planned)
+            with pytest.raises(WeightsError, match="holds a program"):
+                trainer.load_checkpoint(str(tmp_path / "c.pth"))
+        assert not mark.exists()
+
+
+class Bomb:
+    """A pickle that writes a file when it is opened."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = str(mark)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (open, (self.mark, "w"))
+
+
+class TestOneHead:
+    def test_a_network_without_coarser_heads_is_trained_and_exported(
+        self, planned: Workplace, tmp_path: Path
+    ) -> None:
+        switches = {"features": [2, 2, 4, 4], "hidden": 4, "depths": [1, 1, 1, 1]}
+        settings = PlanSettings(
+            network="segmamba", patch_zyx=(16, 16, 16), batch=1, switches=switches
+        )
+        workplace = elsewhere(planned, tmp_path)
+        plan(workplace, NUMBER, settings)
+        running = RunSettings(
+            network="segmamba", epochs=1, iterations=1, validation_iterations=1, threads=1
+        )
+        _, rows = run(workplace, NUMBER, running)
+        assert np.isfinite(rows[0].loss)
+        card = export(workplace, NUMBER, running, tmp_path / "model")
+        assert card.network == "segmamba"
+
+
 class TestExport:
     def test_the_model_holds_what_was_trained(
         self, model: Path, trained: tuple[Path, list[EpochRow]]
@@ -368,6 +485,5 @@ def test_nnunets_own_search_finds_the_trainer(monkeypatch: pytest.MonkeyPatch) -
 
 def test_every_planned_class_is_what_nnunet_locates() -> None:
     kind = pydoc.locate("contourcast.SegResNet")
-    network = kind(input_channels=2, num_classes=2, filters=8)  # type: ignore[operator]
-    assert not has_heads(network)
-    assert PLANS_KEY == "contourcast"
+    assert isinstance(kind, type)
+    assert issubclass(kind, torch.nn.Module)

@@ -17,7 +17,6 @@ from contourcast.models.plans import (
     class_name,
     config_of,
     feature_map_size,
-    has_heads,
     name_of_class,
     planned_class,
 )
@@ -143,7 +142,3 @@ def test_the_feature_map_size_counts_every_convolution_once() -> None:
     encoder = 2 * 3 * 2 * fine + 3 * 4 * coarse  # stem and first stage, second stage
     decoder = 2 * coarse + 3 * 2 * fine + 2 * fine  # up on the coarse grid, block, head
     assert feature_map_size("diff-umamba", config, (8, 8, 8)) == encoder + decoder
-
-
-def test_networks_with_one_head_are_told_apart() -> None:
-    assert has_heads(DiffUMamba(TINY))

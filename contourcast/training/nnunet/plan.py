@@ -101,7 +101,7 @@ def plan(
     dataset = workplace.dataset(number)
     raw, ready = workplace.raw / dataset, workplace.preprocessed / dataset
     ready.mkdir(parents=True, exist_ok=True)
-    entry(settings.network)  # an unknown name ends it here, not after hours of preprocessing
+    _require_segmentation(settings.network)  # now, and not after hours of preprocessing
     on_step("keeping patients apart", 0.0)
     _keep_patients_apart(raw, ready, settings.seed)
     with workplace.at_work(workers=1):  # nnU-Net plans with that many threads
@@ -147,6 +147,15 @@ def plans_for(
     plans["configurations"] = {settings.configuration: chosen}
     plans[PLANS_KEY] = RECIPES[settings.preset].to_plain()
     return plans
+
+
+def _require_segmentation(network: str) -> None:
+    task = entry(network).task
+    if task != "segmentation":
+        raise InputError(
+            f"{network} is for {task}, and nnU-Net trains segmentation",
+            remedy="choose another network: contourcast networks",
+        )
 
 
 def _keep_patients_apart(raw: Path, ready: Path, seed: int) -> None:

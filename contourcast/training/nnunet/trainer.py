@@ -25,7 +25,6 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from contourcast.imaging.errors import InputError
 from contourcast.models.foreign_child import read_checkpoint
-from contourcast.models.plans import has_heads
 from contourcast.training.datasets.splits import SPLITS_FILE, read_patients, read_splits
 from contourcast.training.decay import decay_groups
 from contourcast.training.loop import MAX_BAD_STEPS, TrainingDivergedError
@@ -74,16 +73,15 @@ class ContourcastTrainer(nnUNetTrainer):  # type: ignore[misc]
         self._seed(-1)
 
     def initialize(self) -> None:
-        """Deep supervision where the network has heads for it."""
-        channels = len(self.configuration_manager.normalization_schemes)
-        classes = self.label_manager.num_segmentation_heads
-        with torch.device("meta"):
-            network = self.build_network_architecture(
-                self.plans_manager, self.configuration_manager, channels, classes, False
-            )
-        self.enable_deep_supervision = has_heads(network)
+        """Deep supervision at the sizes that the network answers with, if there are several."""
+        self.scales = self._scales()
+        self.enable_deep_supervision = len(self.scales) > 1
         self._seed(-1)
         super().initialize()
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        """nnU-Net's would be read from the strides, which not every network has."""
+        return self.scales if self.enable_deep_supervision else None
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
         """nnU-Net's, in two groups."""
@@ -197,6 +195,23 @@ class ContourcastTrainer(nnUNetTrainer):  # type: ignore[misc]
         read_checkpoint(Path(filename_or_checkpoint))
         super().load_checkpoint(filename_or_checkpoint)
         self.rows = read_rows(Path(self.output_folder), before=self.current_epoch)
+
+    @torch.no_grad()
+    def _scales(self) -> list[list[float]]:
+        """Size of each of the network's answers, as a share of the patch; finest first."""
+        channels = len(self.configuration_manager.normalization_schemes)
+        patch = self.configuration_manager.patch_size
+        network = self.build_network_architecture(
+            self.plans_manager,
+            self.configuration_manager,
+            channels,
+            self.label_manager.num_segmentation_heads,
+            True,
+        )
+        answers = network.to(self.device).eval()(
+            torch.zeros(1, channels, *patch, device=self.device)
+        )
+        return [[n / p for n, p in zip(a.shape[2:], patch, strict=True)] for a in answers]
 
     def _skip(self, data: torch.Tensor) -> dict[str, Any]:
         self.skipped += 1
