@@ -22,6 +22,9 @@ from contourcast.models.lkm_unet import (
 )
 from contourcast.models.mamba import MambaConfig
 from contourcast.models.networks import build, config_from_plain, config_to_plain
+from support import golden
+from support.golden import fill
+from support.golden_settings import LKM_FLAT, LKM_SOLID, shown
 
 SMALL = LkmUnetConfig(
     features=(4, 8, 8),
@@ -354,3 +357,25 @@ class TestPaM:
         tokens = x.flatten(2).transpose(1, 2)
         wanted = x + by_hand(layer.bim, tokens).transpose(1, 2).reshape(x.shape)
         assert torch.allclose(layer(x, (1, 1, 1)), wanted, atol=1e-5)
+
+
+class TestAuthors:
+    """The code's reading, weight by weight: tests/golden/lkm_unet_segmamba.py."""
+
+    @pytest.mark.parametrize(
+        ("name", "config", "shape"),
+        [("solid", LKM_SOLID, (20, 28, 24)), ("flat", LKM_FLAT, (20, 20))],
+    )
+    def test_their_own_modules_give_the_same_logits(
+        self, name: str, config: LkmUnetConfig, shape: tuple[int, ...]
+    ) -> None:
+        network = LkmUnet(config).eval()
+        fill(network)
+        network.decoder.deep_supervision = True
+        wanted = golden.read("lkm_unet")
+        with torch.no_grad():
+            for level, logits in enumerate(network(golden.image(2, *shape))):
+                expected = wanted[f"{name}_{level}"]
+                found = shown(logits)
+                assert found.shape == expected.shape
+                assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))

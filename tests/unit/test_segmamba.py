@@ -20,6 +20,9 @@ from contourcast.models.segmamba import (
     along_slices,
     between_slices,
 )
+from support import golden
+from support.golden import fill
+from support.golden_settings import SEG_CODE, SEG_TENSOR, shown
 
 SMALL = SegMambaConfig(features=(4, 6, 8, 8), hidden=10, depths=(1, 2, 1, 1))
 
@@ -254,3 +257,19 @@ def test_blocks_are_those_of_monai() -> None:
     )
     deep, skip = torch.randn(1, 10, 3, 4, 5), torch.randn(1, 8, 6, 8, 10)
     assert torch.allclose(up_ours(deep, skip), up_theirs(deep, skip), atol=1e-5)
+
+
+class TestAuthors:
+    """The code's reading, weight by weight: tests/golden/lkm_unet_segmamba.py."""
+
+    @pytest.mark.parametrize(("name", "config"), [("tensor", SEG_TENSOR), ("code", SEG_CODE)])
+    def test_their_own_modules_give_the_same_logits(
+        self, name: str, config: SegMambaConfig
+    ) -> None:
+        network = SegMamba(config).eval()
+        fill(network)
+        expected = golden.read("segmamba")[f"{name}_0"]
+        with torch.no_grad():
+            found = shown(network(golden.image(2, 32, 16, 64)))
+        assert found.shape == expected.shape
+        assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
