@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from contourcast.imaging.errors import InputError, WeightsError
 from contourcast.models.blocks import CONV, NORM, NORM_EPS
@@ -145,6 +144,8 @@ def arguments_of(config: NetworkConfig) -> dict[str, Any]:
 
 def feature_map_size(name: str, config: NetworkConfig, input_size: Sequence[int]) -> int:
     """Numbers in all feature maps that convolutions make of one image; nothing is computed."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # costs a second
+
     total = 0
 
     def count(_: nn.Module, __: object, output: Tensor) -> None:

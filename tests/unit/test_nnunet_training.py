@@ -174,6 +174,20 @@ class TestPlan:
             plan(workplace, NUMBER, PLAN)
         assert not (workplace.preprocessed / NAME / "dataset_fingerprint.json").exists()
 
+    def test_a_data_set_that_was_prepared_anew_is_not_taken_for_the_old_one(
+        self, planned: Workplace, tmp_path: Path
+    ) -> None:
+        workplace = Workplace(
+            raw=tmp_path, preprocessed=planned.preprocessed, results=planned.results
+        )
+        toy_dataset(tmp_path, seed=1)
+        with pytest.raises(InputError, match="another one than nnU-Net has preprocessed"):
+            plan(workplace, NUMBER, PLAN)
+
+    def test_a_network_that_segments_nothing_is_refused_at_once(self, planned: Workplace) -> None:
+        with pytest.raises(InputError, match="is for classification"):
+            plan(planned, NUMBER, PlanSettings(network="nnmamba-classifier"))
+
     def test_no_such_data_set(self, planned: Workplace) -> None:
         with pytest.raises(InputError, match="0 data sets of number 902"):
             plan(planned, 902, PLAN)

@@ -93,6 +93,7 @@ class TestBuilding:
         kept = copy.deepcopy(arguments)
         network = planned_class("diff-umamba")(input_channels=2, num_classes=2, **arguments)
         network.compute_conv_feature_map_size((8, 8, 8))  # type: ignore[operator]
+        config_of("diff-umamba", arguments, input_channels=2, num_classes=2)
         assert json.dumps(arguments, sort_keys=True) == before
         assert arguments == kept
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from contourcast.imaging.files import write_atomically
 from contourcast.models.config import NetworkConfig
 from contourcast.models.networks import config_from_plain, config_to_plain, entry
 from contourcast.models.plans import arguments_of, class_name, config_of
+from contourcast.training.datasets.nnunet_raw import PROVENANCE_FILE
 from contourcast.training.datasets.splits import (
     PATIENTS_FILE,
     SPLITS_FILE,
@@ -27,6 +29,7 @@ from contourcast.training.nnunet.workplace import Workplace
 STOCK_PLANS: Final = "nnUNetPlans"
 IMPORTED: Final = ("conv_op", "norm_op")
 FINGERPRINT_FILE: Final = "dataset_fingerprint.json"
+DIGEST_FILE: Final = "raw.sha256"
 
 OnStep = Callable[[str, float], None]
 
@@ -44,7 +47,6 @@ class PlanSettings:
         width: Of the first stage; each further stage doubles it up to the network's own widest.
         batch: Patches in a step.
         switches: Of the network, as plans state them, such as ``{"nrm": {"gate": "scalar"}}``.
-        gpu_memory_gb: What nnU-Net plans for.
         workers: Processes for fingerprint and preprocessing.
         seed: Of the splits, where the data set brings none.
         name: Of the plans file; empty: after the network.
@@ -58,7 +60,6 @@ class PlanSettings:
     width: int | None = None
     batch: int | None = None
     switches: Mapping[str, Any] = field(default_factory=dict)
-    gpu_memory_gb: float = 8.0
     workers: int = 2
     seed: int = 12345
     name: str = ""
@@ -95,20 +96,21 @@ def plan(
         The plans file.
 
     Raises:
-        InputError: There is no such data set, it has no patients, a patient stands in two parts, or
-            the network cannot be what is asked.
+        InputError: There is no such data set, it has no patients, a patient stands in two parts, it
+            was prepared anew since nnU-Net looked at it, or the network cannot be what is asked.
     """
     dataset = workplace.dataset(number)
     raw, ready = workplace.raw / dataset, workplace.preprocessed / dataset
     ready.mkdir(parents=True, exist_ok=True)
     _require_segmentation(settings.network)  # now, and not after hours of preprocessing
     on_step("keeping patients apart", 0.0)
+    _require_same_data(raw, ready)
     _keep_patients_apart(raw, ready, settings.seed)
     with workplace.at_work(workers=1):  # nnU-Net plans with that many threads
         on_step("looking at the data", 0.05)
         _fingerprint(number, ready, settings.workers)
         on_step("planning", 0.3)
-        stock = _stock_plans(dataset, ready, settings)
+        stock = _stock_plans(dataset, ready)
         on_step("preprocessing", 0.4)
         _preprocess(number, raw, ready, stock, settings)
         plans = plans_for(stock, settings, _json(ready / "dataset.json"))
@@ -158,6 +160,22 @@ def _require_segmentation(network: str) -> None:
         )
 
 
+def _require_same_data(raw: Path, ready: Path) -> None:
+    """What is kept from an earlier plan was made from these very cases."""
+    told = [(raw / name) for name in ("dataset.json", PATIENTS_FILE, PROVENANCE_FILE)]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in told if path.exists()))
+    for case in sorted([*(raw / "imagesTr").iterdir(), *(raw / "labelsTr").iterdir()]):
+        digest.update(f"{case.name} {case.stat().st_size}\n".encode())
+    kept = ready / DIGEST_FILE
+    if kept.exists() and kept.read_text() != digest.hexdigest():
+        raise InputError(
+            "the data set is another one than nnU-Net has preprocessed",
+            file=raw.name,
+            remedy=f"remove {ready.parent.name}/{ready.name}, or give the new one another number",
+        )
+    kept.write_text(digest.hexdigest())
+
+
 def _keep_patients_apart(raw: Path, ready: Path, seed: int) -> None:
     """Patients and splits go where nnU-Net looks for them, and are proven there."""
     patients = read_patients(raw)
@@ -178,7 +196,7 @@ def _fingerprint(number: int, ready: Path, workers: int) -> None:
         )
 
 
-def _stock_plans(dataset: str, ready: Path, settings: PlanSettings) -> dict[str, Any]:
+def _stock_plans(dataset: str, ready: Path) -> dict[str, Any]:
     """nnU-Net's own plans; the axes stay as they are, as the predictor has them."""
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
         ExperimentPlanner,
@@ -186,13 +204,9 @@ def _stock_plans(dataset: str, ready: Path, settings: PlanSettings) -> dict[str,
 
     path = ready / f"{STOCK_PLANS}.json"
     if not path.exists():
-        planner = ExperimentPlanner(
-            dataset,
-            gpu_memory_target_in_gb=settings.gpu_memory_gb,
-            plans_name=STOCK_PLANS,
-            suppress_transpose=True,
-        )
-        planner.plan_experiment()
+        ExperimentPlanner(
+            dataset, plans_name=STOCK_PLANS, suppress_transpose=True
+        ).plan_experiment()
     return _json(path)
 
 
