@@ -1,9 +1,10 @@
-"""Tiny samples, made in memory: a ball, and a prior beside it."""
+"""Tiny samples, made in memory (a ball, and a prior beside it), and scores."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from contourcast.training.calibrate import Score
 from contourcast.training.samples import Sample
 
 
@@ -27,4 +28,21 @@ def patch_sample(
         prior_mm=prior_mm.astype(np.float32),
         planning=np.tanh(prior_mm / 3.0).astype(np.float32),
         label=(1 / (1 + np.exp(-depth_mm / 0.5))).astype(np.float32),
+    )
+
+
+def score(method: str, dice: float, *, patient: int = 0, ended_as: str = "") -> Score:
+    return Score(
+        ct="phantom 1",
+        patient=patient,
+        week=3.0,
+        difficulty=1.0,
+        regression=1.0,
+        method=method,
+        dice=dice,
+        dice_anatomical=dice / 2,
+        label_cc=12.0,
+        visible_share=0.1,
+        place="wall",
+        ended_as=ended_as,
     )

@@ -211,7 +211,11 @@ class TestRobustness:
         """In a network that draws about half of the voxels, so that any change shows."""
         torch.manual_seed(0)
         block = nn.Sequential(nn.Conv3d(2, 4, 3, padding=1), nn.InstanceNorm3d(4))
-        frail = replace(model, network=nn.Sequential(block, nn.Conv3d(4, 2, 1)).eval())
+        frail = replace(
+            model,
+            network=nn.Sequential(block, nn.Conv3d(4, 2, 1)).eval(),
+            card=replace(model.card, patch_zyx=(16, 20, 22)),  # ten waves of 20 are sampled at 0
+        )
         before = hooks_of(frail.network)
         loud = RobustnessSettings(kinds=tuple(FEATURE_LEVELS), seeds=(1,))
         outcome = robustness([frail], SAMPLES[:1], loud)

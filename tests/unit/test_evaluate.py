@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from contourcast.imaging.errors import InputError
-from contourcast.training.calibrate import FAILED, Score, ScoreBook, read_scores
+from contourcast.training.calibrate import FAILED, ScoreBook, read_scores
 from contourcast.training.cases import load_models, thinned
 from contourcast.training.evaluate import (
     compare,
@@ -23,7 +23,7 @@ from contourcast.training.evaluate import (
     table,
 )
 from contourcast.training.rows import PRIOR, Row, rows_of_samples, rows_of_scores
-from support.evidence import patch_sample
+from support.evidence import patch_sample, score
 from support.models import tiny_model
 
 
@@ -56,23 +56,6 @@ def row(
         added_path_length_mm=100.0,
         visible_share=visible,
         seconds=1.0,
-    )
-
-
-def score(method: str, dice: float, *, patient: int = 0, ended_as: str = "") -> Score:
-    return Score(
-        ct="phantom 1",
-        patient=patient,
-        week=3.0,
-        difficulty=1.0,
-        regression=1.0,
-        method=method,
-        dice=dice,
-        dice_anatomical=dice / 2,
-        label_cc=12.0,
-        visible_share=0.1,
-        place="wall",
-        ended_as=ended_as,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -74,8 +75,13 @@ def latent(
     """A row for each model, case, noise and space (principal components, embedding).
 
     Raises:
-        InputError: A bottleneck has too few channels for the perplexity or the clusters asked for.
+        InputError: A bottleneck has too few channels for the perplexity or the clusters asked for,
+            or scikit-learn is not installed.
     """
+    if find_spec("sklearn") is None:
+        raise InputError(
+            "this analysis needs scikit-learn", remedy="pip install 'contourcast[evidence]'"
+        )
     settings = settings or LatentSettings()
     rows: list[dict[str, Any]] = []
     pictures: dict[str, tuple[np.ndarray, Clusters]] = {}

@@ -258,7 +258,10 @@ def speckle(x: Tensor, level: float, generator: torch.Generator) -> Tensor:
 
 
 def periodic(x: Tensor, level: float, generator: torch.Generator) -> Tensor:
-    """X + level sin(2π 10 j / W) along the last axis of length W; nothing is drawn."""
+    """X + level sin(2π 10 j / W) along the last axis of length W; nothing is drawn.
+
+    The paper's formula: where W divides 20, every sample of it is zero (`noise_over_sd` tells).
+    """
     j = torch.arange(x.shape[-1], device=x.device, dtype=x.dtype)
     return x + level * torch.sin(2 * torch.pi * WAVES * j / x.shape[-1])
 
