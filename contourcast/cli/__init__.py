@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import typer
 
-from contourcast.cli import fit
+from contourcast.cli import fit, train
+from contourcast.cli.evidence import analyse, evaluate
+from contourcast.cli.networks import networks
+from contourcast.cli.prepare import prepare
 from contourcast.cli.propagate import compare, demo, propagate
 from contourcast.cli.service import doctor, serve
 from contourcast.cli.simulate import calibrate, simulate
@@ -23,9 +26,13 @@ app = typer.Typer(
     help="Carries a tumour's contour from the planning CT to each day's cone-beam CT. "
     "Not a medical device.",
 )
-for command in (propagate, simulate, calibrate, compare, demo, doctor, serve):
+for command in (propagate, simulate, calibrate, compare, evaluate, demo, networks, doctor, serve):
     app.command()(command)
 app.add_typer(fit.app, name="fit")
+app.add_typer(train.app, name="train")
+train.app.command()(prepare)
+app.add_typer(train.models_app, name="models")
+app.add_typer(analyse, name="analyse")
 
 
 def main() -> None:
