@@ -44,6 +44,7 @@ class Planned:
     """What makes a network of the table one that nnU-Net builds; stands before it in the MRO."""
 
     table_name: ClassVar[str]
+    config: NetworkConfig
 
     def __init__(
         self,
@@ -61,11 +62,10 @@ class Planned:
         super().__init__(config)  # type: ignore[call-arg]
         decoder: Any = self.decoder  # type: ignore[attr-defined]
         decoder.deep_supervision = deep_supervision
-        self.planned_config = config
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
         """Numbers in all feature maps that convolutions make of one image (nnU-Net's measure)."""
-        return feature_map_size(self.table_name, self.planned_config, input_size)
+        return feature_map_size(self.table_name, self.config, input_size)
 
 
 def class_name(name: str) -> str:
@@ -74,9 +74,9 @@ def class_name(name: str) -> str:
 
 
 def name_of_class(dotted: str) -> str | None:
-    """The table's name of a class that plans name; None: the class is not of the table."""
+    """The table's name of a class that plans name; None: no network of the table that segments."""
     for name, line in NETWORKS.items():
-        if dotted in (class_name(name), f"{__name__}.{line.network}"):
+        if line.task == "segmentation" and dotted == class_name(name):
             return name
     return None
 
@@ -202,6 +202,6 @@ _classes: dict[str, type[nn.Module]] = {}
 
 def __getattr__(name: str) -> type[nn.Module]:
     for key, line in NETWORKS.items():
-        if line.network == name:
+        if line.network == name and line.task == "segmentation":
             return planned_class(key)
     raise AttributeError(f"no network of the table is called {name!r}")
