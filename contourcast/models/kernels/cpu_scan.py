@@ -232,10 +232,9 @@ class _Call:
 
     def give(self, **tensors: Tensor) -> None:
         """Points a field of the struct at a tensor; with strides where the field has them."""
-        kinds = dict(_Scan._fields_)
         for name, tensor in tensors.items():
             self.kept.append(tensor)
-            strided = kinds[name] is _Sequence
+            strided = isinstance(getattr(self.struct, name), _Sequence)
             here = tensor.data_ptr()
             setattr(self.struct, name, _Sequence(here, *tensor.stride()) if strided else here)
 
