@@ -34,7 +34,8 @@ REFUSED: Final = 3
 # The largest network of the table in float32 with its momentum and two spare tensors of each:
 # 0.27 GB x 4, and as much again for whoever trains larger ones.
 MAX_CHECKPOINT_BYTES: Final = 2**31
-MEMORY_BYTES: Final = 24 * 2**30  # address space, of which torch itself claims some GiB
+# Address space: the checkpoint, its tensors twice, the file that is written, and torch itself.
+MEMORY_BYTES: Final = 16 * 2**30
 SECONDS: Final = 300
 DISK_BYTES: Final = MAX_CHECKPOINT_BYTES
 # nnU-Net keeps its log as numbers of NumPy; these are what such a number is pickled of.

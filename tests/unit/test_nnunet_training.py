@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -24,6 +24,8 @@ from contourcast.imaging.metrics import dice
 from contourcast.imaging.volume import Mask, Probability, Volume
 from contourcast.models.foreign import import_folder
 from contourcast.models.foreign_child import read_checkpoint
+from contourcast.models.networks import NETWORKS, entry
+from contourcast.models.plans import class_name, config_of
 from contourcast.models.predictor import Predictor, load_network
 from contourcast.models.weights import load_model
 from contourcast.training.loop import MAX_BAD_STEPS, TrainingDivergedError
@@ -136,6 +138,26 @@ class TestPlan:
         assert json.dumps(architecture) == before
         assert len(network(torch.zeros(1, 2, 16, 16, 16))) == 2
 
+    @pytest.mark.parametrize(
+        "network",
+        [n for n, e in NETWORKS.items() if e.task == "segmentation" and "monai" not in e.needs],
+    )
+    def test_every_network_can_be_planned(self, planned: Workplace, network: str) -> None:
+        """(Those of MONAI too; their import costs seconds.)"""
+        axes = entry(network).config_kind().axes
+        configuration: Literal["2d", "3d_fullres"] = "2d" if axes == 2 else "3d_fullres"
+        settings = PlanSettings(
+            network=network,
+            configuration=configuration,
+            patch_zyx=(64,) * axes,
+        )
+        channels = {"channel_names": "ab", "labels": "ab"}
+        chosen = plans_for(plans_of(planned, "nnUNetPlans"), settings, channels)
+        architecture = chosen["configurations"][configuration]["architecture"]
+        config = config_of(network, architecture["arch_kwargs"], input_channels=2, num_classes=2)
+        config.require_patch((64,) * axes)
+        assert architecture["network_class_name"] == class_name(network)
+
     def test_the_folds_keep_patients_apart(self, planned: Workplace) -> None:
         folds = json.loads((planned.preprocessed / NAME / "splits_final.json").read_text())
         assert folds
@@ -149,7 +171,7 @@ class TestPlan:
             ({"switches": {"widht": 3}}, "no argument 'widht'"),
             ({"stages": 9}, "9 stages"),
             ({"configuration": "2d"}, "has 3 axes"),
-            ({"network": "segresnet", "stages": 3}, "stages of segresnet are its own"),
+            ({"network": "segmamba", "stages": 3}, "stages of segmamba are its own"),
             ({"patch_zyx": (16, 16)}, "patch of 3 sizes"),
         ],
     )
