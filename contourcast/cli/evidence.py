@@ -237,21 +237,34 @@ def profile(
         list[str] | None, typer.Option(help="A name of the table; may be repeated. Default: all.")
     ] = None,
     model: Models = None,
-    patch: Annotated[
-        int, typer.Option(help="Side of the cube whose time and memory are measured; 0: neither.")
-    ] = 64,
+    side: Annotated[
+        list[int] | None,
+        typer.Option(help="Of the cubes that are counted; may be repeated. Default: 64, 96, 128."),
+    ] = None,
+    measure: Annotated[
+        list[int] | None,
+        typer.Option(help="Side whose time and memory are measured too; may be repeated."),
+    ] = None,
 ) -> None:
     """Parameters, arithmetic, memory and time of networks as published, or of your models."""
+    from contourcast.imaging.errors import InputError
     from contourcast.models.networks import NETWORKS, entry
     from contourcast.training.analyses import profile as analysis
     from contourcast.training.cases import load_models
 
     require_empty(out)
-    names = network or ([] if model else list(NETWORKS))
-    wanted = {name: (name, entry(name).config_kind()) for name in names}
+    wanted = {}
+    for name in network or ([] if model else list(NETWORKS)):
+        try:
+            wanted[name] = (name, entry(name).config_kind())
+        except InputError as error:  # of a package that is not installed
+            if network:
+                raise
+            typer.echo(f"{name} is left out: {error}", err=True)
     if model:
         wanted |= {m.name: (m.card.network, m.card.config) for m in load_models(model)}
-    settings = analysis.ProfileSettings(patch_zyx=(patch, patch, patch) if patch else None)
+    sides = tuple(dict.fromkeys((*(side or analysis.SIDES), *(measure or ()))))
+    settings = analysis.ProfileSettings(sides=sides, measured_sides=tuple(measure or ()))
     with progress() as tell:
         outcome = analysis.profile(wanted, settings, tell)
     _written(outcome, out, tuple(outcome.rows[0]))

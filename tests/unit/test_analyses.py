@@ -445,6 +445,16 @@ class TestLambdas:
         assert document["seeds"] == {"one": 4}
         assert document["summary"]["one"]["lambda_1"] == 0.4  # type: ignore[index]
 
+    def test_nnunets_log_is_read_too_with_its_gaps(self, tmp_path: Path) -> None:
+        (tmp_path / "fold_0").mkdir()
+        (tmp_path / "fold_0" / "epochs.csv").write_text(
+            "epoch,loss,lambda_1,ratio\n0,1.0,0.5,nan\n1,0.9,0.4,1.2\n"
+        )
+        outcome = lambdas([tmp_path / "fold_0"])
+        assert [row["lambda_1"] for row in outcome.rows] == [0.5, 0.4]
+        table, _ = written(outcome, tmp_path / "out")
+        assert table[0]["ratio"] == "nan"
+
     def test_a_log_without_the_module_is_refused(self, tmp_path: Path) -> None:
         run = self.run(tmp_path / "one", "epoch,loss\n0,1\n")
         with pytest.raises(InputError, match="no figures of a noise reduction"):
@@ -548,7 +558,16 @@ class TestTrainings:
 
 class TestProfile:
     def test_counts_and_measures(self, tmp_path: Path) -> None:
-        settings = ProfileSettings(sides=(16,), patch_zyx=None)
+        settings = ProfileSettings(sides=(8, 16), measured_sides=())
         table, _ = written(profile({"tiny": ("diff-umamba", TINY)}, settings), tmp_path)
         assert int(table[0]["parameters"]) == sum(p.numel() for p in DiffUMamba(TINY).parameters())
-        assert float(table[0]["gflop_16"]) > 0
+        small, large = (float(row["gflop"]) for row in table)
+        assert large == pytest.approx(8 * small, rel=0.01)
+        assert table[0]["seconds"] == ""
+
+    def test_sizes_that_a_network_does_not_take_are_left_out(self) -> None:
+        settings = ProfileSettings(sides=(2, 8), measured_sides=())
+        outcome = profile({"tiny": ("diff-umamba", TINY)}, settings)
+        assert [row["side"] for row in outcome.rows] == [8]
+        with pytest.raises(InputError, match="no network takes any"):
+            profile({"tiny": ("diff-umamba", TINY)}, replace(settings, sides=(2,)))

@@ -86,13 +86,13 @@ def test_an_analysis_of_a_model_writes_its_three_files(
 
 def test_profile_counts_networks_and_models(place: Path) -> None:
     result = typed(
-        place, "analyse", "profile", "--network", "umamba-bot", "--model", "one", "--patch", "0",
+        place, "analyse", "profile", "--network", "umamba-bot", "--model", "one", "--side", "64",
         "--out", "out-profile",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     table = (place / "out-profile" / "profile.csv").read_text()
-    assert "umamba-bot,42121290" in table
-    assert "\none," in table.replace("\r", "")
+    assert "umamba-bot,64,42121290" in table
+    assert "\none,64," in table.replace("\r", "")
 
 
 @pytest.mark.parametrize(

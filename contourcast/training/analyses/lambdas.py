@@ -1,12 +1,14 @@
 """How λ, its direction, the levels' shares, γ and ‖m₂‖/‖m₁‖ ran in training (NETWORKS §14.4).
 
-Read from the log that a run writes each epoch (`contourcast.models.nrm_figures`). The size of λ
+Read from the log that a run writes each epoch (`contourcast.models.nrm_figures`), the house's
+``log.csv`` or ``epochs.csv`` beside nnU-Net's checkpoints. The size of λ
 says nothing of how much is subtracted (§5.3): the shares, γ and the ratio do.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from contourcast.imaging.errors import InputError
 from contourcast.training.analyses.outcome import OnStep, Outcome, nobody
 from contourcast.training.loop import LOG_FILE, SETTINGS_FILE
+from contourcast.training.nnunet.progress import TABLE_FILE
 from contourcast.training.pictures import COLORS, picture, quiet
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ def lambdas(runs: Sequence[Path], on_step: OnStep = nobody) -> Outcome:
     """The course of one or several runs: a row for each run and epoch.
 
     Args:
-        runs: Folders of training runs, each with a ``log.csv``.
+        runs: Folders of training runs, each with a log.
         on_step: Told what is going on.
 
     Raises:
@@ -41,7 +44,7 @@ def lambdas(runs: Sequence[Path], on_step: OnStep = nobody) -> Outcome:
     rows: list[dict[str, Any]] = []
     for n, run in enumerate(runs):
         on_step(run.name, n / len(runs))
-        rows += [{"run": run.name, **line} for line in course(run / LOG_FILE)]
+        rows += [{"run": run.name, **line} for line in course(run)]
     columns = list(dict.fromkeys(key for row in rows for key in row))
     last = {row["run"]: row for row in rows}
     return Outcome(
@@ -56,14 +59,20 @@ def lambdas(runs: Sequence[Path], on_step: OnStep = nobody) -> Outcome:
     )
 
 
-def course(log: Path) -> list[dict[str, float]]:
+def course(run: Path) -> list[dict[str, float]]:
     """Epoch and the module's figures, line by line.
 
     Raises:
         InputError: No log, or no such figures in it.
     """
-    if not log.is_file():
-        raise InputError("the run has no log", file=log.name, remedy="name a training run's folder")
+    logs = [run / name for name in (LOG_FILE, TABLE_FILE) if (run / name).is_file()]
+    if not logs:
+        raise InputError(
+            "the run has no log",
+            file=run.name,
+            remedy=f"name the folder of a training run, with {LOG_FILE} or {TABLE_FILE} in it",
+        )
+    log = logs[0]
     with log.open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     kept = [key for key in (lines[0] if lines else {}) if _is_figure(key)]
@@ -85,8 +94,6 @@ def _is_figure(key: str) -> bool:
 
 def _seed_of(run: Path) -> int | None:
     """What the run's settings say, if it has any."""
-    import json
-
     path = run / SETTINGS_FILE
     if not path.is_file():
         return None
@@ -112,8 +119,9 @@ def _figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             axes.set_xlabel("epoch")
             quiet(axes)
         panels[r * len(kinds)].set_ylabel(run)
-    panels[0].legend(frameon=False, fontsize=8)
-    panels[len(kinds) - 1].legend(frameon=False, fontsize=8)
+    for axes in (panels[0], panels[len(kinds) - 1]):
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONTROL: Final = "white noise"
+SPACES: Final = {"pca": "principal components", "t-sne": "t-SNE"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +253,9 @@ def _figure(
                 ms=3,
                 label=name,
             )
-        axes.set(title=f"silhouette in {space}", xlabel="clusters k", xticks=settings.clusters)
+        axes.set(
+            title=f"silhouette, {SPACES[space]}", xlabel="clusters k", xticks=settings.clusters
+        )
         axes.set_ylim(min(0.0, axes.get_ylim()[0]), max(0.6, axes.get_ylim()[1]))
         quiet(axes)
     panels[0].legend(frameon=False, fontsize=8, loc="upper right")

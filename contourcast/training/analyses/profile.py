@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch import nn
 
+from contourcast.imaging.errors import InputError
 from contourcast.models.config import NetworkConfig
 from contourcast.models.networks import build
+from contourcast.models.overview import bound_to, takes
 from contourcast.models.profile import gigaflops, measured, parameters
 from contourcast.training.analyses.outcome import OnStep, Outcome, nobody
 from contourcast.training.pictures import COLORS, picture, quiet
@@ -27,13 +28,13 @@ class ProfileSettings:
     """What is counted and measured.
 
     Attributes:
-        sides: Of the cubes whose arithmetic is counted.
-        patch_zyx: Whose time and memory are measured; None: neither is.
+        sides: Of the cubes (2-D: squares) that costs are told for.
+        measured_sides: Those of them whose time and memory are measured too.
         seed: Of the weights.
     """
 
     sides: tuple[int, ...] = SIDES
-    patch_zyx: tuple[int, int, int] | None = (64, 64, 64)
+    measured_sides: tuple[int, ...] = (64,)
     seed: int = 1
 
 
@@ -42,7 +43,9 @@ def profile(
     settings: ProfileSettings | None = None,
     on_step: OnStep = nobody,
 ) -> Outcome:
-    """A row for each network.
+    """A row for each network and size that it takes.
+
+    A network whose weights belong to one patch is told as it would be built for each.
 
     Args:
         networks: By the name shown: a name of the table, and a configuration.
@@ -50,17 +53,25 @@ def profile(
         on_step: Told what is going on.
 
     Raises:
-        InputError: A network cannot take one of the sizes.
+        InputError: No network takes any of the sizes.
     """
     settings = settings or ProfileSettings()
     rows: list[dict[str, Any]] = []
-    for n, (name, (kind, config)) in enumerate(networks.items()):
-        on_step(name, n / len(networks))
-        rows.append(costs(name, kind, config, settings))
+    plan = [(name, side) for name in networks for side in settings.sides]
+    for done, (name, side) in enumerate(plan):
+        on_step(f"{name}, {side}", done / len(plan))
+        kind, config = networks[name]
+        bound = bound_to(config, side)
+        if takes(bound, side):
+            rows.append({"network": name, **costs(kind, bound, side, settings)})
+    if not rows:
+        raise InputError(
+            "no network takes any of these sizes", remedy="ask for others: contourcast networks"
+        )
     return Outcome(
         analysis="profile",
         rows=rows,
-        figure=_figure(rows, settings),
+        figure=_figure(rows),
         facts={
             "settings": asdict(settings),
             "seeds": [settings.seed],
@@ -71,44 +82,46 @@ def profile(
     )
 
 
-def costs(name: str, kind: str, config: NetworkConfig, settings: ProfileSettings) -> dict[str, Any]:
+def costs(kind: str, config: NetworkConfig, side: int, settings: ProfileSettings) -> dict[str, Any]:
     """One row; weights are only made where something is measured."""
+    image = (1, config.channels_in, *(side,) * config.axes)
     with torch.device("meta"):
-        counted = build(kind, config)
-    row: dict[str, Any] = {"network": name, "parameters": parameters(counted)}
-    for side in settings.sides:
-        cube = (side,) * config.axes
-        row[f"gflop_{side}"] = gigaflops(counted, (1, config.channels_in, *cube))
-    if settings.patch_zyx is not None:
-        found = measured(_born(kind, config, settings), _shape(config, settings.patch_zyx))
+        counted = build(kind, config).eval()
+    row: dict[str, Any] = {
+        "side": side,
+        "parameters": parameters(counted),
+        "gflop": gigaflops(counted, image),
+        "seconds": None,
+        "peak_mb": None,
+    }
+    if side in settings.measured_sides:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            born = build(kind, config).eval()
+        found = measured(born, image)
         row |= {"seconds": found.seconds, "peak_mb": found.peak_mb}
     return row
 
 
-def _born(kind: str, config: NetworkConfig, settings: ProfileSettings) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        return build(kind, config).eval()
-
-
-def _shape(config: NetworkConfig, patch_zyx: tuple[int, int, int]) -> tuple[int, ...]:
-    return (1, config.channels_in, *patch_zyx[-config.axes :])
-
-
-def _figure(rows: Sequence[Mapping[str, Any]], settings: ProfileSettings) -> Figure:
-    """A bar a network: parameters, arithmetic, and what was measured."""
-    panels: list[tuple[str, str, float]] = [("parameters", "parameters, millions", 1e-6)]
-    panels += [(f"gflop_{max(settings.sides)}", f"GFLOP at {max(settings.sides)}³", 1.0)]
-    if settings.patch_zyx is not None:
-        size = " x ".join(str(n) for n in settings.patch_zyx)
-        panels += [("seconds", f"CPU seconds at {size}", 1.0), ("peak_mb", "peak memory, MiB", 1.0)]
-    figure, many = picture(columns=len(panels), width=3.0, height=0.9 + 0.3 * len(rows))
-    for axes, (key, title, unit) in zip(many, panels, strict=True):
-        axes.barh(range(len(rows)), [row[key] * unit for row in rows], color=COLORS[0], height=0.6)
-        axes.set_yticks(range(len(rows)), [str(row["network"]) for row in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
+def _figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """A bar a network: parameters and arithmetic at its largest size, and what was measured."""
+    largest = {row["network"]: row for row in rows}
+    timed = {row["network"]: row for row in rows if row["seconds"] is not None}
+    panels: list[tuple[str, Mapping[str, Mapping[str, Any]], str, float]] = [
+        ("parameters, millions", largest, "parameters", 1e-6),
+        ("GFLOP at the largest size", largest, "gflop", 1.0),
+    ]
+    if timed:
+        panels += [
+            ("CPU seconds", timed, "seconds", 1.0),
+            ("peak memory, MiB", timed, "peak_mb", 1.0),
+        ]
+    figure, many = picture(columns=len(panels), width=3.0, height=0.9 + 0.3 * len(largest))
+    for axes, (title, of, key, unit) in zip(many, panels, strict=True):
+        values = [of[name][key] * unit if name in of else 0.0 for name in largest]
+        axes.barh(range(len(largest)), values, color=COLORS[0], height=0.6)
+        axes.set_yticks(range(len(largest)), list(largest) if axes is many[0] else [])
+        axes.set_ylim(len(largest) - 0.4, -0.6)
         axes.set_title(title)
         quiet(axes, grid="x")
-    for axes in many[1:]:
-        axes.set_yticklabels([])
     return figure
