@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from contourcast.imaging.errors import InputError, WeightsError
 from contourcast.models.blocks import CONV, NORM, NORM_EPS
 from contourcast.models.config import NetworkConfig
-from contourcast.models.mamba import Mamba
 from contourcast.models.networks import NETWORKS, build, config_from_plain, config_to_plain, entry
 
 # nnU-Net's argument names, and the entries of a configuration that hold the same.
@@ -146,29 +145,22 @@ def feature_map_size(name: str, config: NetworkConfig, input_size: Sequence[int]
     """Numbers in all feature maps that convolutions make of one image; nothing is computed."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # costs a second
 
+    from contourcast.models.profile import idle_scans
+
     total = 0
 
     def count(_: nn.Module, __: object, output: Tensor) -> None:
         nonlocal total
         total += output.numel()
 
-    with FakeTensorMode(), torch.no_grad():
+    with FakeTensorMode(), torch.no_grad(), idle_scans():
         network: Any = build(name, config).eval()
-        _without_scans(network)
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
                 module.register_forward_hook(count)
         network.decoder.deep_supervision = True
         network(torch.empty(1, config.channels_in, *input_size))
     return total
-
-
-def _without_scans(network: nn.Module) -> None:
-    """Mamba keeps shapes; a compiled scan cannot run on tensors that hold nothing."""
-    for parent in list(network.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, Mamba):
-                setattr(parent, name, nn.Identity())
 
 
 def _require_operators(name: str, config: NetworkConfig, convolution: object, norm: object) -> None:

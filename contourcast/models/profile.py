@@ -51,7 +51,7 @@ def gigaflops(network: nn.Module, shape: Sequence[int]) -> float:
         network: Its training flags are left alone.
         shape: Of the input: (batch, channels, *space).
     """
-    with torch.no_grad(), _idle_scans(), FakeTensorMode():
+    with torch.no_grad(), idle_scans(), FakeTensorMode():
         state = {
             name: torch.empty(tensor.shape, dtype=tensor.dtype)
             for name, tensor in (*network.named_parameters(), *network.named_buffers())
@@ -110,7 +110,7 @@ def _peak_bytes(*, now: bool = False) -> int:
 
 
 @contextmanager
-def _idle_scans() -> Iterator[None]:
+def idle_scans() -> Iterator[None]:
     """All scans answer with the right shape and do nothing: a loop over two million steps waits."""
     kept = dict(SCANS)
     SCANS.update(dict.fromkeys(kept, _shape_alone))
