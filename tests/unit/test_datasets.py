@@ -30,8 +30,10 @@ from contourcast.simulation.courses import simulate_course
 from contourcast.simulation.truth import load_truth
 from contourcast.training.datasets import SOURCES, Options, prepare
 from contourcast.training.datasets import nnunet_raw as raw
+from contourcast.training.datasets.courses import keeping_the_last
 from contourcast.training.datasets.source import Converted, Found, LeftOut, Pending
 from contourcast.training.datasets.splits import read_patients, read_splits
+from contourcast.training.samples import SampleSettings
 from support import collections as made
 from support.course import TUMOUR_RADIUS_MM, TUMOUR_XYZ_MM
 from support.data import data_item, peer_module
@@ -491,10 +493,12 @@ def test_a_course_becomes_two_channels_round_the_prior(recorded: tuple[Path, Pat
     assert document(dataset)["labels"] == {"background": 0, "target": 1}
     assert read_patients(dataset) == {case: "p1"}
     today = TUMOUR_XYZ_MM + SHIFT_XYZ_MM
+    usual = SampleSettings()
+    room_zyx = np.array(usual.patch_zyx) + 2 * np.array(usual.slack_zyx)
     for channel in (0, 1, None):
         written = image(dataset, case, channel)
         assert written.GetSpacing() == (2.5, 2.5, 2.5)
-        assert written.GetSize() == (84, 84, 72)
+        assert (np.array(written.GetSize()[::-1]) >= room_zyx).all()
     label, prior = image(dataset, case, None), image(dataset, case, 1)
     assert np.abs(centre_xyz_mm(label) - today).max() < 0.5
     assert abs(volume_cc(label) / BALL_CC - 1) < 0.05
@@ -541,6 +545,31 @@ def test_the_network_is_shown_in_training_what_the_service_shows_it(
     expected = sample_on(r_ct.values, r_ct.grid, onto=grid, outside=0.0)
     assert np.abs(voxels(dataset, "p1_01", 1) - expected).max() < 1e-3
     assert np.abs(voxels(dataset, "p1_01", 0) - scan_on(case.cbct, grid)[0]).max() < 0.1
+
+
+def test_the_provenance_says_how_the_region_was_cut(recorded: tuple[Path, Path]) -> None:
+    settings = document(recorded[1], "provenance.json")["settings"]
+    usual = SampleSettings()
+    assert (settings["source"], settings["extent"]) == ("courses", "region")
+    assert settings["margin_mm"] == usual.margin_mm
+    assert settings["patch_zyx"] == list(usual.patch_zyx)
+    assert settings["registration"]["focus"] == "body"
+
+
+def test_one_planning_ct_is_kept_at_a_time() -> None:
+    asked: list[str] = []
+
+    def reader(name: str) -> Callable[[], Any]:
+        def read() -> Any:
+            asked.append(name)
+            return name
+
+        return read
+
+    keep, first, second = keeping_the_last(), reader("first"), reader("second")
+    answers = [keep(read) for read in (first, first, second, first)]
+    assert answers == ["first", "first", "second", "first"]
+    assert asked == ["first", "second", "first"]
 
 
 def test_what_is_no_fraction_is_recorded_and_nobody_is_named(recorded: tuple[Path, Path]) -> None:
@@ -751,7 +780,7 @@ def test_a_real_4d_lung_patient_keeps_the_tumours_volume(tmp_path: Path) -> None
     assert case == "113_HM10395_day-01_phase-40B"
     label = image(dataset, case, None)
     assert abs(volume_cc(label) - 67.6) < 0.1, "cc, by the public contours (28 of them)"
-    assert np.allclose(label.GetSpacing(), (0.9765625, 0.9765625, 3.0))
+    assert np.allclose(label.GetSpacing(), (0.9766, 0.9766, 3.0), atol=1e-4)
 
 
 # -------------------------------------------------------------------------------- command line

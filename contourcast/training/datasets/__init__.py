@@ -105,7 +105,8 @@ def prepare(
     load_nibabel()
     on_step(f"looking for cases in {folder.name}", 0.0)
     found = chosen.find(folder, wanted)
-    return write_raw(place, found, settings={"source": source} | asdict(wanted), on_step=on_step)
+    settings = {"source": source} | asdict(wanted) | dict(found.settings)
+    return write_raw(place, found, settings=settings, on_step=on_step)
 
 
 def source_named(name: str) -> Source:

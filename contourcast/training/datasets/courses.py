@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
@@ -48,7 +48,7 @@ LABELS: Final = {"background": 0, "target": 1}
 PLANNING_FOLDER: Final = "planning-ct"  # of a simulated course
 
 Read = Callable[[], Volume]
-FindRois = Callable[[StructureSet], tuple[Roi, ...]]
+Keep = Callable[[Read], Volume]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,7 +56,7 @@ class Plan:
     """Where a course begins.
 
     Attributes:
-        planning_ct: Reads it.
+        planning_ct: Reads it, or gives what `keeping_the_last` has kept of it.
         structures: Its structure set.
         prior: The ROI that is carried.
     """
@@ -97,19 +97,46 @@ def find(folder: Path, options: Options) -> Found:
     cases: list[Pending] = []
     left_out: dict[str, str] = {}
     owners: dict[str, str] = {}
+    keep = keeping_the_last()
     for patient in patients:
         if (patient / PLANNING_FOLDER).is_dir() and (patient / "truth").is_dir():
-            cases += _simulated(patient, options)
+            cases += _simulated(patient, options, keep)
         else:
             index = read_dicom_folder(patient)
             _require_own_patient(index, patient.name, owners)
-            cases += _recorded(index, patient, options, left_out)
+            cases += _recorded(index, patient, options, left_out, keep)
     return Found(
         cases=tuple(cases),
         channels=("CT" if options.calibrated else "zscore", "noNorm"),
         labels=LABELS,
         left_out=left_out,
+        settings=settings_of(options),
     )
+
+
+def keeping_the_last() -> Keep:
+    """Reads a scan, or gives it again when it was the last: a course has one planning CT."""
+
+    def read_now(read: Read) -> Volume:
+        return read()
+
+    return lru_cache(maxsize=1)(read_now)
+
+
+def settings_of(options: Options) -> dict[str, Any]:
+    """What decides over a case of two channels beside the options, for the provenance."""
+    registration = asdict(Settings().registration)
+    used = {key: registration[key] for key in ("focus", "rigid", "limits")}
+    if options.extent != "region":
+        return {"registration": used}
+    usual = SampleSettings()
+    return {
+        "registration": used,
+        "spacing_zyx_mm": list(options.spacing_zyx_mm or usual.spacing_zyx_mm),
+        "patch_zyx": list(usual.patch_zyx),
+        "slack_zyx": list(usual.slack_zyx),
+        "margin_mm": usual.margin_mm,
+    }
 
 
 def convert(plan: Plan, today: Today, options: Options) -> Converted | LeftOut:
@@ -213,13 +240,13 @@ def _listed(folder: Path) -> list[Path]:
     return list(folder.iterdir())
 
 
-def _simulated(folder: Path, options: Options) -> list[Pending]:
+def _simulated(folder: Path, options: Options, keep: Keep) -> list[Pending]:
     """The fractions of a simulated course; the CT that it was grown from counts as the patient."""
     facts = _facts_of_simulated(folder / "truth" / "patient.json")
     structures = read_structure_set(folder / "structures.dcm")
     plan = Plan(
-        planning_ct=lru_cache(1)(
-            partial(read_ct_series, folder / PLANNING_FOLDER, role="planning CT")
+        planning_ct=partial(
+            keep, partial(read_ct_series, folder / PLANNING_FOLDER, role="planning CT")
         ),
         structures=structures,
         prior=one_roi(structures, options.roi or facts["roi_name"]),
@@ -297,7 +324,11 @@ def _require_own_patient(index: DicomFolder, name: str, owners: dict[str, str]) 
 
 
 def _recorded(
-    index: DicomFolder, folder: Path, options: Options, left_out: dict[str, str]
+    index: DicomFolder,
+    folder: Path,
+    options: Options,
+    left_out: dict[str, str],
+    keep: Keep,
 ) -> list[Pending]:
     """The fractions of a course in DICOM."""
     with_contours = [scan for scan in index.scans if index.on(scan)]
@@ -305,7 +336,7 @@ def _recorded(
     roi = options.roi or GTV
     structures = _holding(index, planning, roi)
     plan = Plan(
-        planning_ct=lru_cache(1)(partial(planning.read, "planning CT")),
+        planning_ct=partial(keep, partial(planning.read, "planning CT")),
         structures=structures.structures,
         prior=one_roi(structures.structures, roi),
     )

@@ -17,19 +17,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from contourcast.imaging.structures import Roi
 from contourcast.training.datasets.courses import (
     LABELS,
+    Keep,
     Plan,
     Today,
     convert,
     digest_of,
+    keeping_the_last,
     label_of,
     on_grid,
+    settings_of,
 )
 from contourcast.training.datasets.dicom_folder import (
     DicomFolder,
@@ -65,20 +68,24 @@ def find(folder: Path, options: Options) -> Found:
     index = read_dicom_folder(folder)
     cases: list[Pending] = []
     left_out: dict[str, str] = {}
+    keep = keeping_the_last()
     for patient in sorted({scan.patient_id for scan in index.scans}):
         scans = [scan for scan in index.scans if scan.patient_id == patient]
+        phases = list(_phases(index, scans, options, left_out))
+        if options.prior:
+            cases += _courses(patient, phases, options, left_out, keep)
+        else:
+            cases += _single(patient, phases, options)
         bare = sum(not index.on(scan) for scan in scans)
         if bare:
             left_out[f"{patient}, {bare} scans"] = "no structure set is drawn on them"
-        phases = list(_phases(index, scans, options, left_out))
-        make = _courses if options.prior else _single
-        cases += make(patient, phases, options, left_out)
     return Found(
         cases=tuple(cases),
         channels=("CT", "noNorm") if options.prior else ("CT",),
         labels=LABELS,
         left_out=left_out,
         citation=CITATION,
+        settings=settings_of(options) if options.prior else {},
     )
 
 
@@ -117,11 +124,8 @@ def _phases(
                 )
 
 
-def _single(
-    patient: str, phases: list[Phase], options: Options, left_out: dict[str, str]
-) -> list[Pending]:
+def _single(patient: str, phases: list[Phase], options: Options) -> list[Pending]:
     """Each phase alone."""
-    del left_out  # nothing more is
     return [
         Pending(
             name=_name(patient, phase),
@@ -147,7 +151,11 @@ def _scan_alone(phase: Phase, options: Options) -> Converted:
 
 
 def _courses(
-    patient: str, phases: list[Phase], options: Options, left_out: dict[str, str]
+    patient: str,
+    phases: list[Phase],
+    options: Options,
+    left_out: dict[str, str],
+    keep: Keep,
 ) -> list[Pending]:
     """Each phase of a later day, with the tumour of the same phase of the first."""
     first_day = min((phase.day for phase in phases), default=0)
@@ -155,7 +163,7 @@ def _courses(
     for phase in phases:
         if phase.day == first_day and phase.percent not in plans:
             plan = Plan(
-                planning_ct=lru_cache(1)(partial(phase.scan.read, "planning CT")),
+                planning_ct=partial(keep, partial(phase.scan.read, "planning CT")),
                 structures=phase.drawn.structures,
                 prior=phase.rois[0],
             )

@@ -16,12 +16,21 @@ they are registered all the same, as the service would.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from contourcast.imaging.structures import Roi
-from contourcast.training.datasets.courses import LABELS, Plan, Today, convert, label_of
+from contourcast.training.datasets.courses import (
+    LABELS,
+    Keep,
+    Plan,
+    Today,
+    convert,
+    keeping_the_last,
+    label_of,
+    settings_of,
+)
 from contourcast.training.datasets.dicom_folder import (
     DicomFolder,
     Drawn,
@@ -53,15 +62,17 @@ def find(folder: Path, options: Options) -> Found:
     index = read_dicom_folder(folder)
     cases: list[Pending] = []
     left_out: dict[str, str] = {}
+    keep = keeping_the_last()
     for patient in sorted({scan.patient_id for scan in index.scans}):
         scans = [scan for scan in index.scans if scan.patient_id == patient]
-        cases += _course(index, patient, scans, options, left_out)
+        cases += _course(index, patient, scans, options, left_out, keep)
     return Found(
         cases=tuple(cases),
         channels=("CT" if options.calibrated else "zscore", "noNorm"),
         labels=LABELS,
         left_out=left_out,
         citation=CITATION,
+        settings=settings_of(options),
     )
 
 
@@ -71,6 +82,7 @@ def _course(
     scans: list[Scan],
     options: Options,
     left_out: dict[str, str],
+    keep: Keep,
 ) -> list[Pending]:
     wanted = options.roi or ORGAN
     planned = list(_drawn_on(index, scans, wanted, PLANNED))
@@ -82,7 +94,7 @@ def _course(
         return []
     start = planned[0]
     plan = Plan(
-        planning_ct=lru_cache(1)(partial(start.scan.read, "planning CT")),
+        planning_ct=partial(keep, partial(start.scan.read, "planning CT")),
         structures=start.drawn.structures,
         prior=start.roi,
     )

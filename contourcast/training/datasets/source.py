@@ -91,6 +91,7 @@ class Found:
         regions_class_order: The number that each region is written as, for regions that overlap.
         left_out: What was found and is no case, with the reason.
         citation: Where the data come from.
+        settings: What decided over the cases beside the options; plain JSON values.
     """
 
     cases: tuple[Pending, ...]
@@ -99,6 +100,7 @@ class Found:
     regions_class_order: tuple[int, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
     citation: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def known_values(self) -> frozenset[int]:
