@@ -343,7 +343,7 @@ def boxes(rows: Sequence[Row], path: Path) -> None:
         for n, (method, rows_of) in enumerate(of.items()):
             known = [v for row in rows_of if (v := value(row)) is not None]
             jitter = n + generator.uniform(-0.16, 0.16, len(known))
-            axes.scatter(known, jitter, s=7, color=_color(method), alpha=0.45, lw=0, zorder=2)
+            axes.scatter(known, jitter, s=9, color=_color(method), ec="0.35", lw=0.3, zorder=2)
             axes.boxplot(
                 [known],
                 positions=[n],

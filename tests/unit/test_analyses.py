@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def hooks_of(network: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules())
 
 
-def written(outcome: Outcome, out: Path) -> tuple[list[dict[str, str]], dict[str, object]]:
+def written(outcome: Outcome, out: Path) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """Table and JSON, read back; the figure is an SVG."""
     outcome.write(out)
     assert b"<svg" in (out / f"{outcome.analysis}.svg").read_bytes()[:1000]
@@ -201,7 +202,7 @@ class TestRobustness:
                 if row["case"] == sample.name and row["level"] == 0:
                     assert row["dice"] == clean
         assert len(table) == 2 * 2 * (6 + 4)
-        assert document["models"][0]["digest"] == model.digest  # type: ignore[index]
+        assert document["models"][0]["digest"] == model.digest
         uniform = [r for r in outcome.rows if r["kind"] == "uniform" and r["level"] == 12]
         for row in uniform:
             expected = 12 / 3**0.5 / row["feature_sd"]
@@ -232,7 +233,7 @@ class TestRobustness:
         def failing(x: torch.Tensor, level: float, generator: torch.Generator) -> torch.Tensor:
             raise RuntimeError("no memory")
 
-        monkeypatch.setitem(NOISES, "uniform", failing)  # type: ignore[arg-type]
+        monkeypatch.setitem(NOISES, "uniform", failing)
         with pytest.raises(RuntimeError, match="no memory"):
             robustness([model], SAMPLES[:1], RobustnessSettings(kinds=("uniform",), seeds=(1,)))
         assert hooks_of(model.network) == before
@@ -349,7 +350,7 @@ class TestLatent:
             for name, noise in (("tiny", "0"), (control, "0"), ("tiny", "0.5"))
             for space in ("pca", "t-sne")
         }
-        assert len(document["summary"]) == 6  # type: ignore[arg-type]
+        assert len(document["summary"]) == 6
 
 
 class TestCorrelation:
@@ -443,7 +444,7 @@ class TestLambdas:
         assert [float(row["ratio"]) for row in table] == [1.3, 1.1]
         assert "loss" not in table[0]
         assert document["seeds"] == {"one": 4}
-        assert document["summary"]["one"]["lambda_1"] == 0.4  # type: ignore[index]
+        assert document["summary"]["one"]["lambda_1"] == 0.4
 
     def test_nnunets_log_is_read_too_with_its_gaps(self, tmp_path: Path) -> None:
         (tmp_path / "fold_0").mkdir()
@@ -534,7 +535,7 @@ class TestTrainings:
         settings = AblateSettings(train=self.TRAIN, seeds=(1, 2), variants=("gate-scalar",))
         table, document = written(ablate(self.parts(), settings, tmp_path), tmp_path)
         assert len(table) == 2 * 2 * 2
-        base, gate = document["summary"]  # type: ignore[misc]
+        base, gate = document["summary"]
         assert base["trial"] == BASE
         assert base["lead"]["mean"] == 0.0
         assert gate["lead"]["cases"] == 4
@@ -549,7 +550,7 @@ class TestTrainings:
             train={"diff-umamba": self.TRAIN}, seeds=(1,), percentages=(32, 80)
         )
         table, document = written(subset(self.parts(), settings, tmp_path), tmp_path)
-        few, many = document["fitted_patients"]["1"].values()  # type: ignore[index]
+        few, many = document["fitted_patients"]["1"].values()
         assert set(few) < set(many)
         wanted = fractions([s.patient for s in self.parts().fitted], seed=1)
         assert tuple(many) == wanted[80]

@@ -80,7 +80,7 @@ class TestPaired:
     def test_many_fractions_of_one_patient_do_not_convince(self) -> None:
         """Two patients, twenty fractions: certain by case, open by patient."""
         leads = np.random.default_rng(1).normal([0.2] * 10 + [0.02] * 10, 0.02)
-        found = compared(leads, np.zeros(20), ["a"] * 10 + ["b"] * 10)
+        found = compared(leads.tolist(), [0.0] * 20, ["a"] * 10 + ["b"] * 10)
         assert found.p_t < 0.001
         assert found.p_t_patients > 0.2
         assert found.lead.patients == 2
