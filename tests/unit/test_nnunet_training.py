@@ -405,7 +405,7 @@ class TestOneHead:
     ) -> None:
         switches = {"features": [2, 2, 4, 4], "hidden": 4, "depths": [1, 1, 1, 1]}
         settings = PlanSettings(
-            network="segmamba", patch_zyx=(16, 16, 16), batch=1, switches=switches
+            network="segmamba", patch_zyx=(16, 16, 32), batch=1, switches=switches
         )
         workplace = elsewhere(planned, tmp_path)
         plan(workplace, NUMBER, settings)
