@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -35,6 +36,15 @@ MAX_CARD_BYTES: Final = 2**20
 # What a model can be shown, in this order: today's scan always; the carried prior; the planning CT,
 # carried like the prior.
 KNOWN_CHANNELS: Final = ("cbct", "r_ct", "planning_ct")
+# The authors' names of tensors, and ours: Diff-UMamba's, and nnU-Net's BasicBlockD, which wraps
+# convolution and norm in one module.
+PUBLISHED_NAMES: Final = {
+    r"^mamba_m_1\.": "mamba_layer.",
+    r"^mamba_m_2\.": "nrm.mamba.",
+    r"^proj_convs\.": "nrm.proj.",
+    r"^lambdas$": "nrm.lambdas",
+    r"\.conv([12])\.(conv|norm)\.": r".\2\1.",
+}
 PICKLE_STARTS: Final = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -212,9 +222,9 @@ def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def import_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the tensors of the authors' checkpoints of UMamba-Bot and Diff-UMamba to ours.
+    """Renames the tensors of the authors' checkpoints of U-Mamba and Diff-UMamba to ours.
 
-    Known are U-Mamba's ``mamba_layer`` and Diff-UMamba's two key sets (``mamba_m_1``,
+    Known are UMamba-Bot's and -Enc's names and Diff-UMamba's two key sets (``mamba_m_1``,
     ``mamba_m_2``, ``proj_convs.i``, ``lambdas``; and ``conv3d_i``, ``lambda_i``). Modules that
     their state dicts hold twice (``decoder.encoder``, ``all_modules``) are dropped. What is then
     unknown or missing is for `fill` to refuse.
@@ -224,8 +234,8 @@ def import_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, value in state.items():
         if key.startswith("decoder.encoder.") or ".all_modules." in key:
             continue
-        if key.startswith("lambda_"):
-            scalars[int(key.removeprefix("lambda_"))] = value.reshape(1)
+        if number := re.fullmatch(r"lambda_(\d+)", key):
+            scalars[int(number[1])] = value.reshape(1)
             continue
         renamed[_renamed(key)] = value.reshape(-1) if key == "lambdas" else value
     if scalars:
@@ -234,19 +244,10 @@ def import_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _renamed(key: str) -> str:
-    head, _, tail = key.partition(".")
-    if head == "mamba_m_1":
-        return f"mamba_layer.{tail}"
-    if head == "mamba_m_2":
-        return f"nrm.mamba.{tail}"
-    if head == "proj_convs":
-        return f"nrm.proj.{tail}"
-    if head.startswith("conv3d_"):
-        return f"nrm.proj.{int(head.removeprefix('conv3d_')) - 1}.{tail}"
-    if head == "lambdas":
-        return "nrm.lambdas"
-    for n in ("1", "2"):  # BasicBlockD wraps convolution and norm in one module
-        key = key.replace(f".conv{n}.conv.", f".conv{n}.").replace(f".conv{n}.norm.", f".norm{n}.")
+    if number := re.match(r"conv3d_([1-9]\d*)\.", key):
+        return f"nrm.proj.{int(number[1]) - 1}.{key[number.end() :]}"
+    for theirs, ours in PUBLISHED_NAMES.items():
+        key = re.sub(theirs, ours, key)
     return key
 
 
@@ -306,6 +307,5 @@ def tensors_of(data: bytes, *, file: str = WEIGHTS_FILE) -> dict[str, Tensor]:
 
 
 def listed(word: str, keys: list[str]) -> str:
-    """The first of some keys, for an error."""
-    more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-    return f"{word} {', '.join(keys[:5])}{more}" if keys else ""
+    """Every one of some keys, for an error."""
+    return f"{word} {', '.join(keys)}" if keys else ""
