@@ -222,7 +222,10 @@ class PiM(nn.Module):
 
 
 class PaM(nn.Module):
-    """x + BiM over the means of all windows, given to each of their voxels (figure 2b)."""
+    """x + BiM over the means of all windows, given to each of their voxels (figure 2b).
+
+    Automatic windows leave one token at the deepest stage: its state has no past, so A rests there.
+    """
 
     def __init__(self, channels: int, config: LkmUnetConfig) -> None:
         super().__init__()
