@@ -197,7 +197,7 @@ def test_the_training_loop_trains_it_and_repeats_itself_to_the_bit(tmp_path: Pat
             patient=f"p{seed}",
             ct="a",
             settings=sampled,
-        )  # fmt: skip
+        )
         for seed in range(2)
     ]
     settings = TrainSettings(
