@@ -15,6 +15,7 @@ import pickle
 import resource
 import sys
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -54,10 +55,6 @@ WHAT_IS_READ: Final = (
     "_best_ema",
     "inference_allowed_mirroring_axes",
 )
-
-
-class Settings(dict[str, Any]):
-    """In whose place VMamba's checkpoints hold their settings, a dict of package yacs."""
 
 
 def main() -> int:
@@ -161,12 +158,15 @@ def _plain(value: object) -> Any:
 
 
 def _allowed() -> list[Any]:
-    """Names that may stand in a checkpoint: those of numbers, under NumPy 1's and 2's names."""
+    """Names that may stand in a checkpoint: those of numbers, under NumPy 1's and 2's names.
+
+    And that of the dict in which VMamba keeps its settings, which becomes a plain one.
+    """
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
     return [
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),
-        (Settings, "yacs.config.CfgNode"),
+        (OrderedDict, "yacs.config.CfgNode"),
         np.dtype,
         *(type(np.dtype(number)) for number in NUMBERS),
         *NUMBERS,
