@@ -403,6 +403,22 @@ class TestFigures:
             m2 = m1 - network.nrm(features[:-1], m1)
         assert found["ratio"] == pytest.approx(float(m2.norm() / m1.norm()), rel=1e-4)
 
+    def test_a_share_is_the_size_of_what_a_level_adds(self) -> None:
+        network, _ = self.figures(TINY)
+        x = torch.randn(2, 2, *PATCH, generator=torch.Generator().manual_seed(1))
+        assert network.nrm is not None
+        with torch.no_grad():
+            network.nrm.lambdas.copy_(torch.tensor([0.2, -0.7]))
+            terms = [
+                factor * nn.functional.adaptive_avg_pool3d(nn.functional.relu(conv(f)), (4, 5, 5))
+                for factor, conv, f in zip(
+                    (0.2, -0.7), network.nrm.proj, network.encoder(x), strict=False
+                )
+            ]
+        sizes = [float(term.norm()) for term in terms]
+        found = nrm_figures(network, x)
+        assert found["share_1"] == pytest.approx(sizes[0] / sum(sizes), rel=1e-4)
+
     def test_a_common_factor_changes_neither_direction_nor_shares(self) -> None:
         network, before = self.figures(TINY)
         assert network.nrm is not None

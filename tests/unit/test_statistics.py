@@ -37,11 +37,13 @@ class TestEstimate:
 
     def test_the_drawing_is_the_plain_one(self) -> None:
         """Sums and counts of drawn patients give what joining their cases gives."""
-        groups = [np.array([0.1, 0.4]), np.array([0.7]), np.array([0.2, 0.9, 0.5])]
-        draws = np.random.default_rng(0).integers(3, size=(2000, 3))
+        rng = np.random.default_rng(5)
+        groups = [rng.random(size) for size in (1, 7, 2, 5, 1, 9, 3, 4)]
+        draws = np.random.default_rng(0).integers(8, size=(2000, 8))
         means = [np.concatenate([groups[g] for g in draw]).mean() for draw in draws]
         low, high = np.quantile(means, [0.025, 0.975])
-        found = estimate(np.concatenate(groups), ["a", "a", "b", "c", "c", "c"])
+        patients = np.repeat(np.arange(8), [len(group) for group in groups])
+        found = estimate(np.concatenate(groups), patients.tolist())
         assert (found.low, found.high) == pytest.approx((low, high))
 
     def test_nothing_is_not_a_number(self) -> None:
