@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from contourcast.models.config import STRICT
-from contourcast.models.selective_scan import SCANS, choose_scan
+from contourcast.models.selective_scan import choose_scan, scan_many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +120,9 @@ def scan_together(mambas: Sequence[Mamba], tokens: Sequence[Tensor]) -> list[Ten
 
 
 def scan_calls(backend: str, calls: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    """One scan a call."""
+    """Several scans, folded into one launch where that pays."""
     x = calls[0][0]
-    scan = SCANS[choose_scan(backend, x.device, x.dtype)]
-    return [scan(*call) for call in calls]
+    return scan_many(choose_scan(backend, x.device, x.dtype), calls)
 
 
 @torch.no_grad()

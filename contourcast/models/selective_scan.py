@@ -15,7 +15,7 @@ divides by a running product of them leaves float32 after a dozen steps.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -188,8 +188,8 @@ def scan_mamba_ssm(
     x: Float[Tensor, "b d l"],
     dt: Float[Tensor, "b d l"],
     A: Float[Tensor, "d n"],
-    B: Float[Tensor, "b n l"],
-    C: Float[Tensor, "b n l"],
+    B: Float[Tensor, "b *g n l"],
+    C: Float[Tensor, "b *g n l"],
     D: Float[Tensor, " d"],
 ) -> Float[Tensor, "b d l"]:
     """mamba-ssm's CUDA kernel; Δ comes in ready, so neither bias nor softplus is asked of it."""
@@ -198,12 +198,67 @@ def scan_mamba_ssm(
     return y
 
 
+def scan_triton(
+    x: Float[Tensor, "b d l"],
+    dt: Float[Tensor, "b d l"],
+    A: Float[Tensor, "d n"],
+    B: Float[Tensor, "b *g n l"],
+    C: Float[Tensor, "b *g n l"],
+    D: Float[Tensor, " d"],
+) -> Float[Tensor, "b d l"]:
+    """Our kernel for GPUs, which needs triton and nothing compiled."""
+    kernels = importlib.import_module("contourcast.models.kernels.triton_scan")
+    y: Tensor = kernels.scan_triton(x, dt, A, B, C, D)
+    return y
+
+
 SCANS: Final[dict[str, Scan]] = {
     "reference": scan_reference,
     "chunked": scan_chunked,
     "cpu_kernel": scan_cpu_kernel,
+    "triton": scan_triton,
     "mamba_ssm": scan_mamba_ssm,
 }
+# What takes B and C in groups of channels, (b g n l), too: there a launch is dear.
+GROUPED: Final = ("triton", "mamba_ssm")
+GPU_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def scan_many(name: str, calls: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Several scans (the directions of a layer) of `SCANS`, folded into one launch where that pays.
+
+    Calls that share A and D lie side by side in the batch; with parameters of their own they are
+    groups of channels. On a CPU nothing is launched and a fold would only copy, so there, and
+    where sizes differ, one call follows the other.
+
+    Args:
+        name: A key of `SCANS`.
+        calls: x, Δ, A, B, C, D each.
+    """
+    scan = SCANS[name]
+    x, dt, A, B, C, D = zip(*calls, strict=True)
+    sizes = {(v.shape, w.shape) for v, w in zip(x, A, strict=True)}
+    if len(calls) == 1 or name not in GROUPED or len(sizes) > 1:
+        return [scan(*call) for call in calls]
+    if all(v is A[0] for v in A) and all(v is D[0] for v in D):
+        beside = (torch.cat(v) for v in (x, dt, B, C))
+        x_all, dt_all, B_all, C_all = beside
+        return list(scan(x_all, dt_all, A[0], B_all, C_all, D[0]).chunk(len(calls)))
+    y = scan(
+        torch.cat(x, 1), torch.cat(dt, 1), torch.cat(A), torch.stack(B, 1), torch.stack(C, 1),
+        torch.cat(D),
+    )  # fmt: skip
+    return list(y.chunk(len(calls), 1))
+
+
+@cache
+def triton_works() -> bool:
+    """Whether triton imports; a GPU it finds only when a kernel is called."""
+    try:
+        importlib.import_module("contourcast.models.kernels.triton_scan")
+    except (ImportError, OSError, RuntimeError):  # absent, or built for another platform
+        return False
+    return True
 
 
 @cache
@@ -252,21 +307,36 @@ def choose_scan(backend: str, device: torch.device, dtype: torch.dtype = torch.f
 
 def explain_scan(device: torch.device, dtype: torch.dtype = torch.float32) -> Choice:
     """What ``auto`` means for such tensors: the first of the compiled scans that can run."""
-    fast = "mamba_ssm" if device.type == "cuda" else "cpu_kernel"
-    missing = _missing(fast, device, dtype)
-    if missing:
-        return Choice(name="chunked", why=missing)
+    reasons: list[str] = []
+    for name in ("mamba_ssm", "triton") if device.type == "cuda" else ("cpu_kernel",):
+        missing = _missing(name, device, dtype)
+        if not missing:
+            return Choice(name=name, why="; ".join([*reasons, _present(name)]))
+        reasons.append(missing)
+    return Choice(name="chunked", why="; ".join(reasons))
+
+
+def _present(name: str) -> str:
+    """What a compiled scan is, in words."""
     kernel = cpu_kernel()
-    if fast == "cpu_kernel" and isinstance(kernel, Kernel):
-        return Choice(name=fast, why=f"C, {kernel.instruction_set}, by {kernel.compiler}")
-    return Choice(name=fast, why="its compiled kernel is here")
+    if name == "cpu_kernel" and isinstance(kernel, Kernel):
+        return f"C, {kernel.instruction_set}, by {kernel.compiler}"
+    return "compiled at first use" if name == "triton" else "its compiled kernel is here"
 
 
-def _missing(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+def _missing(name: str, device: torch.device, dtype: torch.dtype) -> str:
     """Why a scan cannot run on such tensors; nothing if it can."""
-    if backend == "mamba_ssm" and (device.type != "cuda" or not mamba_ssm_works()):
-        return "mamba-ssm needs a GPU and its compiled kernel, selective_scan_cuda"
-    if backend == "cpu_kernel":
+    if name == "mamba_ssm" and not (
+        device.type == "cuda" and dtype in GPU_DTYPES and mamba_ssm_works()
+    ):
+        return "mamba-ssm needs a GPU, its compiled kernel selective_scan_cuda, and at most float32"
+    if name == "triton":
+        if device.type != "cuda" or dtype not in GPU_DTYPES:
+            return (
+                f"the Triton kernel computes on a GPU, up to float32, not {dtype} on {device.type}"
+            )
+        return "" if triton_works() else "triton is not installed"
+    if name == "cpu_kernel":
         if device.type != "cpu" or dtype != torch.float32:
             return f"the C kernel computes in float32 on the CPU, not {dtype} on {device.type}"
         kernel = cpu_kernel()

@@ -15,6 +15,7 @@ from contourcast.models.selective_scan import (
     choose_scan,
     mamba_ssm_works,
     scan_chunked,
+    scan_many,
     scan_reference,
 )
 
@@ -22,10 +23,16 @@ LONG = 1000
 
 
 def coefficients(
-    *, b: int = 2, d: int = 5, n: int = 3, length: int, dtype: torch.dtype = torch.float64
+    *,
+    b: int = 2,
+    d: int = 5,
+    n: int = 3,
+    length: int,
+    dtype: torch.dtype = torch.float64,
+    seed: int | None = None,
 ) -> list[Tensor]:
     """x, Δ > 0, A < 0, B, C, D: leaves that want gradients."""
-    g = torch.Generator().manual_seed(length)
+    g = torch.Generator().manual_seed(length if seed is None else seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g, dtype=dtype)
@@ -141,7 +148,24 @@ class TestChoice:
         monkeypatch.setitem(sys.modules, "mamba_ssm", types.ModuleType("mamba_ssm"))
         monkeypatch.setitem(sys.modules, "selective_scan_cuda", None)
         mamba_ssm_works.cache_clear()
-        assert choose_scan("auto", torch.device("cuda")) == "chunked"
+        monkeypatch.setattr(selective_scan, "triton_works", lambda: True)
+        choice = selective_scan.explain_scan(torch.device("cuda"))
+        assert choice.name == "triton"
+        assert "selective_scan_cuda" in choice.why  # why not mamba-ssm's
+        assert choose_scan("auto", torch.device("cuda"), torch.float64) == "chunked"
+
+    def test_without_triton_a_gpu_has_the_chunked_scan(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(selective_scan, "mamba_ssm_works", lambda: False)
+        monkeypatch.setitem(sys.modules, "contourcast.models.kernels.triton_scan", None)
+        selective_scan.triton_works.cache_clear()
+        choice = selective_scan.explain_scan(torch.device("cuda"))
+        selective_scan.triton_works.cache_clear()
+        assert choice.name == "chunked"
+        assert "triton is not installed" in choice.why
+        with pytest.raises(InputError, match="GPU"):
+            choose_scan("triton", torch.device("cpu"))
 
     def test_the_kernel_is_taken_where_it_imports(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in (
@@ -164,6 +188,60 @@ class TestChoice:
             choose_scan("fast", torch.device("cpu"))
 
 
+def spied(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Tensor]:
+    """A reference that takes groups stands in for a kernel; the x of each launch is noted."""
+    launches = []
+
+    def grouped(x: Tensor, dt: Tensor, *rest: Tensor) -> Tensor:
+        launches.append(x)
+        A, B, C, D = rest
+        B, C = (v if v.dim() == 4 else v[:, None] for v in (B, C))
+        parts = [v.chunk(B.shape[1], axis) for v, axis in ((x, 1), (dt, 1), (A, 0), (D, 0))]
+        return torch.cat(
+            [
+                scan_reference(x_g, dt_g, A_g, B[:, g], C[:, g], D_g)
+                for g, (x_g, dt_g, A_g, D_g) in enumerate(zip(*parts, strict=True))
+            ],
+            1,
+        )
+
+    monkeypatch.setitem(selective_scan.SCANS, name, grouped)
+    return launches
+
+
+class TestMany:
+    """Two directions of a layer, with one set of parameters or with two."""
+
+    @pytest.mark.parametrize("shared", [True, False])
+    @pytest.mark.parametrize("name", ["reference", "chunked", "triton", "mamba_ssm"])
+    def test_together_they_are_what_they_are_alone(
+        self, name: str, shared: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        launches = spied(monkeypatch, name) if name in selective_scan.GROUPED else None
+        first, second = coefficients(length=30), coefficients(length=30, seed=7)
+        calls = [first, [*second[:2], first[2], *second[3:5], first[5]] if shared else second]
+        leaves = [*first, *second]
+        wanted = [scan_reference(*call) for call in calls]
+        found = scan_many(name, calls)
+        for a, b in zip(found, wanted, strict=True):
+            assert torch.allclose(a, b, atol=1e-10)
+        pairs = [
+            torch.autograd.grad(torch.cat(ys).square().sum(), leaves, allow_unused=shared)
+            for ys in (found, wanted)
+        ]
+        for a, b in zip(*pairs, strict=True):
+            assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+        if launches is not None:
+            assert [tuple(x.shape) for x in launches] == [(4, 5, 30) if shared else (2, 10, 30)]
+
+    def test_unequal_lengths_go_one_by_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        launches = spied(monkeypatch, "triton")
+        calls = [coefficients(length=4), coefficients(length=6)]
+        found = scan_many("triton", calls)
+        assert [y.shape[-1] for y in found] == [4, 6]
+        assert len(launches) == 2
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_every_scan_agrees_with_the_reference() -> None:
     from support.data import require
@@ -171,7 +249,8 @@ def test_on_a_gpu_every_scan_agrees_with_the_reference() -> None:
     require("gpu", torch.cuda.is_available(), "no CUDA device")
     cpu = coefficients(b=2, d=64, n=16, length=300, dtype=torch.float32)
     wanted = scan_reference(*(v.double() for v in cpu))
-    names = ["chunked", *(["mamba_ssm"] if mamba_ssm_works() else [])]
+    here = {"mamba_ssm": mamba_ssm_works(), "triton": selective_scan.triton_works()}
+    names = ["chunked", *(name for name, works in here.items() if works)]
     for name in names:
         found = selective_scan.SCANS[name](*(v.cuda() for v in cpu))
         assert torch.allclose(found.cpu().double(), wanted, rtol=1e-4, atol=1e-4), name
