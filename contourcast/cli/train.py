@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,9 @@ app = typer.Typer(
     no_args_is_help=True, help="Train any network of the house with nnU-Net v2, unpatched."
 )
 models_app = typer.Typer(no_args_is_help=True, help="Model folders.")
+
+
+MOST_WORKERS = 12  # nnU-Net's own default (utilities/default_n_proc_DA.py)
 
 
 class PresetOption(StrEnum):
@@ -99,8 +103,13 @@ def train_run(
     learning_rate: Annotated[float | None, typer.Option(help="Of the first step.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
     workers: Annotated[
-        int, typer.Option(help="Processes that prepare batches; 0 repeats itself exactly.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that prepare batches; 0 repeats itself exactly, and is the default "
+            "on a CPU. Default on a GPU: one for each core, at most 12.",
+        ),
+    ] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: as many as there are cores.")] = 0,
     plans: PlansName = "",
@@ -109,14 +118,16 @@ def train_run(
     from contourcast.training.nnunet.run import run
     from contourcast.training.nnunet.workplace import Workplace
 
+    where = chosen_device(device, threads)
+    usual = 0 if where == "cpu" else min(MOST_WORKERS, os.cpu_count() or 1)
     settings = _run_settings(
         network=network,
         plans=plans,
         configuration=configuration.value,
         fold=fold,
-        device=chosen_device(device, threads),
+        device=where,
         threads=threads,
-        workers=workers,
+        workers=usual if workers is None else workers,
         epochs=epochs,
         iterations=iterations,
         validation_iterations=validation_iterations,

@@ -87,6 +87,7 @@ def run(
 
         if settings.threads:
             torch.set_num_threads(settings.threads)
+        torch.backends.cudnn.benchmark = True  # patches are all of one size, as nnU-Net knows
         resume = (folder / LATEST).exists()
         trainer = ContourcastTrainer(
             plans=plans | {"continue_training": resume},
