@@ -30,7 +30,7 @@ from contourcast.models.blocks import (
     initialise_he,
 )
 from contourcast.models.mamba import Mamba, MambaConfig, full_precision, scan_together
-from contourcast.models.stages import StagesConfig, UShaped
+from contourcast.models.stages import StagesConfig, UShaped, decode
 
 # Width of the article's stem, which halves the image (arXiv 2403.07332, §2).
 PAPER_STEM_WIDTH: Final = 48
@@ -371,14 +371,8 @@ class Decoder(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor | list[Tensor]:
         """Logits of the finest level; with deep supervision of all levels, finest first."""
-        x = features[-1]
-        logits = []
-        skips = features[-2::-1]
-        for up, blocks, head, skip in zip(self.ups, self.stages, self.heads, skips, strict=True):
-            x = blocks(torch.cat((up(x, skip.shape[2:]), skip), 1))
-            if self.deep_supervision or skip is features[0]:
-                logits.append(head(x))
-        return logits[::-1] if self.deep_supervision else logits[0]
+        levels = zip(self.ups, self.stages, self.heads, strict=True)
+        return decode(features, levels, all_heads=self.deep_supervision)
 
 
 class LkmUnet(UShaped):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -110,3 +112,24 @@ class UShaped(nn.Module):
     def bottleneck(self, features: list[Tensor]) -> Tensor:
         """What goes to the decoder instead of the deepest features F_S."""
         return features[-1]
+
+
+def decode(
+    features: list[Tensor], levels: Iterable[tuple[nn.Module, ...]], *, all_heads: bool
+) -> Tensor | list[Tensor]:
+    """From the deepest features up: made larger, beside the skip, through blocks, to a head.
+
+    Args:
+        features: Finest first.
+        levels: Deepest first: what makes larger (features, size), blocks, head.
+        all_heads: Whether logits are asked for at all levels.
+
+    Returns:
+        Logits of the finest level; with ``all_heads`` of all levels, finest first.
+    """
+    x, logits = features[-1], []
+    for (up, blocks, head), skip in zip(levels, features[-2::-1], strict=True):
+        x = blocks(torch.cat((up(x, skip.shape[2:]), skip), 1))
+        if all_heads or skip is features[0]:
+            logits.append(head(x))
+    return logits[::-1] if all_heads else logits[0]

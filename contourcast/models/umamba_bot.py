@@ -9,13 +9,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from contourcast.models.blocks import Up, convolution, initialise_he, stage
 from contourcast.models.mamba import MambaConfig, MambaLayer
-from contourcast.models.stages import StagesConfig, UShaped
+from contourcast.models.stages import StagesConfig, UShaped, decode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,15 +99,8 @@ class Decoder(nn.Module):
 
     def forward(self, features: list[Tensor]) -> Tensor | list[Tensor]:
         """Logits of the finest level; with deep supervision of all levels, finest first."""
-        x = features[-1]
-        logits = []
-        skips = features[-2::-1]
-        levels = zip(self.upsample_layers, self.stages, self.seg_layers, skips, strict=True)
-        for up, blocks, head, skip in levels:
-            x = blocks(torch.cat((up(x, skip.shape[2:]), skip), 1))
-            if self.deep_supervision or skip is features[0]:
-                logits.append(head(x))
-        return logits[::-1] if self.deep_supervision else logits[0]
+        levels = zip(self.upsample_layers, self.stages, self.seg_layers, strict=True)
+        return decode(features, levels, all_heads=self.deep_supervision)
 
 
 class UMambaBot(UShaped):

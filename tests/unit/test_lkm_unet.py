@@ -190,6 +190,7 @@ class TestSwitches:
     @pytest.mark.parametrize(
         "change",
         [
+            {"features": (4, 8)},
             {"windows": ((4, 4, 4),) * 2},
             {"windows": ((4, 4),) * 3},
             {"windows": ((4, 4, 0),) * 3},
