@@ -66,6 +66,12 @@ def train_plan(
     switches: Annotated[
         str, typer.Option(help='Of the network, as JSON: \'{"nrm": {"gate": "scalar"}}\'.')
     ] = "{}",
+    each_case_a_patient: Annotated[
+        bool,
+        typer.Option(
+            "--each-case-a-patient", help="For data sets of your own without patients.json."
+        ),
+    ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes for preprocessing.")] = 2,
     plans: PlansName = "",
 ) -> None:
@@ -82,6 +88,7 @@ def train_plan(
         width=width,
         batch=batch,
         switches=_switches(switches),
+        each_case_a_patient=each_case_a_patient,
         workers=workers,
         name=plans,
     )

@@ -30,7 +30,7 @@ from contourcast.models.predictor import Predictor, load_network
 from contourcast.models.weights import load_model
 from contourcast.training.loop import MAX_BAD_STEPS, TrainingDivergedError
 from contourcast.training.nnunet.export import export
-from contourcast.training.nnunet.plan import PlanSettings, plan, plans_for
+from contourcast.training.nnunet.plan import PlanSettings, keep_patients_apart, plan, plans_for
 from contourcast.training.nnunet.progress import CURVE_FILE, FIGURES_FILE, EpochRow, read_rows
 from contourcast.training.nnunet.recipe import PLANS_KEY, recipe_of
 from contourcast.training.nnunet.run import FINAL, LATEST, RunSettings, fold_folder, run
@@ -195,6 +195,18 @@ class TestPlan:
         with pytest.raises(InputError, match="patient same stands in two parts"):
             plan(workplace, NUMBER, PLAN)
         assert not (workplace.preprocessed / NAME / "dataset_fingerprint.json").exists()
+
+    def test_a_data_set_that_says_nothing_of_patients_needs_your_word(
+        self, planned: Workplace, tmp_path: Path
+    ) -> None:
+        raw, ready = tmp_path / "raw", tmp_path / "ready"
+        shutil.copytree(planned.raw / NAME, raw)
+        ready.mkdir()
+        (raw / "patients.json").unlink()
+        with pytest.raises(InputError, match="which case is of which patient"):
+            keep_patients_apart(raw, ready, PlanSettings())
+        keep_patients_apart(raw, ready, PlanSettings(each_case_a_patient=True))
+        assert json.loads((ready / "patients.json").read_text())["toy-3"] == "toy-3"
 
     def test_a_data_set_that_was_prepared_anew_is_not_taken_for_the_old_one(
         self, planned: Workplace, tmp_path: Path

@@ -47,6 +47,7 @@ class PlanSettings:
         width: Of the first stage; each further stage doubles it up to the network's own widest.
         batch: Patches in a step.
         switches: Of the network, as plans state them, such as ``{"nrm": {"gate": "scalar"}}``.
+        each_case_a_patient: Whether that is so, where the data set does not say who is who.
         workers: Processes for fingerprint and preprocessing.
         seed: Of the splits, where the data set brings none.
         name: Of the plans file; empty: after the network.
@@ -60,6 +61,7 @@ class PlanSettings:
     width: int | None = None
     batch: int | None = None
     switches: Mapping[str, Any] = field(default_factory=dict)
+    each_case_a_patient: bool = False
     workers: int = 2
     seed: int = 12345
     name: str = ""
@@ -105,7 +107,7 @@ def plan(
     _require_segmentation(settings.network)  # now, and not after hours of preprocessing
     on_step("keeping patients apart", 0.0)
     _require_same_data(raw, ready)
-    _keep_patients_apart(raw, ready, settings.seed)
+    keep_patients_apart(raw, ready, settings)
     with workplace.at_work(workers=1):  # nnU-Net plans with that many threads
         on_step("looking at the data", 0.05)
         _fingerprint(number, ready, settings.workers)
@@ -176,15 +178,36 @@ def _require_same_data(raw: Path, ready: Path) -> None:
     kept.write_text(digest.hexdigest())
 
 
-def _keep_patients_apart(raw: Path, ready: Path, seed: int) -> None:
-    """Patients and splits go where nnU-Net looks for them, and are proven there."""
-    patients = read_patients(raw)
-    shutil.copyfile(raw / PATIENTS_FILE, ready / PATIENTS_FILE)
+def keep_patients_apart(raw: Path, ready: Path, settings: PlanSettings) -> None:
+    """Patients and splits go where nnU-Net looks for them, and are proven there.
+
+    Raises:
+        InputError: Nobody says which case is of whom, or a patient stands in two parts.
+    """
+    patients = _patients(raw, settings)
+    text = json.dumps(patients, indent=1) + "\n"
+    write_atomically(ready / PATIENTS_FILE, text.encode())
     if (raw / SPLITS_FILE).exists() and not (ready / SPLITS_FILE).exists():
         shutil.copyfile(raw / SPLITS_FILE, ready / SPLITS_FILE)
     if not (ready / SPLITS_FILE).exists():
-        write_splits(ready, patients, seed=seed, folds=min(5, len(set(patients.values()))))
+        folds = min(5, len(set(patients.values())))
+        write_splits(ready, patients, seed=settings.seed, folds=folds)
     read_splits(ready / SPLITS_FILE, patients)
+
+
+def _patients(raw: Path, settings: PlanSettings) -> dict[str, str]:
+    if (raw / PATIENTS_FILE).exists():
+        return read_patients(raw)
+    if not settings.each_case_a_patient:
+        raise InputError(
+            "the data set does not say which case is of which patient",
+            file=PATIENTS_FILE,
+            remedy="write there a JSON object of cases and patients, or, if it is so, say "
+            "--each-case-a-patient",
+        )
+    ending = str(_json(raw / "dataset.json")["file_ending"])
+    names = [p.name.removesuffix(ending) for p in (raw / "labelsTr").iterdir()]
+    return {name: name for name in sorted(names)}
 
 
 def _fingerprint(number: int, ready: Path, workers: int) -> None:
@@ -218,7 +241,7 @@ def _preprocess(
     name = settings.configuration
     if name not in stock["configurations"]:
         raise InputError(f"nnU-Net planned no {name} for this data set")
-    cases = sorted(read_patients(raw))
+    cases = sorted(read_patients(ready))
     folder = ready / stock["configurations"][name]["data_identifier"]
     if all((folder / f"{case}.pkl").exists() for case in cases):
         return
