@@ -89,14 +89,15 @@ def make_msd(folder: Path, *, task: str, labels: Sequence[str], cases: int = 2) 
 
 
 def make_brats21(folder: Path, *, cases: int = 2) -> Path:
-    """``RSNA_ASNR_MICCAI_BraTS2021_TrainingData_16July2021`` with a folder for each patient."""
-    root = folder / "RSNA_ASNR_MICCAI_BraTS2021_TrainingData_16July2021"
+    """A folder for each patient in a folder that is named like one in some copies."""
+    root = folder / "BraTS2021_Training_Data"
     for number in range(cases):
         name = f"BraTS2021_{number:05d}"
         for n, kind in enumerate(("flair", "t1", "t1ce", "t2")):
             write_nifti(root / name / f"{name}_{kind}.nii.gz", scan(10 * number + n))
         write_nifti(root / name / f"{name}_seg.nii.gz", drawn(1, 2, 4))
     (root / ".DS_Store").write_bytes(b"\0")
+    (root / "BraTS2021_00495.tar").write_bytes(b"\0")
     return root
 
 

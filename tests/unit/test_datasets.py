@@ -393,7 +393,12 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
         folder, whole, settings={"roi": "GTV"}, on_step=lambda s, done: steps.append((s, done))
     )
     assert asked == ["a", "b", "b"], "a was not made twice"
-    assert steps == [("converting a", 0.0), ("converting b", 0.5), ("Dataset007_Mini: done", 1.0)]
+    assert [sentence for sentence, _ in steps] == [
+        "checking b",
+        "converting b",
+        "Dataset007_Mini: done",
+    ]
+    assert [done for _, done in steps] == sorted(done for _, done in steps)
     assert [p.name for p in folder.parent.iterdir()] == ["Dataset007_Mini"]
     assert sorted(p.name for p in (folder / "imagesTr").iterdir()) == [
         "a_0000.nii.gz",
@@ -412,6 +417,8 @@ def test_what_a_killed_run_made_of_something_else_is_made_again(tmp_path: Path, 
         return _converted()
 
     def dies() -> Converted:
+        half = folder.parent / f".{folder.name}.part" / "dataset" / "imagesTr" / "b_0000.nii.gz"
+        half.write_bytes(b"half")
         raise Killed
 
     folder = tmp_path / "raw" / "Dataset007_Mini"
@@ -425,6 +432,21 @@ def test_what_a_killed_run_made_of_something_else_is_made_again(tmp_path: Path, 
     assert asked == ["a", "a"]
     assert [p.name for p in (folder / "labelsTr").iterdir()] == [f"{names[0]}.nii.gz"]
     assert [p.name for p in (folder / "imagesTr").iterdir()] == [f"{names[0]}_0000.nii.gz"]
+
+
+def test_all_are_checked_before_the_first_is_converted(tmp_path: Path) -> None:
+    def refuses() -> None:
+        raise InputError("the scan is upside down", remedy="turn it")
+
+    heard: list[str] = []
+    cases = _cases({"a": _converted, "b": _converted}, ())
+    found = replace(cases, cases=(cases.cases[0], replace(cases.cases[1], check=refuses)))
+    with pytest.raises(InputError, match="upside down"):
+        raw.write_raw(
+            tmp_path / "raw" / "D", found, settings={}, on_step=lambda s, done: heard.append(s)
+        )
+    assert heard == ["checking a", "checking b"]
+    assert nothing_in(tmp_path / "raw")
 
 
 def test_a_refusal_half_way_leaves_nothing(tmp_path: Path) -> None:
@@ -567,7 +589,7 @@ def test_one_planning_ct_is_kept_at_a_time() -> None:
         return read
 
     keep, first, second = keeping_the_last(), reader("first"), reader("second")
-    answers = [keep(read) for read in (first, first, second, first)]
+    answers: list[Any] = [keep(read) for read in (first, first, second, first)]
     assert answers == ["first", "first", "second", "first"]
     assert asked == ["first", "second", "first"]
 
@@ -697,6 +719,31 @@ def test_a_roi_that_is_not_there_is_answered_with_the_nearest(
         converted("courses", recorded[0], tmp_path / "raw", roi="gtv1")
     with pytest.raises(UnknownRoiError, match="no ROI is named 'GTV_today'"):
         converted("courses", recorded[0], tmp_path / "raw", label_roi="GTV_today")
+    assert nothing_in(tmp_path / "raw")
+
+
+def test_a_broken_fraction_is_refused_before_any_is_registered(
+    tmp_path: Path, recorded: tuple[Path, Path]
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(recorded[0], folder)
+    victim = min((folder / "p1/b1").iterdir())
+
+    def cut_short(dataset: pydicom.FileDataset) -> None:
+        dataset.PixelData = dataset.PixelData[:-100]
+
+    heard: list[str] = []
+    _edited(victim, cut_short)
+    with pytest.raises(ContourcastError, match=victim.name):
+        prepare(
+            "courses",
+            folder,
+            tmp_path / "raw",
+            dataset_id=7,
+            name="Mini",
+            on_step=lambda sentence, done: heard.append(sentence),
+        )
+    assert not any(sentence.startswith("converting") for sentence in heard)
     assert nothing_in(tmp_path / "raw")
 
 

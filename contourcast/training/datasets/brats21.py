@@ -40,7 +40,7 @@ def find(folder: Path, options: Options) -> Found:
     del options  # it takes none
     found = {
         path.name: path
-        for pattern in ("BraTS2021_*", "*/BraTS2021_*")
+        for pattern in ("BraTS2021_[0-9]*", "*/BraTS2021_[0-9]*")
         for path in sorted(folder.glob(pattern))
         if path.is_dir()
     }

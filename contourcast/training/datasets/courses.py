@@ -139,15 +139,26 @@ def settings_of(options: Options) -> dict[str, Any]:
     }
 
 
-def convert(plan: Plan, today: Today, options: Options) -> Converted | LeftOut:
-    """One fraction as two channels and a label.
+def opened(plan: Plan, today: Today) -> tuple[Volume, Volume, Mask]:
+    """Planning CT, CBCT, and the label of the day on the CBCT's grid.
 
     Raises:
-        ContourcastError: Scans and contours do not belong together.
+        ContourcastError: One cannot be read, or they do not belong together.
     """
     planning_ct, cbct = plan.planning_ct(), today.cbct()
     require_drawn_on(plan.structures, planning_ct)
     label = today.label(cbct)
+    cbct.require_same_place(label)
+    return planning_ct, cbct, label
+
+
+def convert(plan: Plan, today: Today, options: Options) -> Converted | LeftOut:
+    """One fraction as two channels and a label.
+
+    Raises:
+        ContourcastError: Scans and contours cannot be read, or do not belong together.
+    """
+    planning_ct, cbct, label = opened(plan, today)
     case = Case(
         planning_ct=planning_ct,
         cbct=cbct,
@@ -175,12 +186,7 @@ def convert(plan: Plan, today: Today, options: Options) -> Converted | LeftOut:
 def on_grid(
     scan: Volume, r_ct: Probability | None, label: Mask, options: Options, facts: dict[str, Any]
 ) -> Converted:
-    """Scan, prior (if there is to be one) and label on the grid that the options ask for.
-
-    Raises:
-        GeometryError: They do not lie on one grid.
-    """
-    scan.require_same_place(label)
+    """Scan, prior (if there is to be one) and label on the grid that the options ask for."""
     grid = _grid(scan, r_ct, options)
     if grid is None:
         return Converted(
@@ -266,6 +272,7 @@ def _simulated(folder: Path, options: Options, keep: Keep) -> list[Pending]:
                 patient=facts["ct"],
                 files=(*common, *sorted(fraction.iterdir()), truth, truth.with_suffix(".npz")),
                 read=partial(convert, plan, today, options),
+                check=partial(opened, plan, today),
             )
         )
         for path in cases[-1].files[-2:]:
@@ -360,6 +367,7 @@ def _recorded(
                 patient=folder.name,
                 files=(*planning.files, structures.path, *scan.files, drawn.path),
                 read=partial(convert, plan, today, options),
+                check=partial(opened, plan, today),
             )
         )
     return cases

@@ -32,6 +32,7 @@ from contourcast.training.datasets.courses import (
     keeping_the_last,
     label_of,
     on_grid,
+    opened,
     settings_of,
 )
 from contourcast.training.datasets.dicom_folder import (
@@ -197,6 +198,7 @@ def _courses(
                     phase.drawn.path,
                 ),
                 read=partial(convert, plan, today, options),
+                check=partial(opened, plan, today),
             )
         )
     return cases

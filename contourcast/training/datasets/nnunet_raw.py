@@ -37,6 +37,7 @@ PACKAGES: Final = ("contourcast", "numpy", "scipy", "nibabel", "pydicom", "torch
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 CASE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 HIGHEST_ID: Final = 999  # nnU-Net writes three digits
+CHECKED: Final = 0.05  # of the progress: reading, beside registering
 MOST_FOLDS: Final = 5  # nnU-Net's own
 SEED: Final = 12345  # nnU-Net's own (utilities/crossval_split.py)
 
@@ -130,22 +131,19 @@ def _write_cases(
     """Every case's record; those that an earlier run finished are taken as they are."""
     for folder in ("dataset/imagesTr", "dataset/labelsTr", "cases"):
         (part / folder).mkdir(parents=True, exist_ok=True)
-    wanted = {case.name: case for case in found.cases}
-    for path in (part / "cases").glob("*.json"):
-        if path.stem not in wanted:
-            _discard(part, path.stem)
-    records = {}
-    for number, case in enumerate(found.cases):
-        on_step(f"converting {case.name}", number / len(found.cases))
-        path = part / "cases" / f"{case.name}.json"
-        key = _key(case, settings)
-        record = _finished(path, key)
-        if record is None:
-            _discard(part, case.name)
-            record = {"key": key, **_write_case(part / "dataset", case, found)}
-            write_atomically(path, json.dumps(record).encode())
+    keys = {case.name: _key(case, settings) for case in found.cases}
+    records = _finished(part, keys)
+    _sweep(part, set(records))
+    pending = [case for case in found.cases if case.name not in records]
+    for number, case in enumerate(pending):
+        on_step(f"checking {case.name}", CHECKED * number / len(pending))
+        case.check()
+    for number, case in enumerate(pending):
+        on_step(f"converting {case.name}", CHECKED + (1 - CHECKED) * number / len(pending))
+        record = {"key": keys[case.name], **_write_case(part / "dataset", case, found)}
+        write_atomically(part / "cases" / f"{case.name}.json", json.dumps(record).encode())
         records[case.name] = record
-    return records
+    return {name: records[name] for name in keys}
 
 
 def _write_case(dataset: Path, case: Pending, found: Found) -> dict[str, Any]:
@@ -250,20 +248,23 @@ def _key(case: Pending, settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def _finished(path: Path, key: str) -> dict[str, Any] | None:
-    """The record is written last: where it stands, the case's files do."""
-    if not path.is_file():
-        return None
-    record: dict[str, Any] = json.loads(path.read_text())
-    return record if record.get("key") == key else None
+def _finished(part: Path, keys: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Records of an earlier run, where they are of the same: written last, they vouch for files."""
+    records = {path.stem: json.loads(path.read_text()) for path in (part / "cases").glob("*.json")}
+    return {n: record for n, record in records.items() if keys.get(n) == record.get("key")}
 
 
-def _discard(part: Path, name: str) -> None:
-    (part / "cases" / f"{name}.json").unlink(missing_ok=True)
-    (part / "dataset" / "labelsTr" / f"{name}{FILE_ENDING}").unlink(missing_ok=True)
-    images = re.compile(re.escape(name) + r"_\d{4}" + re.escape(FILE_ENDING))
-    for path in (part / "dataset" / "imagesTr").iterdir():
-        if images.fullmatch(path.name):
+def _sweep(part: Path, finished: set[str]) -> None:
+    """Takes away what a run left behind that was killed, or made of something else."""
+    numbered = re.compile(r"_\d{4}" + re.escape(FILE_ENDING) + "$")
+    for path in sorted((part / "dataset" / "imagesTr").iterdir()):
+        if numbered.split(path.name)[0] not in finished:
+            path.unlink()
+    for path in sorted((part / "dataset" / "labelsTr").iterdir()):
+        if path.name.removesuffix(FILE_ENDING) not in finished:
+            path.unlink()
+    for path in sorted((part / "cases").iterdir()):
+        if path.name.removesuffix(".json") not in finished:
             path.unlink()
 
 

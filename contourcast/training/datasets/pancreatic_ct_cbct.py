@@ -29,6 +29,7 @@ from contourcast.training.datasets.courses import (
     convert,
     keeping_the_last,
     label_of,
+    opened,
     settings_of,
 )
 from contourcast.training.datasets.dicom_folder import (
@@ -112,6 +113,7 @@ def _course(
                 patient=patient,
                 files=(*start.scan.files, start.drawn.path, *day.scan.files, day.drawn.path),
                 read=partial(convert, plan, today, options),
+                check=partial(opened, plan, today),
             )
         )
     return cases

@@ -74,12 +74,15 @@ class Pending:
         patient: Who may not stand in two parts of a split.
         files: All that it is made from.
         read: Reads and converts it.
+        check: Refuses what ``read`` would refuse, where ``read`` is slow: all cases are checked
+            before the first is converted, so that hours of work do not end in a refusal.
     """
 
     name: str
     patient: str
     files: tuple[Path, ...]
     read: Callable[[], Converted | LeftOut]
+    check: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ PATIENTS_FILE: Final = "patients.json"
 # Per cent of the patients that are learned from; the rest of the largest is never learned from
 # (the paper's steps and its 80 : 20 split, NETWORKS §12).
 FRACTIONS: Final = (16, 32, 48, 64, 80)
+PARTS: Final = ("train", "val")
 
 
 def read_patients(dataset: Path) -> dict[str, str]:
@@ -120,9 +121,6 @@ def read_splits(path: Path, patients: Mapping[str, str]) -> list[dict[str, list[
             )
         require_apart({part: fold[part] for part in PARTS}, patients, file=path.name)
     return lists
-
-
-PARTS: Final = ("train", "val")
 
 
 def require_apart(
