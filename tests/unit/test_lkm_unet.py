@@ -360,6 +360,20 @@ class TestPaM:
         assert torch.allclose(layer(x, (1, 1, 1)), wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", [PiM, PaM])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_lower_precision_comes_in_and_float32_goes_out(
+    kind: type[PiM | PaM], dtype: torch.dtype
+) -> None:
+    layer = kind(4, SMALL)
+    x = (torch.randn(1, 4, 5, 4, 6) * 1e3).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x, (2, 2, 3))
+    assert found.dtype == torch.float32
+    assert torch.isfinite(found).all()
+    assert torch.equal(found, layer(x.float(), (2, 2, 3)))
+
+
 class TestAuthors:
     """The code's reading, weight by weight: tests/golden/lkm_unet_segmamba.py."""
 
