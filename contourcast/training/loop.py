@@ -22,6 +22,7 @@ from contourcast.models.config import NetworkConfig
 from contourcast.models.diff_umamba import DiffUMambaConfig
 from contourcast.models.networks import build
 from contourcast.models.noise_reduction import NrmConfig
+from contourcast.models.slicewise import on_volume
 from contourcast.models.weights import KNOWN_CHANNELS, Card, save_model
 from contourcast.training.augment import Augmentation, augment, centre_crop
 from contourcast.training.decay import decay_groups
@@ -271,7 +272,8 @@ def validate(network: Any, samples: Sequence[Sample], settings: TrainSettings) -
         channels, label = centre_crop(each, patch_zyx=settings.samples.patch_zyx)
         channels = channels[settings.shown]
         with _precision(settings):
-            logits = network(torch.from_numpy(channels[None]).to(settings.device))[0].float().cpu()
+            x = torch.from_numpy(channels[None]).to(settings.device)
+            logits = on_volume(network, x)[0].float().cpu()
         drawn, wanted = (logits[1] > logits[0]).numpy(), label >= 0.5
         total = int(drawn.sum() + wanted.sum())
         scores.append(2 * int((drawn & wanted).sum()) / total if total else 1.0)
@@ -297,7 +299,7 @@ def _train_epoch(
         x, label = _batch(samples, settings, generator)
         optimiser.zero_grad(set_to_none=True)
         with _precision(settings):
-            logits = network(x)
+            logits: Any = on_volume(network, x)
         loss = deep_loss(logits, label)
         if not torch.isfinite(loss):
             skipped += 1
@@ -347,6 +349,8 @@ def _follow(average: nn.Module, network: nn.Module, settings: TrainSettings, ste
     pairs = zip(average.parameters(), network.parameters(), strict=True)
     for mean, now in pairs:
         mean.lerp_(now, 1 - keep)
+    for kept, seen in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(seen)  # statistics of batches, which are averages already
 
 
 def _precision(settings: TrainSettings) -> torch.autocast:

@@ -9,7 +9,7 @@ import torch
 
 from contourcast.imaging.errors import InputError
 from contourcast.models.mamba import MambaConfig
-from contourcast.models.networks import build, config_from_plain, config_to_plain
+from contourcast.models.networks import build, config_from_plain, config_to_plain, entry
 from contourcast.models.nn_mamba import (
     MambaInConvolution,
     NnMamba,
@@ -185,7 +185,23 @@ class TestSegmentation:
                 assert 0 < float(found.mean()) < 1
 
 
-def test_the_training_loop_trains_it_and_repeats_itself_to_the_bit(tmp_path: Path) -> None:
+FLAT = {"dims": (4, 6), "depths": (1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("name", "switches"),
+    [
+        ("nnmamba", {"width": 4, "blocks": 2}),
+        ("nnmamba", {"width": 4, "blocks": 2, "norm": "batch", "head": "code"}),
+        ("swin-umamba", {"stem": 4, **FLAT}),
+        ("swin-umamba-d", FLAT),
+        ("swin-umamba-cffm", {"dims": (4, 6), "fusion": 8}),
+    ],
+)
+def test_the_training_loop_trains_it_and_repeats_itself_to_the_bit(
+    name: str, switches: dict[str, Any], tmp_path: Path
+) -> None:
+    """The networks of two axes slice by slice."""
     sampled = SampleSettings(
         spacing_zyx_mm=(4.0, 4.0, 4.0), patch_zyx=(16, 16, 32), margin_mm=8.0, slack_zyx=(2, 2, 2)
     )
@@ -200,18 +216,19 @@ def test_the_training_loop_trains_it_and_repeats_itself_to_the_bit(tmp_path: Pat
         )
         for seed in range(2)
     ]
+    config = entry(name).config_kind(**switches)
     settings = TrainSettings(
-        network="nnmamba", config=SMALL, channels=("cbct", "r_ct"), samples=sampled, epochs=1,
+        network=name, config=config, channels=("cbct", "r_ct"), samples=sampled, epochs=1,
         steps_per_epoch=3, threads=0, precision="fp32",
     )  # fmt: skip
-    one, two = (train(samples[:1], samples[1:], settings, tmp_path / name).network for name in "ab")
-    at_birth = NnMamba(SMALL)
-    for a, b in zip(one.parameters(), two.parameters(), strict=True):
-        assert torch.equal(a, b)
-    moved = [
-        not torch.equal(a, b) for a, b in zip(one.parameters(), at_birth.parameters(), strict=True)
-    ]
-    assert any(moved)
+    one, two = (
+        train(samples[:1], samples[1:], settings, tmp_path / folder).network for folder in "ab"
+    )
+    state, again, born = (n.state_dict() for n in (one, two, build(name, config)))
+    assert all(torch.equal(state[key], again[key]) for key in state)
+    assert any(not torch.equal(state[key], born[key]) for key in state)
+    if switches.get("norm") == "batch":
+        assert all(v.any() for key, v in state.items() if key.endswith("running_mean"))
 
 
 class TestClassifier:
