@@ -18,6 +18,7 @@ from typing import Final, Literal
 
 import jinja2
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from contourcast.imaging.dicom.check import check_registration, check_structure_set
@@ -29,6 +30,7 @@ from contourcast.imaging.structures import Roi
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.verdict import Figure, Verdict, worst
 from contourcast.imaging.volume import Volume
+from contourcast.models.selective_scan import explain_scan
 from contourcast.propagate import Drawn, Propagation, color_rgb, is_network
 from contourcast.registration.result import Registrations
 from contourcast.service.pictures import overlay_png
@@ -219,7 +221,7 @@ def build_report(propagation: Propagation, *, made_at: datetime) -> Report:
             network=propagation.network_name,
             weights_digest=propagation.network_digest,
             device=propagation.settings.device,
-            versions=_versions(),
+            versions=_versions(propagation.settings.device),
             settings=asdict(propagation.settings),
         ),
     )
@@ -449,9 +451,15 @@ def _number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _versions() -> dict[str, str]:
+def _versions(device: str) -> dict[str, str]:
+    """Of what computed; a network whose card names no scan takes the one that ``auto`` means."""
     found = {name: _version(name) for name in PACKAGES}
-    return {"python": platform.python_version()} | {k: v for k, v in found.items() if v}
+    scan = explain_scan(torch.device(device))
+    return (
+        {"python": platform.python_version()}
+        | {k: v for k, v in found.items() if v}
+        | {"selective scan": f"auto is {scan.name}: {scan.why}"}
+    )
 
 
 def _version(package: str) -> str:

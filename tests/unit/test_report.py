@@ -9,11 +9,13 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+import torch
 from pydicom import dcmread
 
 from contourcast.imaging.dicom.registration_in import read_registration
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import ContourcastError
+from contourcast.models.selective_scan import explain_scan
 from contourcast.propagate import Propagation, Settings, propagate
 from contourcast.service.inputs import read_case
 from contourcast.service.report import FILES, NOTICE, write_results
@@ -58,6 +60,13 @@ def test_the_report_keeps_its_schema(run: Path) -> None:
     jsonschema.validate(report, schema)
     assert report["notice"] == NOTICE
     assert [m["state"] for m in report["methods"]] == ["drawn", "drawn"]
+
+
+def test_the_report_says_which_scan_a_network_would_take(run: Path) -> None:
+    provenance = json.loads((run / "report.json").read_text())["provenance"]
+    scan = explain_scan(torch.device("cpu"))
+    assert scan.name in provenance["versions"]["selective scan"]
+    assert scan.why in provenance["versions"]["selective scan"]
 
 
 def test_the_matrices_of_the_report_are_inverse_and_say_which_way_they_go(run: Path) -> None:
