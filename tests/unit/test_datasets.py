@@ -673,6 +673,14 @@ def _other_patient(dataset: pydicom.FileDataset) -> None:
     dataset.PatientID = "ZZQQ-LEAK-2"
 
 
+def _one_patient(dataset: pydicom.FileDataset) -> None:
+    dataset.PatientID = "ZZQQ-LEAK-1"
+
+
+def _nobody(dataset: pydicom.FileDataset) -> None:
+    dataset.PatientID = ""
+
+
 def _same_day(dataset: pydicom.FileDataset) -> None:
     dataset.SeriesDate = "20260103"
 
@@ -690,6 +698,9 @@ def test_courses_that_cannot_be_told_apart_are_refused(
     shutil.copytree(recorded[0], folder)
     shutil.copytree(folder / "p1", folder / "p2")
     refused("the folders p1 and p2 hold scans of one patient")
+    for path in folder.rglob("*.dcm"):
+        _edited(path, _nobody)
+    refused("the folders p1 and p2 hold scans of one patient")
     shutil.rmtree(folder / "p2")
 
     for path in (folder / "p1/b1").iterdir():
@@ -700,13 +711,15 @@ def test_courses_that_cannot_be_told_apart_are_refused(
     assert [case.name for case in found.cases] == ["p1_01"]
     assert found.cases[0].files[0].parent.name == "Planning CT"
 
-    for path in (folder / "p1/b1").iterdir():
-        _edited(path, _other_patient)
+    for number, path in enumerate(sorted((folder / "p1").rglob("*.dcm"))):
+        _edited(path, _other_patient if number else _one_patient)
     refused("the folder p1 holds scans of 2 patients")
 
     shutil.rmtree(folder / "p1/sets")
     for path in (folder / "p1/b1").iterdir():
         path.unlink()
+    for path in (folder / "p1").rglob("*.dcm"):
+        _edited(path, _nobody)
     refused("p1 has 1 scans with a structure set")
     shutil.rmtree(folder)
     refused("there is no such folder")
@@ -848,3 +861,19 @@ def test_the_command_converts_and_says_what_it_made(tmp_path: Path) -> None:
     assert again.exit_code == 2
     assert again.stderr.count("\n") == 1
     assert "number 23 is taken" in again.stderr
+
+
+def test_the_command_passes_its_options_on(tmp_path: Path) -> None:
+    arguments = ["prepare", "msd", str(tmp_path), f"--out={tmp_path / 'raw'}", "--id=6", "--name=L"]
+    for option, named in (
+        (["--spacing", "2", "2.5", "3"], "spacing_zyx_mm"),
+        (["--extent=whole"], "extent"),
+        (["--roi=GTV"], "roi"),
+        (["--label-roi=GTV"], "label_roi"),
+        (["--phase=0", "--phase=50"], "phases"),
+        (["--prior"], "prior"),
+        (["--calibrated"], "calibrated"),
+    ):
+        refused = CliRunner().invoke(app, [*arguments, *option])
+        assert refused.exit_code == 2
+        assert f"msd takes no option {named}" in refused.stderr

@@ -320,12 +320,13 @@ def _require_own_patient(index: DicomFolder, name: str, owners: dict[str, str]) 
             tag="(0010,0020) Patient ID",
             remedy="one folder for each patient",
         )
-    for patient_id in ids:
-        owner = owners.setdefault(patient_id, name)
+    # Where the IDs were taken out, scans of one study are still of one patient.
+    for token in ids | {scan.study_uid for scan in index.scans}:
+        owner = owners.setdefault(token, name)
         if owner != name:
             raise InputError(
                 f"the folders {owner} and {name} hold scans of one patient",
-                tag="(0010,0020) Patient ID",
+                tag="(0010,0020) Patient ID, (0020,000D) Study Instance UID",
                 remedy="put all scans of a patient into one folder",
             )
 
