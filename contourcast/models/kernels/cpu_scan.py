@@ -30,7 +30,7 @@ CHUNK: Final = 64  # steps between kept states; as in the source
 PART: Final = 128  # channels of one task; as in the source
 PADDING: Final = 16  # channels are padded to the widest vector
 # Below this many elements (batch x channels x steps x states) a second thread costs more than it
-# saves: about half a millisecond of work (benchmarks/scan.py, D = 1024, N = 16, L = 64).
+# saves: about half a millisecond of work (benchmarks/scan.py --lengths 64: D = 1024, N = 16).
 SHARED_ELEMENTS: Final = 2**20
 # From the best to the plainest, with the bit by which the kernel says that the processor has it.
 BITS: Final = {"avx512": 2, "avx2": 1, "baseline": 0}

@@ -171,10 +171,11 @@ class _TritonScan(torch.autograd.Function):
         starts = A.new_empty((b, chunks, width, states) if keep else (0,), dtype=torch.float32)
         sizes = (width // groups, states, length, chunks)
         if y.numel():
-            _walk_forward[_grid(b, groups, sizes[0])](
-                *operands, y, starts, *sizes,
-                KEEP=keep, CHUNK=CHUNK, ROWS=ROWS, STATES=_lanes(states), **OPTIONS,
-            )  # fmt: skip
+            with torch.cuda.device_of(y):  # triton launches on the current device
+                _walk_forward[_grid(b, groups, sizes[0])](
+                    *operands, y, starts, *sizes,
+                    KEEP=keep, CHUNK=CHUNK, ROWS=ROWS, STATES=_lanes(states), **OPTIONS,
+                )  # fmt: skip
         if keep:
             ctx.save_for_backward(*operands, starts)
             ctx.sizes = sizes
@@ -196,11 +197,12 @@ class _TritonScan(torch.autograd.Function):
         B_bar, C_bar = (torch.zeros(*grid, length, states, **wide) for _ in range(2))
         scratch = torch.empty(*grid, CHUNK, ROWS, _lanes(states), **wide)
         if x.numel():
-            _walk_backward[grid](
-                *operands, y_bar.transpose(1, 2).contiguous(), starts, scratch,
-                x_bar, dt_bar, A_bar, B_bar, C_bar, D_bar, *ctx.sizes,
-                CHUNK=CHUNK, ROWS=ROWS, STATES=_lanes(states), **OPTIONS,
-            )  # fmt: skip
+            with torch.cuda.device_of(x):
+                _walk_backward[grid](
+                    *operands, y_bar.transpose(1, 2).contiguous(), starts, scratch,
+                    x_bar, dt_bar, A_bar, B_bar, C_bar, D_bar, *ctx.sizes,
+                    CHUNK=CHUNK, ROWS=ROWS, STATES=_lanes(states), **OPTIONS,
+                )  # fmt: skip
         bars = (
             A_bar.sum(0),
             *(rearrange(v.sum(2), "b g l n -> b g n l") for v in (B_bar, C_bar)),
