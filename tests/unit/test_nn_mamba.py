@@ -105,8 +105,8 @@ class TestSegmentation:
         with torch.no_grad():
             linear = NnMamba(SMALL)(x)
             code = NnMamba(replace(SMALL, head="code"))(x)
-        assert float(linear.min()) < 0 < float(linear.max())  # type: ignore[union-attr]
-        assert float(code.min()) >= 0  # type: ignore[union-attr]
+        assert float(linear.min()) < 0 < float(linear.max())
+        assert float(code.min()) >= 0
 
     def test_deep_supervision_answers_at_every_level_finest_first(self) -> None:
         for head, count in (("linear", 4), ("code", 1)):
@@ -118,7 +118,7 @@ class TestSegmentation:
                 levels = network(x)
             sizes = [(16, 32, 32), (8, 16, 16), (4, 8, 8), (2, 4, 4)]
             assert [tuple(v.shape[2:]) for v in levels] == sizes[:count]
-            assert torch.equal(levels[0], alone)  # type: ignore[arg-type]
+            assert torch.equal(levels[0], alone)
 
     @pytest.mark.parametrize("norm", ["instance", "batch"])
     def test_a_gradient_reaches_every_parameter(self, norm: str) -> None:
@@ -134,7 +134,7 @@ class TestSegmentation:
         first, second = NnMamba(SMALL).eval(), NnMamba(SMALL).eval()
         x = torch.randn(1, 2, 16, 16, 32)
         second.load_state_dict(first.state_dict())
-        assert torch.equal(first(x), second(x))  # type: ignore[arg-type]
+        assert torch.equal(first(x), second(x))
         places = [v.data_ptr() for v in first.state_dict().values()]
         assert len(set(places)) == len(places)
 
@@ -155,17 +155,17 @@ class TestSegmentation:
         x = torch.randn(2, 2, 16, 16, 32)
         with torch.no_grad():
             both, alone = network(x), network(x[:1])
-        assert torch.allclose(both[:1], alone, atol=1e-5)  # type: ignore[arg-type]
+        assert torch.allclose(both[:1], alone, atol=1e-5)
 
     def test_bfloat16_is_finite_and_close_to_float32(self) -> None:
         network = NnMamba(SMALL).eval()
         x = torch.randn(1, 2, 16, 32, 32)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            low = network(x.bfloat16()).float()  # type: ignore[union-attr]
+            low = network(x.bfloat16()).float()
         with torch.no_grad():
             full = network(x)
         assert torch.isfinite(low).all()
-        assert float((low - full).norm() / full.norm()) < 0.06  # type: ignore[operator, union-attr]
+        assert float((low - full).norm() / full.norm()) < 0.06
 
     def test_the_decoder_sees_every_level_and_scales_its_channels(self) -> None:
         network = NnMamba(SMALL).eval()

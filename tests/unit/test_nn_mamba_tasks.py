@@ -158,7 +158,7 @@ class TestLandmarks:
         fit(network, maps_of(spots(generator)), landmark_loss, recipe)
         images, points = next(spots(generator, count=8))
         with torch.no_grad():
-            found = positions_zyx(network.eval()(images))  # type: ignore[arg-type]
+            found = positions_zyx(network.eval()(images))
         errors_mm = landmark_errors_mm(found, points, spacing_zyx_mm=(1.0, 1.0, 1.0))
         assert float(errors_mm.mean()) < 1.0
         guessed = points.mean(0, keepdim=True).expand_as(points)

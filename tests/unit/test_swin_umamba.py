@@ -98,13 +98,13 @@ def test_its_configuration_survives_json(name: str) -> None:
 def test_sizes_of_no_network_are_refused(name: str, wrong: dict[str, Any]) -> None:
     depths = {} if name == "swin-umamba-cffm" else {"depths": (1,) * len(wrong["dims"])}
     with pytest.raises(InputError, match="dims"):
-        entry(name).config_kind(**wrong, **depths)
+        entry(name).config_kind(**wrong | depths)
 
 
 def test_windows_of_no_size_and_odd_stems_are_refused() -> None:
     for wrong in ({"window": 0}, {"fusion": 0}, {"dims": (7, 8)}):
         with pytest.raises(InputError):
-            entry("swin-umamba-cffm").config_kind(**wrong)  # type: ignore[arg-type]
+            entry("swin-umamba-cffm").config_kind(**wrong)
 
 
 @every
@@ -239,7 +239,7 @@ def test_the_decoder_s_blocks_are_monai_s() -> None:
     blocks = pytest.importorskip("monai.networks.blocks.unetr_block", exc_type=ImportError)
     from contourcast.models.blocks import UnetrBlock, UnetrUp
 
-    for widths in ((4, 6), (6, 6)):
+    for widths in torch.tensor(((4, 6), (6, 6))).tolist():
         theirs = blocks.UnetrBasicBlock(2, *widths, 3, 1, "instance", res_block=True).layer
         block = UnetrBlock(*widths, axes=2)
         names = ["conv1", "conv2"] + (["conv3"] if widths[0] != widths[1] else [])
