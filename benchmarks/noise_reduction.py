@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,8 +39,8 @@ def main() -> None:
         print(
             compared(
                 f"training step, module {name}",
-                lambda ours=ours: walk(ours, arguments.patch),
-                lambda peer=peer: walk(peer, arguments.patch),
+                partial(walk, ours, arguments.patch),
+                partial(walk, peer, arguments.patch),
                 times=arguments.times,
             )
         )

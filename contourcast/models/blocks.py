@@ -159,7 +159,7 @@ class UpConvolution(nn.Module):
     ) -> Float[Tensor, "b c2 *size"]:
         """Each axis grows by its stride and loses what is more than the size."""
         up: Tensor = self.conv(x)
-        return up[(..., *(slice(n) for n in size))]
+        return up[(slice(None), slice(None), *(slice(n) for n in size))]
 
 
 def initialise_he(module: nn.Module) -> None:

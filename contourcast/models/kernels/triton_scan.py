@@ -171,7 +171,8 @@ class _TritonScan(torch.autograd.Function):
         starts = A.new_empty((b, chunks, width, states) if keep else (0,), dtype=torch.float32)
         sizes = (width // groups, states, length, chunks)
         if y.numel():
-            with torch.cuda.device_of(y):  # triton launches on the current device
+            # triton launches on the current device
+            with torch.cuda.device_of(y):  # type: ignore[no-untyped-call]
                 _walk_forward[_grid(b, groups, sizes[0])](
                     *operands, y, starts, *sizes,
                     KEEP=keep, CHUNK=CHUNK, ROWS=ROWS, STATES=_lanes(states), **OPTIONS,
@@ -197,7 +198,7 @@ class _TritonScan(torch.autograd.Function):
         B_bar, C_bar = (torch.zeros(*grid, length, states, **wide) for _ in range(2))
         scratch = torch.empty(*grid, CHUNK, ROWS, _lanes(states), **wide)
         if x.numel():
-            with torch.cuda.device_of(x):
+            with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
                 _walk_backward[grid](
                     *operands, y_bar.transpose(1, 2).contiguous(), starts, scratch,
                     x_bar, dt_bar, A_bar, B_bar, C_bar, D_bar, *ctx.sizes,
