@@ -38,6 +38,8 @@ from contourcast.training.nnunet.workplace import Workplace
 from support.models import FRAME, ball
 from support.nnunet import NAME, NUMBER, toy_dataset
 
+# nnU-Net starts several processes that each import it: seconds alone, minutes on a busy machine.
+pytestmark = pytest.mark.timeout(1800)
 EPOCHS = 8
 PLAN = PlanSettings(patch_zyx=(16, 16, 16), stages=3, width=4, workers=1, preset="house")
 RUN = RunSettings(epochs=EPOCHS, iterations=3, validation_iterations=1, threads=1)
