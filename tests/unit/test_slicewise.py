@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from contourcast.imaging.errors import InputError
 from contourcast.models.networks import build, entry
+from contourcast.models.predictor import load_network
 from contourcast.models.slicewise import on_volume
 from contourcast.models.umamba_bot import UMambaBot
-from support.models import TINY
+from contourcast.models.weights import save_model
+from support.models import TINY, ball_case, tiny_card
 
 FLAT = replace(TINY, kernels=((3, 3),) * 3, strides=((1, 1), (2, 2), (2, 2)))
 
@@ -49,3 +52,14 @@ def test_a_slice_of_a_size_that_does_not_fit_is_refused() -> None:
     config = entry("swin-umamba-d").config_kind(dims=(4, 8), depths=(1, 1))  # type: ignore[call-arg]
     with pytest.raises(InputError, match="multiple of 8"):
         on_volume(build("swin-umamba-d", config), torch.randn(1, 2, 3, 8, 12))
+
+
+def test_a_model_of_two_axes_predicts_a_volume(tmp_path: Path) -> None:
+    kind = entry("swin-umamba-d").config_kind
+    config = kind(dims=(4, 8), depths=(1, 1))  # type: ignore[call-arg]
+    card = tiny_card(network="swin-umamba-d", config=config, patch_zyx=(8, 16, 24))
+    save_model(tmp_path, build("swin-umamba-d", config), card, dtype=torch.float32)
+    cbct, r_ct, _ = ball_case()
+    drawn = load_network(tmp_path).predict(cbct, r_ct)
+    assert drawn.values.shape == cbct.values.shape
+    assert 0 < float(drawn.values.max()) <= 1
