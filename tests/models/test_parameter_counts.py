@@ -37,8 +37,8 @@ COUNTS: list[tuple[str, dict[str, Any], int]] = [
     ("umamba-enc", six(2) | {"patch_zyx": (64, 64, 64)}, 42_077_290),
     ("umamba-enc", six(2) | {"patch_zyx": (96, 96, 96)}, 42_367_048),
     ("umamba-enc", six(2) | {"patch_zyx": (128, 128, 128)}, 42_751_818),
-    # NETWORKS §1 counts 80 x 160 x 160 with sizes rounded down, 50 voxels at the deepest stage; a
-    # strided convolution rounds up and leaves 75, so the published network stops there. 50 it has at:
+    # NETWORKS §1 counts 80 x 160 x 160 with sizes rounded down, 50 voxels at the deepest stage. A
+    # strided convolution rounds up and leaves 75: the published network stops there. Fifty are at
     ("umamba-enc", six(2) | {"patch_zyx": (64, 160, 160)}, 42_740_450),
     ("umamba-enc", six(2) | {"patch_zyx": (80, 160, 160)}, 42_762_700),
     ("nnunet-plainconv", six(1), 31_195_594),
