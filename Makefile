@@ -7,7 +7,10 @@ BIN := .venv/bin
 WORKERS ?= 2
 
 DEMO_PARTS := baselines
-TEST_PARTS := baselines,codecs,compare,dev,docs,evidence,networks,simulation,train
+TEST_PARTS := baselines,codecs,compare,dev,docs,evidence,networks,simulation,train,triton
+
+# Compiled at installation, where there is a compiler.
+KERNEL := hatch_build.py $(addprefix contourcast/models/kernels/,build.py selective_scan.c)
 
 .PHONY: demo test check test-all bench docs serve wheel peers constraints clean
 
@@ -54,10 +57,10 @@ clean:
 	@$(PYTHON) -c 'import venv, ensurepip' || { echo "this Python cannot make environments; on Debian: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv
 
-.venv/.stamp-demo: pyproject.toml constraints.txt | .venv/bin/python
+.venv/.stamp-demo: pyproject.toml constraints.txt $(KERNEL) | .venv/bin/python
 	@test -f .venv/.stamp-test -a ! .venv/.stamp-test -ot pyproject.toml || $(BIN)/pip install -q -c constraints.txt $(TORCH) -e '.[$(DEMO_PARTS)]'
 	@touch $@
 
-.venv/.stamp-test: pyproject.toml constraints.txt | .venv/bin/python
+.venv/.stamp-test: pyproject.toml constraints.txt $(KERNEL) | .venv/bin/python
 	$(BIN)/pip install -q -c constraints.txt $(TORCH) -e '.[$(TEST_PARTS)]'
 	@touch $@

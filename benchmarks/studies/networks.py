@@ -1,10 +1,10 @@
 """The networks beside each other: same samples, steps, seed and memory, with and without r-CT.
 
     contourcast fit samples --curriculum docs/curriculum.toml --data DATA --out SAMPLES
-    python -m benchmarks.studies.networks SAMPLES OUT [--steps 600]
+    python -m benchmarks.studies.networks SAMPLES OUT [--steps 300]
     python -m benchmarks.studies.unseen_fractions DATA SCORES \
         $(for m in OUT/*/model; do echo --network $(basename $(dirname $m))=$m; done)
-    contourcast evaluate SCORES/scores.csv --out EVALUATED
+    contourcast evaluate --scores SCORES/scores.csv --reference rigid --out EVALUATED
 
 Small networks and short schedules, for a CPU: what is compared is what one core learns in some
 minutes, not what each network can reach. Runs that were stopped go on.
@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("samples", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--networks", default=",".join(NETWORKS))
     parser.add_argument("--channels", default="r-ct,cbct,planned")

@@ -1,7 +1,7 @@
 """Methods and networks on fractions of patients and CTs that no network ever saw.
 
     python -m benchmarks.studies.unseen_fractions DATA OUT [--network NAME=FOLDER ...]
-    contourcast evaluate OUT/scores.csv --out OUT/evaluated
+    contourcast evaluate --scores OUT/scores.csv --reference dir-l --out OUT/evaluated
 
 Virtual patients grown from the CTs of docs/unseen.toml, two on each, two fractions of each, every
 scan registered as the product does it. Every score is kept in OUT/scores.csv as it comes, and a
