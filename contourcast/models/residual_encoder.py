@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+from dynamic_network_architectures.building_blocks.residual import BasicBlockD
+from torch import nn
 
 from contourcast.models.noise_reduction import Cleaned
 from contourcast.models.plain_conv import (
@@ -39,5 +41,8 @@ class ResidualEncoder(Cleaned):
             n_blocks_per_stage=list(config.blocks), **library_arguments(config)
         )
         library.apply(ResidualEncoderUNet.initialize)
+        for module in list(library.modules()):
+            if isinstance(module, BasicBlockD) and not isinstance(module.skip, nn.Module):
+                module.skip = nn.Identity()  # a lambda there, which no other process can be given
         self.encoder, self.decoder = registered_once(library)
         self.nrm = nrm_of(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def one_head_answers_as_a_list_when_supervised(
 
 
 def survives_saving(name: str, config: NetworkConfig, shape: tuple[int, ...], folder: Path) -> None:
-    """The weights on disk, each once, give the same logits bit for bit."""
+    """The weights on disk, each once, give the same logits bit for bit; so does a pickled copy."""
     network = at_birth(name, config).eval()
     places = [v.data_ptr() for v in network.state_dict().values()]
     assert len(set(places)) == len(places)
@@ -72,6 +73,7 @@ def survives_saving(name: str, config: NetworkConfig, shape: tuple[int, ...], fo
     x = image(config, shape)
     with torch.no_grad():
         assert torch.equal(loaded(x), network(x))
+        assert torch.equal(pickle.loads(pickle.dumps(network))(x), network(x))
 
 
 def stays_close_in_bfloat16(
