@@ -26,7 +26,7 @@ from contourcast.imaging.trace import trace
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.verdict import Figure, Quality, Verdict
 from contourcast.imaging.volume import Probability, Volume, require_same_frame
-from contourcast.models.networks import NETWORKS
+from contourcast.models.networks import SEGMENTING
 from contourcast.registration.methods import METHODS, Task
 from contourcast.registration.result import Registrations
 from contourcast.registration.rigid import register_all
@@ -35,7 +35,7 @@ from contourcast.registration.settings import RegistrationSettings
 # The network that is meant when none is named; a model folder may hold any other of the house.
 NETWORK = "diff-umamba"
 ALL_METHODS: tuple[str, ...] = (*METHODS, NETWORK)
-KNOWN_METHODS: tuple[str, ...] = (*METHODS, *NETWORKS)
+KNOWN_METHODS: tuple[str, ...] = (*METHODS, *SEGMENTING)
 
 # Raised whenever the same input may give other contours than before: UIDs follow from it.
 RESULT_VERSION = 1

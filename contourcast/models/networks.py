@@ -198,6 +198,9 @@ NETWORKS: Final[Mapping[str, Entry]] = {
     ),
 }
 
+# Those that answer with a contour.
+SEGMENTING: Final = tuple(n for n, line in NETWORKS.items() if line.task == "segmentation")
+
 
 def build(name: str, config: NetworkConfig) -> nn.Module:
     """The network of that name, at birth."""

@@ -18,6 +18,7 @@ from contourcast.imaging.grid import Grid
 from contourcast.imaging.resample import Moved
 from contourcast.imaging.volume import Probability, Volume, require_same_frame
 from contourcast.models.foreign import ours
+from contourcast.models.networks import SEGMENTING
 from contourcast.models.region import (
     is_empty,
     planning_on,
@@ -134,6 +135,10 @@ def load_network(folder: Path | None, *, device: str = "cpu") -> Predictor:
         raise InputError("this machine has no CUDA device", remedy="use --device cpu")
     with ours(folder or SHIPPED) as place:
         network, card, digest = load_model(place)
+    if card.network not in SEGMENTING:
+        raise WeightsError(
+            f"a {card.network} draws no contour", remedy="use a model of a segmentation network"
+        )
     known = tuple(name for name in KNOWN_CHANNELS if name in card.channels)
     if card.channels != known or known[:1] != KNOWN_CHANNELS[:1]:
         raise WeightsError(

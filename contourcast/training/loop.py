@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from contourcast.imaging.errors import ContourcastError, InputError
 from contourcast.models.config import NetworkConfig
 from contourcast.models.diff_umamba import DiffUMambaConfig
-from contourcast.models.networks import build
+from contourcast.models.networks import SEGMENTING, build
 from contourcast.models.noise_reduction import NrmConfig
 from contourcast.models.slicewise import on_volume
 from contourcast.models.weights import KNOWN_CHANNELS, Card, save_model
@@ -88,6 +88,11 @@ class TrainSettings:
     threads: int = 1
 
     def __post_init__(self) -> None:
+        if self.network not in SEGMENTING:
+            raise InputError(
+                f"a {self.network} cannot learn contours",
+                remedy=f"choose from {', '.join(SEGMENTING)}",
+            )
         if self.channels != tuple(c for c in KNOWN_CHANNELS if c in self.channels):
             raise InputError(
                 f"the channels {', '.join(self.channels)} cannot be shown",

@@ -18,13 +18,18 @@ from contourcast.imaging.errors import (
 from contourcast.imaging.grid import Grid
 from contourcast.imaging.volume import Mask, Probability, Volume
 from contourcast.models import region
+from contourcast.models.networks import entry
 from contourcast.models.predictor import Predictor, load_network, plausible
-from contourcast.models.weights import CARD_FILE, Card, Normalisation
-from support.models import FRAME, ball, ball_case, tiny_card, tiny_model
+from contourcast.models.weights import CARD_FILE, Card, Normalisation, save_model
+from contourcast.propagate import KNOWN_METHODS
+from contourcast.training.loop import TrainSettings
+from support.models import FRAME, TINY, ball, ball_case, tiny_card, tiny_model
 
 
 class Bright(nn.Module):
     """Calls target what is brighter than a level, or than the middle of the window's range."""
+
+    config = TINY
 
     def __init__(self, level: float | None = None) -> None:
         super().__init__()
@@ -260,6 +265,24 @@ class TestLoading:
         (tmp_path / CARD_FILE).write_text(text.replace('"r_ct"', '"pet"'))
         with pytest.raises(WeightsError, match="cbct, pet"):
             load_network(tmp_path)
+
+    def test_more_channels_than_the_network_takes_are_refused(self, tmp_path: Path) -> None:
+        tiny_model(tmp_path)
+        text = (tmp_path / CARD_FILE).read_text()
+        (tmp_path / CARD_FILE).write_text(text.replace('"r_ct"', '"r_ct", "planning_ct"'))
+        with pytest.raises(WeightsError, match="names 3 channels, the network takes 2"):
+            load_network(tmp_path)
+
+    def test_a_network_that_draws_nothing_is_no_method(self, tmp_path: Path) -> None:
+        kind = entry("nnmamba-classifier")
+        config = kind.config_kind(channels_in=2)
+        card = tiny_card(network="nnmamba-classifier", config=config)
+        save_model(tmp_path, kind.build(config), card, dtype=torch.float16)
+        with pytest.raises(WeightsError, match="draws no contour"):
+            load_network(tmp_path)
+        with pytest.raises(InputError, match="cannot learn contours"):
+            TrainSettings(network="nnmamba-classifier", config=config)
+        assert "nnmamba-classifier" not in KNOWN_METHODS
 
     def test_a_device_that_is_not_there_is_refused(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
