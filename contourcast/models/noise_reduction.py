@@ -13,7 +13,6 @@ how much is subtracted. That is what `NrmConfig.gate` is for.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
@@ -49,8 +48,8 @@ class NrmConfig:
         lambda_trainable: Whether λ is learned.
         second_mamba: ``identity``: m̂ = m₁ - ê. ``none``: nothing is subtracted and nothing built.
         gate: g in m̂ = m₁ - g m₂, born 1: ``scalar``, ``channel``, or ``none`` as in the paper.
-        slabs: Whether projections are made slab by slab along the first axis and made again in
-            the backward: the same numbers without a wide feature map at full resolution.
+        slabs: Whether projections are made row by row of the bottleneck's cells and made again
+            in the backward: the same numbers without a wide feature map at full resolution.
         pool: How features come to the bottleneck's size.
     """
 
@@ -146,21 +145,29 @@ class NoiseReduction(nn.Module):
             feature = feature.float()
         if not self.config.slabs:
             return _pooled(projection, feature, size)
-        depth, cells = feature.shape[2], size[0]
-        slabs = [
-            feature[:, :, i * depth // cells : math.ceil((i + 1) * depth / cells)]
-            for i in range(cells)  # adaptive pooling's own borders
+        one = (1, 1, *size[2:])
+        rows = [
+            torch.cat([self._row(projection, row, one) for row in _cut(slab, 3, size[1])], 3)
+            for slab in _cut(feature, 2, size[0])
         ]
-        one = (1, *size[1:])
-        return torch.cat(
-            [
-                checkpoint(_pooled, projection, slab, one, use_reentrant=False)
-                if torch.is_grad_enabled()
-                else _pooled(projection, slab, one)
-                for slab in slabs
-            ],
-            2,
-        )
+        return torch.cat(rows, 2)
+
+    def _row(self, projection: nn.Module, part: Tensor, size: tuple[int, ...]) -> Tensor:
+        """One row of cells; what is wide is made again in the backward.
+
+        Single cells would need less still, but their sums round otherwise.
+        """
+        if not torch.is_grad_enabled():
+            return _pooled(projection, part, size)
+        pooled: Tensor = checkpoint(_pooled, projection, part, size, use_reentrant=False)
+        return pooled
+
+
+def _cut(feature: Tensor, axis: int, cells: int) -> list[Tensor]:
+    """The parts of an axis that adaptive pooling makes one cell of each; its own borders."""
+    length = feature.shape[axis]
+    borders = ((i * length // cells, -(-(i + 1) * length // cells)) for i in range(cells))
+    return [feature.narrow(axis, low, high - low) for low, high in borders]
 
 
 class Cleaned(UShaped):
@@ -203,4 +210,4 @@ def clean(
 
 
 def _pooled(projection: nn.Module, feature: Tensor, size: tuple[int, ...]) -> Tensor:
-    return POOL[len(size)](F.relu(projection(feature)), size)
+    return POOL[len(size)](F.relu(projection(feature), inplace=True), size)
