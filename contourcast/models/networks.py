@@ -15,6 +15,7 @@ from torch import nn
 from contourcast.imaging.errors import InputError, WeightsError
 from contourcast.imaging.structures import nearest_name
 from contourcast.models.config import NetworkConfig
+from contourcast.models.libraries import untouched_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,8 @@ class Entry:
 
     def _module(self) -> ModuleType:
         try:
-            return import_module(f"contourcast.models.{self.home}")
+            with untouched_path():
+                return import_module(f"contourcast.models.{self.home}")
         except ModuleNotFoundError as error:
             if not self.needs or error.name is None or error.name.startswith("contourcast"):
                 raise

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from contourcast.models.libraries import untouched_path
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = REPOSITORY.parent / "shared" / "data"
 
@@ -57,9 +59,9 @@ def peer_module(name: str) -> Any:
     """Another Python package that serves as an oracle; what it says on import is not ours."""
     require(
         "peer",
-        importlib.util.find_spec(name) is not None,
+        importlib.util.find_spec(name.partition(".")[0]) is not None,
         f"{name} is not installed: pip install contourcast[compare]",
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), untouched_path():
         warnings.simplefilter("ignore")
         return importlib.import_module(name)

@@ -21,6 +21,7 @@ from contourcast.models.segmamba import (
     between_slices,
 )
 from support import golden
+from support.data import peer_module
 from support.golden import fill
 from support.golden_settings import SEG_CODE, SEG_TENSOR, shown
 
@@ -230,22 +231,16 @@ class TestGatedConvolution:
 
 @pytest.mark.peer
 def test_blocks_are_those_of_monai() -> None:
-    from support.data import require
-
-    try:
-        from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
-    except ImportError:
-        require("peer", False, "monai is not installed: pip install contourcast[networks]")
-        return
+    blocks = peer_module("monai.networks.blocks.unetr_block")
     network = SegMamba(SMALL)
-    theirs = UnetrBasicBlock(3, 4, 6, 3, 1, "instance", res_block=True)
+    theirs = blocks.UnetrBasicBlock(3, 4, 6, 3, 1, "instance", res_block=True)
     ours = network.skips[1]
     theirs.layer.load_state_dict(
         {k.replace(".weight", ".conv.weight"): v for k, v in ours.state_dict().items()}
     )
     x = torch.randn(1, 4, 6, 8, 10)
     assert torch.allclose(ours(x), theirs(x), atol=1e-5)
-    up_theirs = UnetrUpBlock(3, 10, 8, 3, 2, "instance", res_block=True)
+    up_theirs = blocks.UnetrUpBlock(3, 10, 8, 3, 2, "instance", res_block=True)
     up_ours = network.ups[0]
     up_theirs.load_state_dict(
         {

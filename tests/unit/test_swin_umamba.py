@@ -12,6 +12,7 @@ from contourcast.models.networks import build, config_from_plain, config_to_plai
 from contourcast.models.slicewise import on_volume
 from contourcast.models.swin_umamba_cffm import GatedFusion, WindowAttention
 from contourcast.training.loop import deep_loss
+from support.data import peer_module
 
 SMALL: dict[str, dict[str, Any]] = {
     "swin-umamba": {"stem": 4, "dims": (6, 8, 12), "depths": (1, 1, 1)},
@@ -236,7 +237,7 @@ class TestWindows:
 
 @pytest.mark.peer
 def test_the_decoder_s_blocks_are_monai_s() -> None:
-    blocks = pytest.importorskip("monai.networks.blocks.unetr_block", exc_type=ImportError)
+    blocks = peer_module("monai.networks.blocks.unetr_block")
     from contourcast.models.blocks import UnetrBlock, UnetrUp
 
     for widths in torch.tensor(((4, 6), (6, 6))).tolist():
