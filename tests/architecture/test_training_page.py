@@ -59,7 +59,6 @@ def test_every_command_and_option_of_the_page_exists() -> None:
         assert {word for word in rest if word.startswith("--")} <= known
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_command_of_the_page_runs_on_toy_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
