@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from contourcast.imaging.errors import InputError
+from contourcast.models.nrm_figures import module_of
 from contourcast.training.cases import Model, batch_of
 
 STAGE0: Final = "encoder.stages.0"  # of every U-Net of the house and of nnU-Net's
@@ -91,7 +92,11 @@ def bottleneck_of(model: Model, channels: Any) -> Tensor:
                 if best is None or rank <= best:
                     best, found = rank, x[0].clone()
 
-    hooks = [m.register_forward_pre_hook(given) for m in model.network.modules()]
+    # the module's projections are given parts of feature maps, row by row
+    nrm = module_of(model.network)
+    parts = set(nrm.proj.modules()) if nrm is not None and nrm.levels else set()
+    whole = [m for m in model.network.modules() if m not in parts]
+    hooks = [m.register_forward_pre_hook(given) for m in whole]
     try:
         model.network(batch_of(model, channels))
     finally:

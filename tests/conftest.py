@@ -1,0 +1,15 @@
+"""What holds for all tests of one process."""
+
+from __future__ import annotations
+
+import sys
+
+from contourcast.models.libraries import untouched_path
+
+# MONAI tries OpenCV, which only tests of ours bring along. Where graphics libraries are missing its
+# import fails half-way, each time anew, and leaves a path that no child process starts with.
+try:
+    with untouched_path():
+        import cv2  # noqa: F401
+except ImportError:
+    sys.modules["cv2"] = None  # type: ignore[assignment]
