@@ -1,0 +1,1 @@
+"""The archives of a department: over DICOM, over Orthanc's REST, over DICOMweb."""
