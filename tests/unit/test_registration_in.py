@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,13 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileDataset
 from scipy.spatial.transform import Rotation
 
+from contourcast.imaging.dicom.modules import references
 from contourcast.imaging.dicom.registration_in import read_registration
 from contourcast.imaging.errors import ContourcastError, DicomError, FrameMismatchError
+from contourcast.imaging.grid import Grid
+from contourcast.imaging.volume import Volume
 from support.dicom_factory import make_ct_series, make_registration, matrix_item, uid
+from support.scans import make_scan
 
 CBCT, PLANNING = uid("cbct"), uid("planning")
 
@@ -239,9 +244,77 @@ def test_an_item_without_frame_is_left_out_and_noted(tmp_path: Path) -> None:
         change=lambda dataset: delattr(dataset.RegistrationSequence[0], "FrameOfReferenceUID"),
     )
     found = read_registration(path)
-    assert "no frame of reference was left out" in found.notes[0]
+    assert "neither a frame of reference nor images was left out" in found.notes[0]
     between = found.between(target_frame=CBCT, source_frame=PLANNING)
     assert np.allclose(between.apply(POINT), moved(CBCT_FROM_PLANNING), atol=1e-6)
+
+
+SLICES = Grid.even(shape_zyx=(3, 4, 5), spacing_xyz_mm=(2, 2, 3), origin_xyz_mm=(0, 0, 0))
+
+
+def scan_of(name: str, frame: str) -> Volume:
+    return replace(make_scan(SLICES, name=name), frame_of_reference=frame)
+
+
+def by_images(*names: str) -> Callable[[FileDataset], None]:
+    """The items name the images of these scans; a name left empty: the item keeps its frame."""
+
+    def change(dataset: FileDataset) -> None:
+        for item, name in zip(dataset.RegistrationSequence, names, strict=True):
+            if not name:
+                continue
+            source = scan_of(name, CBCT).source
+            assert source is not None
+            del item.FrameOfReferenceUID
+            item.ReferencedImageSequence = references(source)
+
+    return change
+
+
+@pytest.mark.parametrize("names", [("cbct", "planning"), ("", "planning"), ("cbct", ""), ("", "")])
+def test_items_may_name_images_instead_of_frames(tmp_path: Path, names: tuple[str, str]) -> None:
+    found = read_registration(registration(tmp_path, change=by_images(*names)))
+    between = found.between_scans(
+        target=scan_of("cbct", CBCT), source=scan_of("planning", PLANNING)
+    )
+    assert (between.source_frame, between.target_frame) == (PLANNING, CBCT)
+    assert np.allclose(between.apply(POINT), moved(CBCT_FROM_PLANNING), atol=1e-6)
+
+
+def test_of_scans_that_share_a_frame_an_item_must_name_the_images_of_each(tmp_path: Path) -> None:
+    cbct, planning = scan_of("cbct", CBCT), scan_of("planning", CBCT)
+    both = read_registration(registration(tmp_path, change=by_images("cbct", "planning")))
+    between = both.between_scans(target=cbct, source=planning)
+    assert np.allclose(between.apply(POINT), moved(CBCT_FROM_PLANNING), atol=1e-6)
+    for names in (("", "planning"), ("cbct", ""), ("", "")):
+        one = read_registration(registration(tmp_path, change=by_images(*names)))
+        with pytest.raises(FrameMismatchError, match="does not name the images of each"):
+            one.between_scans(target=cbct, source=planning)
+
+
+def test_several_results_for_the_same_images_are_refused_until_one_is_chosen(
+    tmp_path: Path,
+) -> None:
+    def change(dataset: FileDataset) -> None:
+        several(dataset)
+        by_images("cbct", "planning")(dataset)
+
+    found = read_registration(registration(tmp_path, change=change))
+    cbct, planning = scan_of("cbct", CBCT), scan_of("planning", CBCT)
+    with pytest.raises(DicomError, match="2 results for one scan") as refused:
+        found.between_scans(target=cbct, source=planning)
+    assert refused.value.remedy == "choose one: #2 'Correction', #3 'Clipbox'"
+    between = found.between_scans(target=cbct, source=planning, result="Clipbox")
+    assert np.allclose(between.apply(POINT), moved(CLIPBOX), atol=1e-6)
+
+
+def test_an_item_that_names_images_must_hold_a_rigid_motion_too(tmp_path: Path) -> None:
+    path = registration(tmp_path, sheared(), by_images("cbct", "planning"))
+    with pytest.raises(DicomError, match="not a rigid motion") as refused:
+        read_registration(path)
+    source = scan_of("planning", CBCT).source
+    assert source is not None
+    assert refused.value.uid == source.slices[0].sop_instance_uid
 
 
 def test_other_objects_are_refused_with_their_reason(tmp_path: Path) -> None:

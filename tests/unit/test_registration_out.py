@@ -110,8 +110,33 @@ def test_images_of_one_frame_are_told_apart_by_their_instances(tmp_path: Path) -
         named = [image.ReferencedSOPInstanceUID for image in item.ReferencedImageSequence]
         assert named == [s.sop_instance_uid for s in source.slices]
     assert check_registration(path, cbct, planning) == ()
-    with pytest.raises(DicomError, match="names images but no frames"):
-        read_registration(path)
+
+
+@pytest.mark.parametrize("shared_frame", [False, True])
+def test_what_was_written_is_read_again_both_ways(tmp_path: Path, shared_frame: bool) -> None:
+    cbct, planning = pair(shared_frame=shared_frame)
+    given = motion(planning, cbct)
+    found = read_registration(write(tmp_path, cbct, planning))
+    assert found.notes == ()
+    there = found.between_scans(target=cbct, source=planning)
+    back = found.between_scans(target=planning, source=cbct)
+    assert (there.source_frame, there.target_frame) == (given.source_frame, given.target_frame)
+    corners = planning.grid.corners_xyz_mm + 500
+    assert np.abs(there.apply(corners) - given.apply(corners)).max() < 1e-6
+    assert np.abs(back.apply(given.apply(corners)) - corners).max() < 1e-6
+
+
+def test_one_shared_frame_never_stands_for_a_scan(tmp_path: Path) -> None:
+    cbct, planning = pair(shared_frame=True)
+    shared = cbct.frame_of_reference
+    found = read_registration(write(tmp_path, cbct, planning))
+    assert found.frames == (found.frame_of_reference,)
+    with pytest.raises(FrameMismatchError, match="says nothing of this frame"):
+        found.between(target_frame=shared, source_frame=shared)
+    other = replace(make_scan(SMALL, name="another day"), frame_of_reference=shared)
+    for stranger in (other, replace(planning, source=None)):
+        with pytest.raises(FrameMismatchError, match="does not name the images"):
+            found.between_scans(target=cbct, source=stranger)
 
 
 def test_the_same_registration_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 An object establishes a registered frame R, which its header names. Each item holds a matrix that
 takes points of the item's frame *to* R, whichever of the images the maker calls fixed; R itself
-may have an item (the identity) or none.
+may have an item (the identity) or none. An item may name its images instead of a frame (table
+C.20.2-1: either identifies it), as where two scans that moved apart state one frame.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -31,8 +32,10 @@ from contourcast.imaging.dicom.instance import (
 from contourcast.imaging.errors import DicomError, FrameMismatchError
 from contourcast.imaging.source import Patient, Study
 from contourcast.imaging.transform import RigidTransform
+from contourcast.imaging.volume import Volume
 
 FRAME: Final = 0x00200052
+REFERENCED_IMAGES: Final = 0x00081140
 MATRIX: Final = 0x300600C6
 COMMENT: Final = 0x300600C8
 # CLINICAL_SERVICE §2.3: a determinant off 1 by more is a scale.
@@ -52,12 +55,15 @@ class Registered:
     Attributes:
         number: From 1, in the order of the file.
         comment: What its maker calls it, such as ``Correction``.
-        transform: Takes points of its frame to the registered frame.
+        transform: Takes points of its frame to the registered frame; ``source_frame`` is empty
+            where the item names images alone.
+        images: SOP Instance UIDs that the item names instead of a frame.
     """
 
     number: int
     comment: str
     transform: RigidTransform
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +72,7 @@ class SpatialRegistration:
 
     Attributes:
         frame_of_reference: The registered frame R.
-        results: One for each frame, or several that their comments tell apart.
+        results: One for each frame or set of images, or several that their comments tell apart.
         notes: What the reader found odd, a sentence each.
     """
 
@@ -81,7 +87,7 @@ class SpatialRegistration:
     @property
     def frames(self) -> tuple[str, ...]:
         """Every frame of reference that it speaks of, the registered one first."""
-        others = (r.transform.source_frame for r in self.results)
+        others = (r.transform.source_frame for r in self.results if r.transform.source_frame)
         return tuple(dict.fromkeys((self.frame_of_reference, *others)))
 
     def between(self, *, target_frame: str, source_frame: str, result: str = "") -> RigidTransform:
@@ -96,31 +102,82 @@ class SpatialRegistration:
             FrameMismatchError: The object says nothing of one of the frames.
             DicomError: A frame has several results and none is chosen; lists them.
         """
-        return self._to_registered(target_frame, result).inverse() @ self._to_registered(
-            source_frame, result
+        to_target, to_source = (
+            self._to_registered(frame, result) for frame in (target_frame, source_frame)
+        )
+        return to_target.inverse() @ to_source
+
+    def between_scans(self, *, target: Volume, source: Volume, result: str = "") -> RigidTransform:
+        """The transform that takes points of one scan to the other.
+
+        As `between`, and items that name a scan's images instead of its frame speak of it too.
+        Of two scans that state one frame they alone can: the frame does not tell which is which.
+
+        Args:
+            target: The scan whose points it gives.
+            source: The scan whose points it takes.
+            result: Which one, where a scan has several: its comment, or its number as ``#2``.
+
+        Raises:
+            FrameMismatchError: The object says nothing of one of the scans.
+            DicomError: A scan has several results and none is chosen; lists them.
+        """
+        if target.frame_of_reference == source.frame_of_reference:
+            frames = ("", "")
+        else:
+            frames = (target.frame_of_reference, source.frame_of_reference)
+        to_target, to_source = (
+            self._to_registered(frame, result, images=_instances(scan))
+            for frame, scan in zip(frames, (target, source), strict=True)
+        )
+        return replace(
+            to_target.inverse() @ to_source,
+            source_frame=source.frame_of_reference,
+            target_frame=target.frame_of_reference,
         )
 
-    def _to_registered(self, frame: str, result: str) -> RigidTransform:
-        found = [r for r in self.results if r.transform.source_frame == frame]
+    def _to_registered(
+        self, frame: str, result: str, *, images: frozenset[str] | None = None
+    ) -> RigidTransform:
+        """What takes points of a frame, or of images named instead of one, to the registered."""
+        found = [r for r in self.results if _speaks_of(r, frame, images or frozenset())]
         chosen = [r for r in found if result and result in (r.comment, f"#{r.number}")]
         if len(chosen) == 1 or len(found) == 1:
             return (chosen or found)[0].transform
         if found:
             listed = ", ".join(f"#{r.number} '{r.comment}'" for r in found)
             raise DicomError(
-                f"the registration holds {len(found)} results for one frame of reference",
+                f"the registration holds {len(found)} results for one "
+                f"{'frame of reference' if frame else 'scan'}",
                 tag=tag_name(COMMENT),
                 uid=frame,
                 remedy=f"choose one: {listed}",
             )
-        if frame == self.frame_of_reference:
+        if frame and frame == self.frame_of_reference:
             return RigidTransform.identity(source_frame=frame, target_frame=frame)
+        if images is not None and not frame:
+            raise FrameMismatchError(
+                "both scans state one frame of reference, and the registration does not name the "
+                "images of each",
+                tag=tag_name(REFERENCED_IMAGES),
+                uid=self.sop_instance_uid,
+                remedy="give one whose items name their images",
+            )
         raise FrameMismatchError(
             "the registration says nothing of this frame of reference",
             tag=tag_name(FRAME),
             uid=frame or "none",
             remedy=f"it relates {' and '.join(self.frames)}",
         )
+
+
+def _instances(scan: Volume) -> frozenset[str]:
+    return frozenset(s.sop_instance_uid for s in scan.source.slices) if scan.source else frozenset()
+
+
+def _speaks_of(result: Registered, frame: str, images: frozenset[str]) -> bool:
+    named = result.transform.source_frame
+    return named == frame if named else not images.isdisjoint(result.images)
 
 
 def read_registration(path: Path, *, limits: Limits = LIMITS) -> SpatialRegistration:
@@ -141,8 +198,9 @@ def read_registration(path: Path, *, limits: Limits = LIMITS) -> SpatialRegistra
     results: list[Registered] = []
     for item in a.items(0x00700308):
         frame = item.uid(FRAME)
-        if not frame:
-            notes.append("an item that names images but no frame of reference was left out")
+        images = () if frame else _named_images(item)
+        if not frame and not images:
+            notes.append("an item that names neither a frame of reference nor images was left out")
             continue
         for matrix_registration in item.items(0x00700309):
             results.append(
@@ -150,18 +208,16 @@ def read_registration(path: Path, *, limits: Limits = LIMITS) -> SpatialRegistra
                     number=len(results) + 1,
                     comment=matrix_registration.text(COMMENT),
                     transform=RigidTransform(
-                        matrix=_rigid(matrix_registration, frame, notes),
+                        matrix=_rigid(matrix_registration, frame or images[0], notes),
                         source_frame=frame,
                         target_frame=registered,
                     ),
+                    images=images,
                 )
             )
     if not results:
-        by_images = any(0x00081140 in item for item in a.items(0x00700308))
         raise DicomError(
-            "the registration names images but no frames of reference, which is not read"
-            if by_images
-            else "the registration holds no matrix",
+            "the registration holds no matrix",
             tag=tag_name(0x00700308),
             uid=a.uid(0x00080018),
             file=a.file,
@@ -176,6 +232,11 @@ def read_registration(path: Path, *, limits: Limits = LIMITS) -> SpatialRegistra
         results=tuple(results),
         notes=tuple(notes),
     )
+
+
+def _named_images(item: Attributes) -> tuple[str, ...]:
+    uids = (image.uid(0x00081155) for image in item.items(REFERENCED_IMAGES))
+    return tuple(uid for uid in uids if uid)
 
 
 def _require_spatial_registration(a: Attributes) -> None:
@@ -194,24 +255,24 @@ def _require_spatial_registration(a: Attributes) -> None:
         )
 
 
-def _rigid(item: Attributes, frame: str, notes: list[str]) -> Float[np.ndarray, "4 4"]:
+def _rigid(item: Attributes, uid: str, notes: list[str]) -> Float[np.ndarray, "4 4"]:
     """All matrices of a registration as one motion, the first item applied first (C.20.2.1.1)."""
     matrices = item.items(0x0070030A)
     if not matrices:
-        raise item.error("is missing or empty", 0x0070030A, uid=frame)
+        raise item.error("is missing or empty", 0x0070030A, uid=uid)
     if len(matrices) > 1:
         notes.append(f"{len(matrices)} matrices make one motion, the first item applied first")
     product = np.eye(4)
     for each in matrices:
-        product = _matrix(each, frame, notes) @ product
+        product = _matrix(each, uid, notes) @ product
     product[3] = [0, 0, 0, 1]
     return product
 
 
-def _matrix(item: Attributes, frame: str, notes: list[str]) -> Float[np.ndarray, "4 4"]:
+def _matrix(item: Attributes, uid: str, notes: list[str]) -> Float[np.ndarray, "4 4"]:
     numbers = item.numbers(MATRIX, count=16)
     if numbers is None:
-        raise item.error("is missing", MATRIX, uid=frame)
+        raise item.error("is missing", MATRIX, uid=uid)
     matrix = np.reshape(numbers, (4, 4))
     linear = matrix[:3, :3]
     error = float(np.abs(linear.T @ linear - np.eye(3)).max())
@@ -226,13 +287,13 @@ def _matrix(item: Attributes, frame: str, notes: list[str]) -> Float[np.ndarray,
             f"the matrix (stated as {stated}) is not a rigid motion: determinant {scale:.4g}, "
             f"axes off by {error:.2g}",
             tag=tag_name(MATRIX),
-            uid=frame,
+            uid=uid,
             file=item.file,
             remedy="export a registration without scaling, shear or mirroring",
         )
     if np.abs(matrix[:3, 3]).max() > FARTHEST_MM:
         raise DicomError(
-            "the matrix moves beyond any patient", tag=tag_name(MATRIX), uid=frame, file=item.file
+            "the matrix moves beyond any patient", tag=tag_name(MATRIX), uid=uid, file=item.file
         )
     if error > NOTED:
         notes.append(f"a rotation written with few digits (off by {error:.1g}) was set right")
