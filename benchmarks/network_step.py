@@ -28,7 +28,7 @@ from contourcast.imaging.volume import Probability, Volume
 from contourcast.models.predictor import Predictor, load_network
 from contourcast.models.region import planning_on, region_grid, sample_on, scaling, scan_on
 from contourcast.propagate import Case, Settings, carry_prior, register
-from contourcast.service.inputs import read_case
+from contourcast.service.jobs.inputs import read_case
 from support.data import data_item
 
 

@@ -33,7 +33,7 @@ GOAL_MB_S = 200.0  # DESIGN §7; Orthanc took 101 to 177 MB/s in the same trial
 SERVER = """
 import sys, uvicorn
 from pathlib import Path
-from contourcast.service.app import create_app
+from contourcast.service.api.app import create_app
 from contourcast.service.server import configure_logging
 from contourcast.service.settings import ServiceSettings
 configure_logging("error")

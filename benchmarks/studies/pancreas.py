@@ -32,8 +32,8 @@ from contourcast.imaging.volume import Volume
 from contourcast.models.predictor import load_network
 from contourcast.propagate import ALL_METHODS, NETWORK, Settings, propagate
 from contourcast.registration.settings import RegistrationSettings
-from contourcast.service.inputs import read_case
-from contourcast.service.report import write_results
+from contourcast.service.jobs.inputs import read_case
+from contourcast.service.outputs.report import write_results
 
 PRIOR, TRUTH = "Stomach_duo_planCT", "Stomach_duo_CBCT"
 CUBE_MM = 80.0  # half the extent of the grid that is compared (z: a quarter), in the field of view

@@ -15,7 +15,7 @@ from contourcast.cli.simulate import Physics, simulate
 from contourcast.cli.terminal import Device, chosen_device, progress, require_empty
 
 if TYPE_CHECKING:
-    from contourcast.service.report import Report
+    from contourcast.service.outputs.report import Report
 
 REJECTED = 4
 
@@ -64,8 +64,8 @@ def propagate(
     """Carry a ROI of the planning CT to one CBCT, by every method, with a report."""
     from contourcast import propagate as pipeline
     from contourcast.registration.settings import RegistrationSettings
-    from contourcast.service.inputs import read_case
-    from contourcast.service.report import write_results
+    from contourcast.service.jobs.inputs import read_case
+    from contourcast.service.outputs.report import write_results
 
     require_empty(out)
 

@@ -31,8 +31,8 @@ from contourcast.imaging.dicom.pixels import pixel_digest
 from contourcast.imaging.dicom.registration_in import read_registration
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import ContourcastError, DicomError, InputError
+from contourcast.service.jobs.results import dump
 from contourcast.service.problems import ConflictError, Problem, TooLargeError, problem_of
-from contourcast.service.results import dump
 from contourcast.service.settings import ServiceSettings
 from contourcast.service.store import Outcome, Staged, Store, writing
 

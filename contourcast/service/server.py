@@ -37,7 +37,7 @@ def serve(*, host: str, port: int, settings: ServiceSettings) -> None:
     """
     import uvicorn
 
-    from contourcast.service.app import create_app
+    from contourcast.service.api.app import create_app
 
     require_loopback(host)
     configure_logging(settings.log_level)
@@ -123,7 +123,7 @@ def work_until_abandoned() -> None:
     configure_logging(settings.log_level)
     threading.Thread(target=_leave_with_the_server, daemon=True).start()
     with exclusive(settings.data_folder / f"{settings.worker_slot}.lock", wait=True):
-        from contourcast.service.workflow import work
+        from contourcast.service.jobs.workflow import work
 
         try:
             work(settings, threading.Event())
@@ -146,7 +146,7 @@ def _worker(settings: ServiceSettings) -> Iterator[None]:
     def watch() -> None:
         while not stop.is_set():
             child = subprocess.Popen(
-                [sys.executable, "-m", "contourcast.service.worker"],
+                [sys.executable, "-m", "contourcast.service.jobs.worker"],
                 stdin=subprocess.PIPE,
                 text=True,
             )

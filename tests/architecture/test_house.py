@@ -76,7 +76,7 @@ def test_public_names_are_exactly_the_intended_ones() -> None:
 
 
 def test_the_committed_report_schema_is_the_report_s_own() -> None:
-    from contourcast.service.report import Report
+    from contourcast.service.outputs.report import Report
 
     committed = json.loads((REPOSITORY / "docs" / "report.schema.json").read_text())
     assert committed == Report.model_json_schema()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from httpx import Client
 
-from contourcast.service.app import create_app
+from contourcast.service.api.app import create_app
 from contourcast.service.settings import ServiceSettings
 from support.course import CourseFiles
 from support.data import REPOSITORY, data_item
@@ -271,7 +271,7 @@ def test_the_openapi_document_names_every_route_and_is_the_committed_one(http: C
         "/health/ready",
     }
     committed = json.loads((REPOSITORY / "docs" / "openapi.json").read_text("utf-8"))
-    assert document == committed, "python -m contourcast.service.app > docs/openapi.json"
+    assert document == committed, "python -m contourcast.service.api.app > docs/openapi.json"
     assert "Problem" in document["components"]["schemas"]
     taken = document["paths"]["/v1/instances"]["post"]["requestBody"]["content"]
     assert set(taken) == {"multipart/form-data", "application/zip", "application/dicom"}

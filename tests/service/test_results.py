@@ -17,7 +17,7 @@ from contourcast.imaging.verdict import Figure, Quality, Verdict
 from contourcast.imaging.volume import Probability
 from contourcast.propagate import Drawn
 from contourcast.registration.result import LevelLog, Registration, Registrations
-from contourcast.service.results import dump, load
+from contourcast.service.jobs.results import dump, load
 
 
 def grid() -> Grid:

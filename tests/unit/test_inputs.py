@@ -10,7 +10,7 @@ import pytest
 from contourcast.imaging.errors import FrameMismatchError, InputError
 from contourcast.imaging.rasterise import rasterise
 from contourcast.propagate import Case
-from contourcast.service.inputs import read_case
+from contourcast.service.jobs.inputs import read_case
 from support.course import TUMOUR_XYZ_MM, CourseFiles, make_course
 from support.dicom_factory import disc, make_registration, make_structure_set, uid
 

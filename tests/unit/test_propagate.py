@@ -24,7 +24,7 @@ from contourcast.propagate import (
     propagate,
     register,
 )
-from contourcast.service.inputs import read_case
+from contourcast.service.jobs.inputs import read_case
 from support.course import CourseFiles, make_course
 
 

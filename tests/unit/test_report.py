@@ -17,8 +17,8 @@ from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import ContourcastError
 from contourcast.models.selective_scan import explain_scan
 from contourcast.propagate import Propagation, Settings, propagate
-from contourcast.service.inputs import read_case
-from contourcast.service.report import FILES, NOTICE, write_results
+from contourcast.service.jobs.inputs import read_case
+from contourcast.service.outputs.report import FILES, NOTICE, write_results
 from support.course import CourseFiles, make_course
 from support.data import REPOSITORY
 
@@ -125,7 +125,7 @@ def test_a_failure_in_mid_write_leaves_nothing(
     def full(*_: object) -> bytes:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("contourcast.service.report.overlay_png", full)
+    monkeypatch.setattr("contourcast.service.outputs.report.overlay_png", full)
     with pytest.raises(OSError, match="No space"):
         write_results(result, tmp_path / "out", made_at=MADE_AT)
     assert list(tmp_path.iterdir()) == []

@@ -33,7 +33,7 @@ from contourcast.imaging.volume import Volume
 from contourcast.models.selective_scan import explain_scan
 from contourcast.propagate import Drawn, Propagation, color_rgb, is_network
 from contourcast.registration.result import Registrations
-from contourcast.service.pictures import overlay_png
+from contourcast.service.outputs.pictures import overlay_png
 
 FILES: Final = ("RS.dcm", "REG.dcm", "report.json", "report.html", "overlay.png")
 NOTICE: Final = (
@@ -230,7 +230,7 @@ def build_report(propagation: Propagation, *, made_at: datetime) -> Report:
 def render_html(report: Report, propagation: Propagation, picture: bytes) -> str:
     """One self-contained page for a physicist: no script, no outside file."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("contourcast.service", "."),
+        loader=jinja2.PackageLoader("contourcast.service.outputs", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

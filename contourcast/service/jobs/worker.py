@@ -1,4 +1,4 @@
-"""``python -m contourcast.service.worker``: the process that runs jobs, started by the server."""
+"""``python -m contourcast.service.jobs.worker``: runs jobs; the server starts it."""
 
 from contourcast.service.server import work_until_abandoned
 

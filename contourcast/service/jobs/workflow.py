@@ -16,9 +16,9 @@ import structlog
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, Queue, SetWorkflowID
 
 from contourcast.imaging.errors import ContourcastError
+from contourcast.service.jobs.steps import Steps
 from contourcast.service.problems import BusyError, DiskFullError, log_fault, problem_of, unexpected
 from contourcast.service.settings import ServiceSettings
-from contourcast.service.steps import Steps
 from contourcast.service.store import Store, writing
 
 # Raised when the steps change, and only then: a worker takes up jobs of its own version alone.

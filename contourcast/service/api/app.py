@@ -28,7 +28,7 @@ from contourcast.propagate import NETWORK
 from contourcast.registration.methods import METHODS
 from contourcast.service import problems
 from contourcast.service.ingest import MIB, Answer, take_files, take_zip
-from contourcast.service.orders import (
+from contourcast.service.jobs.orders import (
     PropagationRequest,
     make_order,
     order_id,

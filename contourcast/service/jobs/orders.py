@@ -19,10 +19,10 @@ from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import InputError
 from contourcast.imaging.structures import StructureSet
 from contourcast.propagate import ALL_METHODS, KNOWN_METHODS, Case, Settings, is_network
-from contourcast.registration.result import Focus
 from contourcast.registration.methods import METHODS
+from contourcast.registration.result import Focus
 from contourcast.registration.settings import RegistrationSettings
-from contourcast.service.inputs import read_case
+from contourcast.service.jobs.inputs import read_case
 from contourcast.service.problems import NotFoundError
 from contourcast.service.store import Kept, Store
 

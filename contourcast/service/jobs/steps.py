@@ -22,9 +22,9 @@ import structlog
 from contourcast import propagate as pipeline
 from contourcast.imaging.errors import WeightsError
 from contourcast.propagate import Case, Drawn, Network, Propagation, Settings, is_network
-from contourcast.service.orders import case_of, settings_of
-from contourcast.service.report import write_results
-from contourcast.service.results import dump, load
+from contourcast.service.jobs.orders import case_of, settings_of
+from contourcast.service.jobs.results import dump, load
+from contourcast.service.outputs.report import write_results
 from contourcast.service.store import Job, Store, flush_folder
 
 log = structlog.get_logger()

@@ -1,0 +1,1 @@
+"""Durable work: orders, steps, the engine that runs them."""

@@ -1,0 +1,1 @@
+"""What a propagation looks like to people and archives: report, pictures."""
