@@ -56,6 +56,14 @@ class DiskFullError(ContourcastError):
     """Free space is below the reserve."""
 
 
+class PeerError(ContourcastError):
+    """Another system did not do what it was asked for."""
+
+
+class PeerUnreachableError(PeerError):
+    """Another system does not answer at all, or not in time."""
+
+
 class SettingsError(ContourcastError):
     """The service cannot run as it is told to."""
 
@@ -72,6 +80,7 @@ STATUS: Final[dict[type[ContourcastError], int]] = {
     SlowUploadError: 408,
     BusyError: 503,
     DiskFullError: 507,
+    PeerError: 502,
     SettingsError: 500,
     WeightsError: 500,
 }
