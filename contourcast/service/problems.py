@@ -32,6 +32,10 @@ class ConflictError(ContourcastError):
     """Other content than what is kept came under the same identifier."""
 
 
+class ForbiddenTransitionError(ContourcastError):
+    """What it is now does not allow that."""
+
+
 class TooLargeError(ContourcastError):
     """More bytes or files than the service takes in one go."""
 
@@ -74,6 +78,7 @@ STATUS: Final[dict[type[ContourcastError], int]] = {
     NotFoundError: 404,
     NotReadyError: 409,
     ConflictError: 409,
+    ForbiddenTransitionError: 409,
     TooLargeError: 413,
     UnsupportedMediaError: 415,
     ForeignPageError: 403,
