@@ -1,0 +1,1 @@
+"""How what came in finds its course: facts in, a decision with written reasons out."""
