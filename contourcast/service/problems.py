@@ -60,6 +60,10 @@ class DiskFullError(ContourcastError):
     """Free space is below the reserve."""
 
 
+class StoreError(ContourcastError):
+    """The store of files cannot be reached."""
+
+
 class PeerError(ContourcastError):
     """Another system did not do what it was asked for."""
 
@@ -85,6 +89,7 @@ STATUS: Final[dict[type[ContourcastError], int]] = {
     SlowUploadError: 408,
     BusyError: 503,
     DiskFullError: 507,
+    StoreError: 503,
     PeerError: 502,
     SettingsError: 500,
     WeightsError: 500,

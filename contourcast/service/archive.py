@@ -1,0 +1,444 @@
+"""What came in: every instance byte for byte in the store, and what the index says of it.
+
+A file is in the store, whole and flushed, before a row of the index speaks of it; so a row never
+points to half a file, whatever is switched off when. The first content of a SOP Instance UID
+stays; another one under the same UID is set aside and told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import uuid
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import Connection, Row, func, select, update
+
+from contourcast.imaging.dicom.instance import Header
+from contourcast.imaging.source import Patient
+from contourcast.service.index.database import Index, now
+from contourcast.service.index.tables import arrival, instance, patient, series
+from contourcast.service.store.blobs import Blobs
+from contourcast.service.store.disk import require_space
+
+Outcome = Literal["stored", "already", "conflict", "refused"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """An instance that is here."""
+
+    sop_uid: str
+    sop_class_uid: str
+    modality: str
+    series_uid: str
+    study_uid: str
+    frame_of_reference: str
+    file_digest: str
+    size_bytes: int
+    plane: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """A file on its way in: read, judged, not yet in the store."""
+
+    path: Path
+    file_digest: str
+    size_bytes: int
+    header: Header
+    modality: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """What is kept of a series; nothing of the patient."""
+
+    series_uid: str
+    study_uid: str
+    modality: str
+    frames_of_reference: tuple[str, ...]
+    instances: int
+    size_bytes: int
+    conflicts: int
+    last_arrival_at: str
+    state: str
+    reason: str
+    revision: str | None
+
+
+class Archive:
+    """Instances: bytes in a store, rows in an index. Any number of processes may use it at once.
+
+    Args:
+        index: Says what there is.
+        blobs: Holds the files.
+        incoming: A folder on this machine for files on their way in.
+        disk_reserve_bytes: Free space below which nothing more is taken in.
+    """
+
+    def __init__(
+        self, index: Index, blobs: Blobs, *, incoming: Path, disk_reserve_bytes: int = 0
+    ) -> None:
+        self.index = index
+        self.blobs = blobs
+        self._incoming = incoming
+        self._reserve_bytes = disk_reserve_bytes
+        incoming.mkdir(parents=True, exist_ok=True)
+
+    # Coming in
+
+    def require_space(self) -> None:
+        """Refuses to take anything in when the disk is below its reserve.
+
+        Raises:
+            DiskFullError: It is.
+        """
+        require_space(self._incoming, self._reserve_bytes)
+
+    def incoming(self) -> Path:
+        """A name for a file on its way in."""
+        return self._incoming / f"{uuid.uuid4().hex}.part"
+
+    def discard_incoming(self) -> int:
+        """Deletes what a process that was killed left on its way in; how many."""
+        left = list(self._incoming.iterdir())
+        for path in left:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        return len(left)
+
+    def admit(
+        self, staged: Sequence[Staged], compare: Callable[[Path, Path], bool], *, sender: str
+    ) -> list[Outcome]:
+        """Takes files in, all in one transaction.
+
+        Args:
+            staged: On our disk.
+            compare: Whether two files, the kept one and the new one, say the same.
+            sender: Who brought them: an AE title, or the way they came.
+
+        Returns:
+            For each: stored; already (same bytes, or other bytes that say the same); conflict
+            (the first stays, this one is set aside).
+        """
+        known = self.known({file.header.sop_instance_uid for file in staged})
+        while True:
+            outcomes = self._judge(staged, known, compare)
+            self.blobs.put(
+                {
+                    _key(file, outcome): self._where(file)
+                    for file, outcome in zip(staged, outcomes, strict=True)
+                    if outcome != "already"
+                }
+            )
+            overtaken = self._record(staged, outcomes, sender)
+            if not overtaken:
+                return outcomes
+            known |= self.known(overtaken)  # another process was first with these: judge again
+
+    def _judge(
+        self,
+        staged: Sequence[Staged],
+        known: dict[str, Kept],
+        compare: Callable[[Path, Path], bool],
+    ) -> list[Outcome]:
+        first: dict[str, Staged] = {}
+        outcomes: list[Outcome] = []
+        for file in staged:
+            uid = file.header.sop_instance_uid
+            here, earlier = known.get(uid), first.setdefault(uid, file)
+            if here is None and earlier is file:
+                outcomes.append("stored")
+            elif here is None:
+                same = _same(
+                    earlier.file_digest, earlier.header.series_instance_uid, file
+                ) or compare(self._where(earlier), self._where(file))
+                outcomes.append("already" if same else "conflict")
+            else:
+                same = here.file_digest == file.file_digest or (
+                    here.series_uid == file.header.series_instance_uid
+                    and compare(self.path(here), self._where(file))
+                )
+                outcomes.append("already" if same else "conflict")
+        return outcomes
+
+    def _where(self, file: Staged) -> Path:
+        """Where the bytes lie: still on their way in, or, when judged anew, in the store."""
+        if file.path.exists():
+            return file.path
+        for outcome in ("stored", "conflict"):
+            if self.blobs.has(key := _key(file, outcome)):
+                return self.blobs.get(key)
+        raise FileNotFoundError(file.path.name)
+
+    def _record(
+        self, staged: Sequence[Staged], outcomes: Sequence[Outcome], sender: str
+    ) -> set[str]:
+        """Writes the rows; instead, and nothing of them, the UIDs that somebody else took first."""
+        at = now().isoformat()
+        try:
+            with self.index.write() as index:
+                overtaken = {
+                    file.header.sop_instance_uid
+                    for file, outcome in zip(staged, outcomes, strict=True)
+                    if outcome == "stored" and not self._insert(index, file)
+                }
+                if overtaken:
+                    raise _OvertakenError(overtaken)
+                index.execute(
+                    arrival.insert(),
+                    [
+                        {
+                            "sop_uid": file.header.sop_instance_uid,
+                            "series_uid": file.header.series_instance_uid,
+                            "file_digest": file.file_digest,
+                            "outcome": outcome,
+                            "sender": sender,
+                            "at": at,
+                        }
+                        for file, outcome in zip(staged, outcomes, strict=True)
+                    ],
+                )
+                new = [f for f, o in zip(staged, outcomes, strict=True) if o == "stored"]
+                self._note_series(index, new, sender, at)
+        except _OvertakenError as race:
+            return race.sop_uids
+        return set()
+
+    def _insert(self, index: Connection, file: Staged) -> bool:
+        head = file.header
+        row = {
+            "sop_uid": head.sop_instance_uid,
+            "sop_class_uid": head.sop_class_uid,
+            "modality": file.modality,
+            "series_uid": head.series_instance_uid,
+            "study_uid": head.study_instance_uid,
+            "frame_of_reference": head.frame_of_reference,
+            "file_digest": file.file_digest,
+            "bytes": file.size_bytes,
+            "plane_json": _plane(head),
+        }
+        return index.execute(self.index.insert_new(instance, row)).rowcount == 1
+
+    def _note_series(self, index: Connection, new: Sequence[Staged], sender: str, at: str) -> None:
+        for uid, file in {f.header.series_instance_uid: f for f in new}.items():
+            head = file.header
+            key = patient_key(head.patient)
+            if key:
+                identity = _identity(head.patient)
+                index.execute(
+                    self.index.insert_new(patient, {"key": key, "identity_json": identity})
+                )
+                index.execute(
+                    update(patient).where(patient.c.key == key).values(identity_json=identity)
+                )
+            index.execute(
+                self.index.insert_new(
+                    series,
+                    {
+                        "uid": uid,
+                        "study_uid": head.study_instance_uid,
+                        "modality": file.modality,
+                        "patient_key": key,
+                        "facts_json": facts_of(head),
+                        "sender": sender,
+                        "counted_json": [],
+                        "last_arrival_at": at,
+                        "state": "arriving",
+                        "reason": "",
+                    },
+                )
+            )
+            index.execute(
+                update(series)
+                .where(series.c.uid == uid)
+                .values(last_arrival_at=at, state="arriving", released_at=None)
+            )
+
+    # What there is
+
+    def instance(self, sop_uid: str) -> Kept | None:
+        """The instance of that SOP Instance UID; None when there is none."""
+        return self.known({sop_uid}).get(sop_uid)
+
+    def known(self, sop_uids: Collection[str]) -> dict[str, Kept]:
+        """Those of these SOP Instance UIDs that are here."""
+        with self.index.read() as index:
+            return {
+                row.sop_uid: _kept(row)
+                for batch in _batches(sorted(sop_uids))
+                for row in index.execute(select(instance).where(instance.c.sop_uid.in_(batch)))
+            }
+
+    def instances_of(self, series_uid: str) -> list[Kept]:
+        """The instances of a series, in the order of their UIDs."""
+        return self._select(instance.c.series_uid == series_uid)
+
+    def of_modality(self, modality: str) -> list[Kept]:
+        """Every instance of a modality, such as ``RTSTRUCT``, in the order of their UIDs."""
+        return self._select(instance.c.modality == modality)
+
+    def _select(self, condition: Any) -> list[Kept]:
+        query = select(instance).where(condition).order_by(instance.c.sop_uid)
+        with self.index.read() as index:
+            return [_kept(row) for row in index.execute(query)]
+
+    def series(self, *, after: str = "", limit: int | None = None) -> list[Series]:
+        """Series in the order of their UIDs.
+
+        Args:
+            after: Only those whose UID comes after this one.
+            limit: At most so many.
+        """
+        chosen = select(series).where(series.c.uid > after).order_by(series.c.uid).limit(limit)
+        with self.index.read() as index:
+            rows = index.execute(chosen).all()
+            uids = [row.uid for row in rows]
+            counts = _counts(index, uids)
+            conflicts = _conflicts(index, uids)
+        return [
+            Series(
+                series_uid=row.uid,
+                study_uid=row.study_uid,
+                modality=row.modality,
+                frames_of_reference=tuple(sorted(f for f in counts[row.uid][2] if f)),
+                instances=counts[row.uid][0],
+                size_bytes=counts[row.uid][1],
+                conflicts=conflicts.get(row.uid, 0),
+                last_arrival_at=row.last_arrival_at,
+                state=row.state,
+                reason=row.reason,
+                revision=row.revision,
+            )
+            for row in rows
+        ]
+
+    def path(self, kept: Kept) -> Path:
+        """A file on this machine with the bytes of an instance."""
+        return self.file_of(kept.series_uid, kept.file_digest)
+
+    def file_of(self, series_uid: str, file_digest: str) -> Path:
+        """A file on this machine with the bytes of that digest."""
+        return self.blobs.get(instance_key(series_uid, file_digest))
+
+
+class _OvertakenError(Exception):
+    """Rows that another process wrote first."""
+
+    def __init__(self, sop_uids: set[str]) -> None:
+        self.sop_uids = sop_uids
+        super().__init__("overtaken")
+
+
+def patient_key(who: Patient) -> str:
+    """A patient as a key that says nothing to a reader; empty when the file names no ID."""
+    issuer, patient_id = who.issuer.strip(), who.patient_id.strip()
+    if not patient_id:
+        return ""
+    return hashlib.sha256(f"{issuer}\0{patient_id}".encode()).hexdigest()[:32]
+
+
+def facts_of(head: Header) -> dict[str, Any]:
+    """What a series' header says that matching asks for."""
+    return {
+        "patient": _identity(head.patient),
+        "study_date": head.study.date,
+        "study_time": head.study.time,
+        "series_date": head.series_date,
+        "series_time": head.series_time,
+        "series_number": head.series_number,
+        "series_description": head.series_description,
+        "image_type": list(head.image_type),
+        "manufacturer": head.manufacturer,
+        "model": head.model,
+        "patient_position": head.patient_position,
+        "frame_of_reference": head.frame_of_reference,
+    }
+
+
+def instance_key(series_uid: str, file_digest: str) -> str:
+    """Where an instance lies in the store."""
+    folder = hashlib.sha256(series_uid.encode()).hexdigest()[:32]
+    return f"instances/{folder}/{file_digest}.dcm"
+
+
+def _key(file: Staged, outcome: str) -> str:
+    if outcome == "conflict":
+        return f"quarantine/{file.file_digest}.dcm"
+    return instance_key(file.header.series_instance_uid, file.file_digest)
+
+
+def _same(digest: str, series_uid: str, file: Staged) -> bool:
+    return (digest, series_uid) == (file.file_digest, file.header.series_instance_uid)
+
+
+def _identity(who: Patient) -> dict[str, str]:
+    return {
+        "patient_id": who.patient_id,
+        "issuer": who.issuer,
+        "name": who.name,
+        "birth_date": who.birth_date,
+    }
+
+
+def _plane(head: Header) -> dict[str, Any]:
+    plane = head.plane
+    if plane.position_xyz_mm is None or plane.orientation is None:
+        return {}
+    return {
+        "position_xyz_mm": list(plane.position_xyz_mm),
+        "orientation": list(plane.orientation),
+    }
+
+
+def _kept(row: Row[Any]) -> Kept:
+    return Kept(
+        sop_uid=row.sop_uid,
+        sop_class_uid=row.sop_class_uid,
+        modality=row.modality,
+        series_uid=row.series_uid,
+        study_uid=row.study_uid,
+        frame_of_reference=row.frame_of_reference,
+        file_digest=row.file_digest,
+        size_bytes=row.bytes,
+        plane=row.plane_json,
+    )
+
+
+def _counts(index: Connection, uids: Sequence[str]) -> dict[str, tuple[int, int, set[str]]]:
+    """Of each series: instances, bytes, frames of reference."""
+    query = (
+        select(
+            instance.c.series_uid,
+            instance.c.frame_of_reference,
+            func.count().label("instances"),
+            func.sum(instance.c.bytes).label("bytes"),
+        )
+        .where(instance.c.series_uid.in_(uids))
+        .group_by(instance.c.series_uid, instance.c.frame_of_reference)
+    )
+    found: dict[str, tuple[int, int, set[str]]] = {uid: (0, 0, set()) for uid in uids}
+    for row in index.execute(query):
+        number, size, frames = found[row.series_uid]
+        found[row.series_uid] = (
+            number + row.instances,
+            size + int(row.bytes),
+            frames | {row.frame_of_reference},
+        )
+    return found
+
+
+def _conflicts(index: Connection, uids: Sequence[str]) -> dict[str, int]:
+    query = (
+        select(arrival.c.series_uid, func.count().label("conflicts"))
+        .where(arrival.c.series_uid.in_(uids), arrival.c.outcome == "conflict")
+        .group_by(arrival.c.series_uid)
+    )
+    return {row.series_uid: row.conflicts for row in index.execute(query)}
+
+
+def _batches(items: Sequence[str], size: int = 500) -> Iterable[Sequence[str]]:
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,32 @@
+"""Who works: a row for each worker, with the time that the database last saw it."""
+
+from __future__ import annotations
+
+from sqlalchemy import select, text, update
+
+from contourcast.service.index.database import DATABASE_CLOCK, Index
+from contourcast.service.index.tables import worker
+
+
+class Workers:
+    """The table of workers; all times are of the database's clock, in seconds."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+
+    def seen(self, executor: str, queues: str) -> None:
+        """A worker is alive."""
+        with self.index.write() as at:
+            clock_s = at.execute(text(DATABASE_CLOCK[at.dialect.name])).scalar_one()
+            row = {"executor": executor, "queues": queues, "seen_s": clock_s}
+            at.execute(self.index.insert_new(worker, row))
+            at.execute(update(worker).where(worker.c.executor == executor).values(**row))
+
+    def silent_s(self) -> dict[str, float]:
+        """Of each worker that was ever seen: seconds since then."""
+        clock_s = self.index.clock_s()
+        with self.index.read() as at:
+            return {
+                row.executor: clock_s - row.seen_s
+                for row in at.execute(select(worker).order_by(worker.c.executor))
+            }

@@ -1,0 +1,1 @@
+"""The store: bytes by name, behind five verbs, wherever they lie."""
