@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from contourcast.imaging.errors import ContourcastError, WeightsError
 
 MEDIA_TYPE: Final = "application/problem+json"
+CHALLENGE: Final = 'Bearer realm="contourcast"'  # RFC 6750 §3
 log = structlog.get_logger()
 
 
@@ -46,6 +47,14 @@ class UnsupportedMediaError(ContourcastError):
 
 class ForeignPageError(ContourcastError):
     """A page of another site, or a name that is not this machine's, asked."""
+
+
+class UnauthorizedError(ContourcastError):
+    """Nobody that we know asked."""
+
+
+class ForbiddenError(ContourcastError):
+    """Whoever asked may not do that."""
 
 
 class SlowUploadError(ContourcastError):
@@ -86,6 +95,8 @@ STATUS: Final[dict[type[ContourcastError], int]] = {
     TooLargeError: 413,
     UnsupportedMediaError: 415,
     ForeignPageError: 403,
+    UnauthorizedError: 401,
+    ForbiddenError: 403,
     SlowUploadError: 408,
     BusyError: 503,
     DiskFullError: 507,
@@ -240,7 +251,9 @@ class _Faults:
 
 def respond(problem: Problem, *, headers: dict[str, str] | None = None) -> JSONResponse:
     """The response that carries a problem."""
-    extra = {"Retry-After": "10"} if problem.status == 503 else {}
+    extra = {503: {"Retry-After": "10"}, 401: {"WWW-Authenticate": CHALLENGE}}.get(
+        problem.status, {}
+    )
     return JSONResponse(
         problem.model_dump(),
         status_code=problem.status,
