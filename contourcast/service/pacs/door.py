@@ -1,4 +1,4 @@
-"""What the ways from archives share: the door that files come in by, and receipts for what went out.
+"""What the ways from archives share: the door that files come in by, receipts for what went out.
 
 The DICOM node, the reconciliation with Orthanc and the pull over DICOMweb all bring files to one
 `Door`; whoever implements it decides alone what is taken.
@@ -6,12 +6,16 @@ The DICOM node, the reconciliation with Orthanc and the pull over DICOMweb all b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import pydicom
+
 Outcome = Literal["stored", "already", "conflict", "refused"]
+# Whether the second file says what the first says: one instance in two encodings, for example.
+Same = Callable[[Path, Path], bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,3 +64,8 @@ class Receipt:
     sop_instance_uid: str
     outcome: Outcome
     reason: str = ""
+
+
+def same_data_set(ours: Path, theirs: Path) -> bool:
+    """Whether two files hold equal data sets, whatever their encoding and meta information."""
+    return bool(pydicom.dcmread(ours) == pydicom.dcmread(theirs))
