@@ -72,7 +72,8 @@ from contourcast.service.pacs.wire import (
     bound,
     quiet,
 )
-from contourcast.service.problems import BusyError, DiskFullError, SettingsError, log_fault
+from contourcast.service.problems import SettingsError, log_fault
+from contourcast.service.problems import status_of as http_status_of
 
 RT_PLAN: Final = "1.2.840.10008.5.1.4.1.1.481.5"
 CLASSES: Final = frozenset(
@@ -351,10 +352,9 @@ class DoorIntake:
         """Takes an instance in; the answer to it."""
         try:
             status, cause = self._take(received)
-        except (DiskFullError, BusyError) as error:
-            status, cause = OUT_OF_RESOURCES, error.cause
         except ContourcastError as error:
-            status, cause = CANNOT_UNDERSTAND, error.cause
+            later = http_status_of(error) in (503, 507)  # of the store, the index or the disk
+            status, cause = (OUT_OF_RESOURCES if later else CANNOT_UNDERSTAND), error.cause
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 log_fault("store_failed", error, trace=received.sop_uid)

@@ -36,13 +36,13 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
-from pynetdicom import _config
+from pynetdicom import AE, _config
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
-from pynetdicom.dimse_primitives import C_CANCEL, C_STORE, N_EVENT_REPORT
+from pynetdicom.dimse_messages import C_STORE_RQ, N_EVENT_REPORT_RQ, DIMSEMessage
+from pynetdicom.dimse_primitives import C_CANCEL, C_STORE
 from pynetdicom.pdu_primitives import P_DATA
-from pynetdicom.transport import AssociationSocket
+from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from contourcast.imaging.dicom.modules import IMPLEMENTATION_CLASS_UID
 from contourcast.imaging.errors import ContourcastError, DicomError
@@ -59,8 +59,10 @@ PDU_HEADER_BYTES: Final = 6  # PS3.8 §9.3.1
 COMMAND_BYTES: Final = 64 << 10
 MESSAGE_BYTES: Final = 4 << 20
 # Nobody may send the next request before the last is answered (PS3.7 D.3.3.3: one operation at a
-# time, unless negotiated otherwise, which pynetdicom does not); C-CANCEL apart.
-WAITING: Final = 4
+# time, unless negotiated otherwise, which pynetdicom does not); C-CANCEL apart. Answers to a query
+# of ours may come faster than they are read.
+REQUESTS_WAITING: Final = 4
+ANSWERS_WAITING: Final = 25_000
 # How long what we send may wait while nothing comes.
 TURN_S: Final = 0.001
 
@@ -403,7 +405,8 @@ class Messages(DIMSEServiceProvider):
         self._deliver(message)
 
     def _new_message(self) -> DIMSEMessage:
-        if self.msg_queue.qsize() >= WAITING:
+        waiting = REQUESTS_WAITING if self.assoc.is_acceptor else ANSWERS_WAITING
+        if self.msg_queue.qsize() >= waiting:
             raise BreachError
         message = DIMSEMessage()
         message.encoded_command_set = _Command()
@@ -420,24 +423,26 @@ class Messages(DIMSEServiceProvider):
         body = cast(Body, message.data_set)
         body.land()
         request = message.message_to_primitive()
-        if isinstance(request, C_STORE) and not request.is_valid_request:
-            raise BreachError  # pynetdicom would not answer it, and the peer would wait
-        if not isinstance(message, C_STORE_RQ):
-            self._bodies.remove(body)
         context_id = cast(int, message.context_id)
+        if isinstance(message, C_STORE_RQ):
+            self._instance(cast(C_STORE, request), context_id)
+            return
+        self._bodies.remove(body)
         if isinstance(request, C_CANCEL):
-            if len(self.cancel_req) < WAITING:
+            if len(self.cancel_req) < REQUESTS_WAITING:
                 self.cancel_req[cast(int, request.MessageIDBeingRespondedTo)] = request
-        elif (
-            isinstance(request, N_EVENT_REPORT)
-            and request.is_valid_request
-            and self.assoc.is_requestor
-        ):
+        elif isinstance(message, N_EVENT_REPORT_RQ) and self.assoc.is_requestor:
             # It may come before the answer that a thread of ours waits for.
             threading.Thread(
                 target=self.assoc._serve_request, args=(request, context_id), daemon=True
             ).start()
-        elif isinstance(request, C_STORE) and self._intake and self.assoc.is_acceptor:
+        else:
+            self.msg_queue.put((context_id, request))
+
+    def _instance(self, request: C_STORE, context_id: int) -> None:
+        if not request.is_valid_request:
+            raise BreachError  # pynetdicom would not answer it, and the peer would wait
+        if self._intake is not None and self.assoc.is_acceptor:
             # Here, and not in the thread that looks for messages every so often: nothing more is
             # read of a sender that does not wait for its answer.
             self._answer(request, context_id)
@@ -484,7 +489,8 @@ def bound(
 class _Socket(AssociationSocket):
     """Reads within bounds, and waits for what comes instead of looking for it every so often.
 
-    pynetdicom makes its sockets itself, so this is made of one of them: it has no state of its own.
+    pynetdicom makes the socket of those who call us itself, so this is made of one of them: it has
+    no state of its own.
     """
 
     @property
@@ -524,6 +530,27 @@ class _Socket(AssociationSocket):
                 came += here
         connection.settimeout(self.select_timeout)
         return data if came == nr_bytes else data[:came]
+
+    def _shutdown_socket(self) -> None:
+        """Closes it, also where no connection came about."""
+        if self.socket is not None:
+            with suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+            self.socket.close()
+
+
+class CallingAE(AE):
+    """An AE that calls others through sockets of ours."""
+
+    def _create_socket(
+        self,
+        assoc: Association,
+        address: AddressInformation,
+        tls_args: tuple[ssl.SSLContext, str] | None,
+    ) -> AssociationSocket:
+        made = _Socket(assoc, address=address)
+        made.tls_args = tls_args
+        return made
 
 
 def quiet() -> None:
