@@ -59,5 +59,10 @@ def _lines(row: Row) -> list[str]:
     lines = [f"{row.verdict:<11}  {row.series_uid or '(no series)'}  {row.files} files", decided]
     if row.series is not None:
         stated = ("manufacturer", "model", "description", "image_type")
-        lines.append("; ".join(f"{name} '{fields[name]}'" for name in stated))
+        lines.append("; ".join(f"{name} '{_printable(fields[name])}'" for name in stated))
     return [lines[0], *(f"             {line}" for line in lines[1:])]
+
+
+def _printable(text: str) -> str:
+    """Text of a file, unable to steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -20,6 +20,7 @@ class Plan:
         isocentres_xyz_mm: LPS mm, each once, in the order of the file.
         date: DA text, (300A,0006), as it stands.
         time: TM text, (300A,0007), as it stands.
+        intent: (300A,000A), such as CURATIVE or VERIFICATION; empty when the file does not say.
         approval_status: (300E,0002), such as APPROVED; empty when the file does not say.
         digest: SHA-256 (hex) of the file.
         notes: What the reader found odd, a sentence each.
@@ -35,6 +36,7 @@ class Plan:
     label: str = field(default="", repr=False)
     date: str = ""
     time: str = ""
+    intent: str = ""
     approval_status: str = ""
     digest: str = ""
     notes: tuple[str, ...] = ()

@@ -54,6 +54,7 @@ def write_plan(
     dataset.PatientName, dataset.PatientID = "Phantom^Test", "P-1"
     dataset.FrameOfReferenceUID = uid("frame")
     dataset.RTPlanLabel, dataset.RTPlanGeometry = "LUNG", "PATIENT"
+    dataset.PlanIntent = "CURATIVE"
     dataset.RTPlanDate, dataset.RTPlanTime = "20260105", "083000"
     dataset.BeamSequence = list(beams or [beam(1, AIM, None), beam(2, AIM, None)])
     dataset.ReferencedStructureSetSequence = [
@@ -76,7 +77,7 @@ def test_a_plan_is_read_as_it_stands(tmp_path: Path) -> None:
     assert plan.frame_of_reference == uid("frame")
     assert plan.isocentres_xyz_mm == (AIM,)
     assert (plan.label, plan.date, plan.time) == ("LUNG", "20260105", "083000")
-    assert plan.approval_status == "APPROVED"
+    assert (plan.intent, plan.approval_status) == ("CURATIVE", "APPROVED")
     assert plan.patient.patient_id == "P-1"
     assert plan.digest == hashlib.sha256(path.read_bytes()).hexdigest()
     assert plan.notes == ()

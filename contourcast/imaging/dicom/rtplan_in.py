@@ -69,6 +69,7 @@ def read_plan(path: Path, *, limits: Limits = LIMITS) -> Plan:
         label=a.text(0x300A0002),
         date=a.word(0x300A0006),
         time=a.word(0x300A0007),
+        intent=a.word(0x300A000A),
         approval_status=a.word(0x300E0002),
         digest=_digest(path),
         notes=tuple(notes),

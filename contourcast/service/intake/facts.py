@@ -23,6 +23,8 @@ from contourcast.imaging.plan import XYZ, Plan
 from contourcast.imaging.source import Patient
 from contourcast.imaging.structures import StructureSet
 
+# (300A,000A) Plan Intent, the defined terms that mean no patient (PS3.3 C.8.8.9).
+NO_TREATMENT: Final = frozenset({"VERIFICATION", "MACHINE_QA", "RESEARCH", "SERVICE"})
 OURS: Final = "contourcast"  # (0008,0070) Manufacturer of what we write, letter case aside
 
 
@@ -176,7 +178,11 @@ class StructureSetFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanFacts:
-    """An RT Plan."""
+    """An RT Plan.
+
+    Attributes:
+        intent: (300A,000A), as the file says it.
+    """
 
     sop_uid: str
     patient: PatientKey
@@ -184,6 +190,7 @@ class PlanFacts:
     frame_of_reference: str = ""
     isocentres_xyz_mm: tuple[XYZ, ...] = ()
     planned_at: datetime | None = None
+    intent: str = ""
     approval_status: str = ""
 
     @property
@@ -191,18 +198,25 @@ class PlanFacts:
         """Whether a person stands for it."""
         return self.approval_status == "APPROVED"
 
+    @property
+    def treats(self) -> bool:
+        """Whether a patient may be treated by it: not rejected, not for a phantom or a machine."""
+        return self.approval_status != "REJECTED" and self.intent not in NO_TREATMENT
+
 
 @dataclass(frozen=True, kw_only=True)
 class RegistrationFacts:
     """A Spatial Registration: which frames of reference it ties.
 
     Attributes:
+        made_at: As its series says; None: it does not.
         single: Whether each frame has one result, so that nobody has to choose.
     """
 
     sop_uid: str
     patient: PatientKey
     frames: tuple[str, ...]
+    made_at: datetime | None = None
     single: bool = True
 
     def ties(self, one: str, other: str) -> bool:
@@ -312,17 +326,19 @@ def plan_facts(plan: Plan) -> PlanFacts:
         frame_of_reference=plan.frame_of_reference,
         isocentres_xyz_mm=plan.isocentres_xyz_mm,
         planned_at=moment(plan.date, plan.time),
+        intent=plan.intent,
         approval_status=plan.approval_status,
     )
 
 
-def registration_facts(registration: SpatialRegistration) -> RegistrationFacts:
-    """The facts of a registration."""
+def registration_facts(registration: SpatialRegistration, header: Header) -> RegistrationFacts:
+    """The facts of a registration, with the header of the same file, which says when."""
     sources = [r.transform.source_frame for r in registration.results]
     return RegistrationFacts(
         sop_uid=registration.sop_instance_uid,
         patient=PatientKey.of(registration.patient),
         frames=registration.frames,
+        made_at=moment(header.series_date, header.series_time),
         single=len(set(sources)) == len(sources),
     )
 

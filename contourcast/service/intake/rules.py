@@ -158,11 +158,8 @@ class Judged:
 def judge_series(series: SeriesFacts, rules: SiteRules) -> Judged:
     """What a series is; the first rule that it meets decides."""
     if not series.is_ct:
-        return Judged(
-            verdict="ignore",
-            rule="",
-            why=f"it is {series.modality or 'something'}, not single-frame CT",
-        )
+        named = series.modality if re.fullmatch(r"[A-Z]{2,16}", series.modality) else "something"
+        return Judged(verdict="ignore", rule="", why=f"it is {named}, not a single-frame CT series")
     for rule in rules.series:
         if rule.met_by(series):
             return Judged(verdict=rule.verdict, rule=rule.name, why=rule.why())
