@@ -73,6 +73,10 @@ class StoreError(ContourcastError):
     """The store of files cannot be reached."""
 
 
+class DamagedError(StoreError):
+    """What lies in the store is not what was put there."""
+
+
 class PeerError(ContourcastError):
     """Another system did not do what it was asked for."""
 
@@ -101,6 +105,7 @@ STATUS: Final[dict[type[ContourcastError], int]] = {
     BusyError: 503,
     DiskFullError: 507,
     StoreError: 503,
+    DamagedError: 500,
     PeerError: 502,
     SettingsError: 500,
     WeightsError: 500,

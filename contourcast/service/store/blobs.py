@@ -7,14 +7,26 @@ of their bytes, or of what the bytes were made from, so putting twice is harmles
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from contourcast.imaging.errors import InputError
+from contourcast.service.problems import DamagedError
 
-KEY: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+PART: Final = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}"
+KEY: Final = re.compile(f"{PART}(/{PART})*", re.ASCII)
+PREFIX: Final = re.compile(f"({PART}/)*({PART})?", re.ASCII)
+DIGEST: Final = re.compile(r"(?:.*/)?([0-9a-f]{64})(?:\.[a-z0-9]+)?", re.ASCII)
+LONGEST_KEY: Final = 512
+# Files that are brought or sent at the same time: enough to hide a network's answer times.
+PARALLEL: Final = 8
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Blobs(Protocol):
@@ -26,6 +38,7 @@ class Blobs(Protocol):
         The files may be moved away; those whose key is there already are left where they are.
 
         Raises:
+            InputError: A key is none.
             DiskFullError: There is no room.
             StoreError: The store cannot be reached.
         """
@@ -34,18 +47,36 @@ class Blobs(Protocol):
         """A file on this machine that holds the bytes; to be read, not kept or changed.
 
         Raises:
+            InputError: The key is none.
             NotFoundError: Nothing lies under that key.
+            DamagedError: The bytes are not those that the key names; they are set aside, so that
+                they can be put again.
             StoreError: The store cannot be reached.
         """
 
     def has(self, key: str) -> bool:
-        """Whether something lies under that key."""
+        """Whether something lies under that key.
+
+        Raises:
+            InputError: The key is none.
+            StoreError: The store cannot be reached.
+        """
 
     def delete(self, key: str) -> None:
-        """Forgets what lies under that key, if anything does."""
+        """Forgets what lies under that key, if anything does.
+
+        Raises:
+            InputError: The key is none.
+            StoreError: The store cannot be reached.
+        """
 
     def list(self, prefix: str) -> Iterator[str]:
-        """Every key that begins so, sorted."""
+        """Every key that begins so, sorted.
+
+        Raises:
+            InputError: No key can begin so.
+            StoreError: The store cannot be reached.
+        """
 
 
 def require_key(key: str) -> str:
@@ -54,6 +85,59 @@ def require_key(key: str) -> str:
     Raises:
         InputError: It is not.
     """
-    if not KEY.fullmatch(key) or len(key) > 512:
+    if not KEY.fullmatch(key) or len(key) > LONGEST_KEY:
         raise InputError("this is no key of the store", remedy="use letters, digits, . - _ and /")
     return key
+
+
+def require_prefix(prefix: str) -> str:
+    """The prefix, if a key can begin so.
+
+    Raises:
+        InputError: None can.
+    """
+    if not PREFIX.fullmatch(prefix) or len(prefix) > LONGEST_KEY:
+        raise InputError("no key of the store begins so", remedy="use letters, digits, . - _ and /")
+    return prefix
+
+
+def digest_in(key: str) -> str | None:
+    """The SHA-256 that a key promises of its bytes; None when it promises none."""
+    found = DIGEST.fullmatch(key)
+    return found[1] if found else None
+
+
+def digest_of(path: Path) -> str:
+    """The SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damaged() -> DamagedError:
+    """The error for bytes that are not those that their key names."""
+    return DamagedError(
+        "a file of the store is damaged; it was set aside",
+        remedy="send it again, or restore it from a backup; then look at the disk",
+    )
+
+
+def fetch_all(blobs: Blobs, keys: Iterable[str]) -> list[Path]:
+    """`Blobs.get` of many keys, several at a time; in the order of the keys.
+
+    Raises:
+        StoreError, NotFoundError: As `Blobs.get`, for the first that failed.
+    """
+    return in_parallel(blobs.get, keys)
+
+
+def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Does the same with each item, several at a time; the results in the order of the items.
+
+    The first error is raised once those that had begun have ended; no further ones begin.
+    """
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        begun = [pool.submit(work, item) for item in items]
+        try:
+            return [one.result() for one in begun]
+        finally:
+            pool.shutdown(cancel_futures=True)
