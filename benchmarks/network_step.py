@@ -25,8 +25,18 @@ from contourcast.imaging.grid import Grid
 from contourcast.imaging.metrics import dice
 from contourcast.imaging.resample import Moved
 from contourcast.imaging.volume import Probability, Volume
+from contourcast.models.follow import follow, followed
 from contourcast.models.predictor import Predictor, load_network
-from contourcast.models.region import planning_on, region_grid, sample_on, scaling, scan_on
+from contourcast.models.region import (
+    as_carried,
+    planning_on,
+    region_grid,
+    sample_on,
+    scaling,
+    scan_on,
+    signed_distance,
+)
+from contourcast.models.weights import FOLLOWED
 from contourcast.propagate import Case, Settings, carry_prior, register
 from contourcast.service.jobs.inputs import read_case
 from support.data import data_item
@@ -86,7 +96,10 @@ def _case() -> Case:
 def _whole_volume(
     network: Predictor, cbct: Volume, r_ct: Probability, moved: Moved
 ) -> tuple[Float[np.ndarray, "c z y x"], Grid, Grid]:
-    """All of the scan as channels, on a grid of which the region's is a part."""
+    """All of the scan as channels, on a grid of which the region's is a part.
+
+    What follows the tissue is found in the region, as in the product, and stands still beyond it.
+    """
     card = network.card
     region = region_grid(
         r_ct,
@@ -109,6 +122,19 @@ def _whole_volume(
         "r_ct": sample_on(r_ct.values, r_ct.grid, onto=whole, outside=0.0),
         "planning_ct": planning_on(moved, whole),
     }
+    if set(FOLLOWED) & set(card.channels):
+        spacing = whole.spacing_zyx_mm
+        low = whole.index(region.origin_xyz_mm[None])[0].round().astype(int)[::-1]
+        here = tuple(slice(a, a + n) for a, n in zip(low, region.shape_zyx, strict=True))
+        moved_mm = follow(shown["cbct"][here], shown["planning_ct"][here], spacing_zyx_mm=spacing)
+        beyond = [
+            (a, n - a - m) for a, n, m in zip(low, whole.shape_zyx, region.shape_zyx, strict=True)
+        ]
+        field = np.pad(moved_mm, ((0, 0), *beyond), mode="edge")
+        prior_mm = signed_distance(shown["r_ct"], whole)
+        prior, planning = FOLLOWED
+        shown[prior] = as_carried(followed(prior_mm, field, spacing_zyx_mm=spacing))
+        shown[planning] = followed(shown["planning_ct"], field, spacing_zyx_mm=spacing)
     return np.stack([shown[name] for name in card.channels]), whole, region
 
 

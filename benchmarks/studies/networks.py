@@ -1,6 +1,6 @@
 """The networks beside each other: same samples, steps, seed and memory, with and without r-CT.
 
-    contourcast fit samples --curriculum docs/curriculum.toml --data DATA --out SAMPLES
+    contourcast fit samples --curriculum docs/networks.toml --data DATA --out SAMPLES
     python -m benchmarks.studies.networks SAMPLES OUT [--steps 300]
     python -m benchmarks.studies.unseen_fractions DATA SCORES \
         $(for m in OUT/*/model; do echo --network $(basename $(dirname $m))=$m; done)
@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from contourcast.models.networks import entry
 from contourcast.models.noise_reduction import NrmConfig
+from contourcast.training.augment import Augmentation
 from contourcast.training.loop import TrainSettings, export, train
 from contourcast.training.samples import load_samples, split
 
@@ -52,6 +53,8 @@ CHANNELS: Final[dict[str, tuple[str, ...]]] = {
     "r-ct": ("cbct", "r_ct"),
     "planned": ("cbct", "r_ct", "planning_ct"),
 }
+# What the first checkpoint was taught with, and every figure of docs/networks.md.
+AUGMENTATION: Final = Augmentation(prior_growth_mm=2.0, prior_wobble_mm=1.0, unfollowed=0.0)
 VALIDATION: Final = ("4DCT phase 00", *(f"phantom {2086 + n}" for n in range(4)))
 STEPS_PER_EPOCH: Final = 50
 
@@ -74,6 +77,7 @@ def main() -> None:
                 network=kind,
                 config=entry(kind).config_kind(channels_in=len(CHANNELS[shown]), **switches),
                 channels=CHANNELS[shown],
+                augmentation=AUGMENTATION,
                 seed=arguments.seed,
                 epochs=arguments.steps // STEPS_PER_EPOCH,
                 steps_per_epoch=STEPS_PER_EPOCH,

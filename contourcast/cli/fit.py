@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -49,20 +50,31 @@ def fit_network(
     epochs: Annotated[int, typer.Option(min=1)] = 40,
     steps: Annotated[int, typer.Option(min=1, help="Steps of an epoch.")] = 50,
     seed: Annotated[int, typer.Option()] = 1,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="At the first step.")] = 1e-3,
+    start: Annotated[
+        Path | None, typer.Option(help="Model folder to begin with; new channels begin with zeros.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
 ) -> None:
     """Fit a Diff-UMamba on samples, or go on where the folder's last epoch ended."""
-    from contourcast.training.loop import TrainSettings, export, train
+    from contourcast.models.weights import load_model
+    from contourcast.training.loop import TrainSettings, export, train, widened
     from contourcast.training.samples import load_samples, split
 
     settings = TrainSettings(
         epochs=epochs,
         steps_per_epoch=steps,
         seed=seed,
+        learning_rate=learning_rate,
         threads=threads,
         device=chosen_device(device, threads),
     )
+    weights = None
+    if start is not None:
+        begun, card, digest = load_model(start)
+        settings = replace(settings, start=digest)
+        weights = widened(begun.state_dict(), shown=card.channels, settings=settings)
     fitted, aside = split(load_samples(samples), validation_cts=validation)
     with progress() as tell:
         trained = train(
@@ -70,6 +82,7 @@ def fit_network(
             aside,
             settings,
             out,
+            start=weights,
             on_epoch=lambda e: tell(
                 f"epoch {e.epoch}: validation DSC {e.validation_dice:.3f}",
                 (e.epoch + 1) / epochs,
@@ -81,5 +94,5 @@ def fit_network(
         "cts": sorted({s.ct for s in fitted}),
         "validation_cts": sorted({s.ct for s in aside}),
     }
-    digest = export(trained, out / "model", training=facts)
-    typer.echo(f"best validation DSC {trained.best.validation_dice:.3f}; {digest}")
+    made = export(trained, out / "model", training=facts)
+    typer.echo(f"best validation DSC {trained.best.validation_dice:.3f}; {made.weights_sha256}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -17,18 +18,21 @@ from contourcast.imaging.errors import InputError, WeightsError
 from contourcast.imaging.grid import Grid
 from contourcast.imaging.resample import Moved
 from contourcast.imaging.volume import Probability, Volume, require_same_frame
+from contourcast.models.follow import follow, followed
 from contourcast.models.foreign import ours
 from contourcast.models.networks import SEGMENTING
 from contourcast.models.region import (
+    as_carried,
     is_empty,
     planning_on,
     region_grid,
     sample_on,
     scaling,
     scan_on,
+    signed_distance,
 )
 from contourcast.models.slicewise import on_volume
-from contourcast.models.weights import KNOWN_CHANNELS, Card, load_model
+from contourcast.models.weights import CARRIED_CT, FOLLOWED, KNOWN_CHANNELS, Card, load_model
 
 SHIPPED: Final = Path(__file__).parent / "checkpoints" / "diff-umamba"
 # nnU-Net v2: windows overlap by half and weigh by a Gaussian of an eighth of the patch.
@@ -94,11 +98,13 @@ class Predictor:
         prior = sample_on(r_ct.values, r_ct.grid, onto=grid, outside=0.0)
         scan = scaling(values, observed, card.normalisation, scan=cbct).apply(values)
         shown = {"cbct": scan, "r_ct": prior}
-        if "planning_ct" in card.channels:
+        if set(CARRIED_CT) & set(card.channels):
             if planning_ct is None:
                 raise InputError("this model looks at the planning CT, and none is given")
             require_same_frame(cbct.frame_of_reference, planning_ct.moving_from_fixed.source_frame)
             shown["planning_ct"] = planning_on(planning_ct, grid)
+        if set(FOLLOWED) & set(card.channels):
+            shown |= _as_followed(shown, grid)
         logits = self._logits(np.stack([shown[name] for name in card.channels]))
         logits[~plausible(logits > 0, prior, grid)] = -LOGIT_LIMIT
         return r_ct.with_values(_onto_scan(logits, grid, r_ct.grid))
@@ -119,6 +125,20 @@ class Predictor:
             weights[box] += weight
         logits: np.ndarray = (total / weights).clip(-LOGIT_LIMIT, LOGIT_LIMIT)
         return logits
+
+
+def _as_followed(
+    shown: Mapping[str, Float[np.ndarray, "z y x"]], grid: Grid
+) -> dict[str, Float[np.ndarray, "z y x"]]:
+    """The carried prior and planning CT where today's tissue says that they are (follow.py)."""
+    spacing = grid.spacing_zyx_mm
+    moved = follow(shown["cbct"], shown["planning_ct"], spacing_zyx_mm=spacing)
+    prior_mm = signed_distance(shown["r_ct"], grid)
+    prior, planning = FOLLOWED
+    return {
+        prior: as_carried(followed(prior_mm, moved, spacing_zyx_mm=spacing)),
+        planning: followed(shown["planning_ct"], moved, spacing_zyx_mm=spacing),
+    }
 
 
 def load_network(folder: Path | None, *, device: str = "cpu") -> Predictor:

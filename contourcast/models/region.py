@@ -31,6 +31,9 @@ PADDING_SHARE: Final = 0.01
 PLANNING_WINDOW_HU: Final = (-1000.0, 300.0)
 PLANNING_MIDDLE_HU: Final = -350.0
 PLANNING_SCALE_HU: Final = 430.0
+# The carried prior falls off as sigmoid(distance / 1 mm) (imaging/distance.py, `carry`); beyond
+# this many millimetres its logit says no more than near or far.
+CARRY_REACH_MM: Final = 4.0
 
 
 def is_empty(r_ct: Probability) -> bool:
@@ -236,3 +239,21 @@ def planning_on(planning_ct: Moved, grid: Grid) -> Float[np.ndarray, "z y x"]:
         through=planning_ct.moving_from_fixed,
     )
     return (values.clip(*PLANNING_WINDOW_HU) - PLANNING_MIDDLE_HU) / PLANNING_SCALE_HU
+
+
+def signed_distance(prior: Float[np.ndarray, "z y x"], grid: Grid) -> Float[np.ndarray, "z y x"]:
+    """Millimetres to the 0.5 level, inside positive: from the logit near it, by voxels beyond."""
+    inside = prior >= min(0.5, float(prior.max()))
+    spacing = grid.spacing_zyx_mm
+    far = ndimage.distance_transform_edt(inside, sampling=spacing)
+    far -= ndimage.distance_transform_edt(~inside, sampling=spacing)
+    p = prior.clip(1e-3, 1 - 1e-3).astype(float)
+    near = np.log(p / (1 - p))
+    distance: np.ndarray = np.where(np.abs(near) < CARRY_REACH_MM, near, far)
+    return distance.astype(np.float32)
+
+
+def as_carried(distance_mm: np.ndarray) -> Float[np.ndarray, "z y x"]:
+    """As `contourcast.imaging.distance.carry` makes a channel of a distance."""
+    channel: np.ndarray = 1 / (1 + np.exp(-distance_mm.astype(np.float32).clip(-15, 15)))
+    return channel

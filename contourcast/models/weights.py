@@ -34,8 +34,11 @@ MAX_WEIGHTS_BYTES: Final = 2**30
 MAX_HEADER_BYTES: Final = 2**22
 MAX_CARD_BYTES: Final = 2**20
 # What a model can be shown, in this order: today's scan always; the carried prior; the planning CT,
-# carried like the prior.
-KNOWN_CHANNELS: Final = ("cbct", "r_ct", "planning_ct")
+# carried like the prior; both once more, deformed onto today's scan (follow.py).
+KNOWN_CHANNELS: Final = ("cbct", "r_ct", "planning_ct", "followed_r_ct", "followed_planning_ct")
+FOLLOWED: Final = KNOWN_CHANNELS[3:]
+# Those that a planning CT is needed for.
+CARRIED_CT: Final = KNOWN_CHANNELS[2:]
 # The authors' names of tensors, and ours: Diff-UMamba's, and nnU-Net's BasicBlockD, which wraps
 # convolution and norm in one module.
 PUBLISHED_NAMES: Final = {

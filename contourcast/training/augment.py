@@ -1,8 +1,9 @@
 """What happens to a sample before the network sees it.
 
 The whole crop is turned, scaled and shifted; the scan alone gets what scanners do to it; the
-prior and the planning CT get what registrations do to them; the prior alone gets what observers do
-to it. A prior that is never wrong would teach the network to copy it.
+prior and the planning CT get what registrations do to them; the prior, and the prior that follows
+today's tissue with it, get what observers do to them. A prior that is never wrong would teach the
+network to copy it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from jaxtyping import Float
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from contourcast.models.region import as_carried
 from contourcast.training.samples import Sample
 
 
@@ -34,6 +36,8 @@ class Augmentation:
         prior_growth_mm: The prior's surface moves by up to this, all of it, in or out.
         prior_wobble_mm: Sd of a smooth error of its surface.
         prior_dropped: Probability of an empty prior.
+        unfollowed: Probability that what follows the tissue did not follow: it is then what was
+            carried, wrong as it may be.
         noise: Largest sd of added noise; the normalised scan has sd 1.
         gain: Largest relative change of contrast.
         offset: Sd of a shift of all values.
@@ -49,9 +53,10 @@ class Augmentation:
     prior_far: float = 0.1
     prior_far_mm: float = 9.0
     prior_rotation_deg: float = 2.0
-    prior_growth_mm: float = 2.0
-    prior_wobble_mm: float = 1.0
+    prior_growth_mm: float = 0.5
+    prior_wobble_mm: float = 0.3
     prior_dropped: float = 0.05
+    unfollowed: float = 0.1
     noise: float = 0.15
     gain: float = 0.25
     offset: float = 0.15
@@ -68,8 +73,10 @@ def centre_crop(
     channels = np.stack(
         (
             sample.scan[box].astype(np.float32),
-            _as_carried(sample.prior_mm[box]),
+            as_carried(sample.prior_mm[box]),
             sample.planning[box].astype(np.float32),
+            as_carried(sample.followed_prior_mm[box]),
+            sample.followed_planning[box].astype(np.float32),
         )
     )
     return channels, sample.label[box].astype(np.float32)
@@ -83,7 +90,7 @@ def augment(
     settings: Augmentation,
     generator: np.random.Generator,
 ) -> tuple[Float[np.ndarray, "c z y x"], Float[np.ndarray, "z y x"]]:
-    """Channels (scan, prior, planning CT) and label of one random crop."""
+    """Channels, in the order of `KNOWN_CHANNELS`, and label of one random crop."""
     g, s = generator, settings
     spacing = np.array(spacing_zyx_mm)
     far = g.random() < s.prior_far
@@ -108,17 +115,21 @@ def augment(
         sample.planning, prior_turn @ turn, prior_centre, spacing, patch_zyx, mode="nearest"
     )
     scan = _scanner(scan, s, g)
+    if g.random() < s.unfollowed:
+        followed_mm, followed_planning = prior_mm, planning
+    else:
+        followed_mm, followed_planning = (
+            _cut(part, turn, centre, spacing, patch_zyx, mode="nearest")
+            for part in (sample.followed_prior_mm, sample.followed_planning)
+        )
+    # one person drew one prior: both show the same error
+    growth_mm = g.uniform(-1, 1) * s.prior_growth_mm
+    error_mm = growth_mm + s.prior_wobble_mm * _smooth_noise(patch_zyx, g)
+    priors = np.stack([as_carried(mm + error_mm) for mm in (prior_mm, followed_mm)])
     if g.random() < s.prior_dropped:
-        return np.stack((scan, np.zeros_like(scan), planning)), label.clip(0, 1)
-    prior_mm += g.uniform(-1, 1) * s.prior_growth_mm
-    prior_mm += s.prior_wobble_mm * _smooth_noise(patch_zyx, g)
-    return np.stack((scan, _as_carried(prior_mm), planning)), label.clip(0, 1)
-
-
-def _as_carried(prior_mm: np.ndarray) -> Float[np.ndarray, "z y x"]:
-    """As `contourcast.imaging.distance.carry` makes a channel of a distance."""
-    channel: np.ndarray = 1 / (1 + np.exp(-prior_mm.astype(np.float32).clip(-15, 15)))
-    return channel
+        priors[:] = 0.0
+    channels = np.stack((scan, priors[0], planning, priors[1], followed_planning))
+    return channels, label.clip(0, 1)
 
 
 def _scanner(

@@ -7,6 +7,10 @@ seed = 1
 fractions = 3            # scans of each patient
 phantoms = 30            # each a CT, and a patient, of its own
 
+[shares]                 # of patients, by recipe; the others are of clinic-1
+smooth = 0.3
+"clinic-2" = 0.25
+
 [[ct]]                   # a real CT, from which patients are grown
 name = "4D-Lung 113"     # two patients of one name never stand in two splits
 folder = "lung_planning_ct/ct"
@@ -20,8 +24,8 @@ patients = 8
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -49,7 +53,7 @@ SAMPLING: Final = Sampling(
     planning_spacing_xyz_mm=(2.0, 2.0, 3.0), cbct_spacing_xyz_mm=(2.0, 2.0, 2.5)
 )
 # Patients differ by more than one recipe says: variety is what a network learns from.
-SMOOTH_SHARE: Final = 0.15
+USUAL: Final = "clinic-1"
 DIFFICULTY_RANGE: Final = (0.4, 1.1)  # round the calibrated 0.632 (docs/calibration.md)
 REGRESSION_RANGE: Final = (0.5, 1.4)
 FIRST_WEEK, LAST_WEEK = 1.0, 7.0
@@ -78,12 +82,26 @@ class CtSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Curriculum:
-    """Who is simulated."""
+    """Who is simulated.
+
+    Attributes:
+        shares: Of patients, by recipe; the others are of the usual one.
+    """
 
     seed: int
     fractions: int
     phantoms: int = 0
     cts: tuple[CtSource, ...] = ()
+    shares: Mapping[str, float] = field(default_factory=lambda: {"smooth": 0.15})
+
+    def __post_init__(self) -> None:
+        for name in self.shares:
+            recipe_named(name)
+        if min(self.shares.values(), default=0.0) < 0 or sum(self.shares.values()) > 1:
+            raise InputError(
+                "the recipes' shares of the patients are below zero, or more than all of them",
+                remedy="give shares from 0 to 1 with a sum of at most 1",
+            )
 
     @property
     def size(self) -> int:
@@ -148,7 +166,10 @@ def build_curriculum(
         rng = np.random.default_rng((curriculum.seed, number))
         try:
             patient = virtual_patient(
-                grow(), recipe=_recipe(rng), sampling=SAMPLING, seed=(curriculum.seed, number)
+                grow(),
+                recipe=_recipe(curriculum.shares, rng),
+                sampling=SAMPLING,
+                seed=(curriculum.seed, number),
             )
             prior = distance_map(patient.prior, grid=patient.planning_ct.grid)
             for n, sample_name in enumerate(names, 1):
@@ -172,8 +193,12 @@ def build_curriculum(
             on_sample(f"patient-{number:03d} left out: {error.cause}")
 
 
-def _recipe(rng: np.random.Generator) -> Recipe:
-    name = "smooth" if rng.uniform() < SMOOTH_SHARE else "clinic-1"
+def _recipe(shares: Mapping[str, float], rng: np.random.Generator) -> Recipe:
+    drawn, name = rng.uniform(), USUAL
+    for other, share in shares.items():
+        if 0 <= drawn < share:
+            name = other
+        drawn -= share
     return replace(
         recipe_named(name),
         difficulty=float(rng.uniform(*DIFFICULTY_RANGE)),

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +65,7 @@ class TrainSettings:
         average: Decay per step of the running average of the weights that is validated and kept.
         precision: ``bf16`` computes convolutions in bfloat16; Mamba stays in float32.
         threads: CPU threads; 0 leaves torch's choice.
+        start: Digest of the model whose weights it begins with; empty: with random ones.
     """
 
     network: str = "diff-umamba"
@@ -86,6 +87,7 @@ class TrainSettings:
     precision: Literal["fp32", "bf16"] = "bf16"
     device: str = "cpu"
     threads: int = 1
+    start: str = ""
 
     def __post_init__(self) -> None:
         if self.network not in SEGMENTING:
@@ -145,6 +147,7 @@ def train(
     settings: TrainSettings,
     folder: Path,
     *,
+    start: Mapping[str, Tensor] | None = None,
     clock: Callable[[], float] = time.monotonic,
     on_epoch: OnEpoch = lambda epoch: None,
 ) -> Trained:
@@ -153,6 +156,15 @@ def train(
     Every epoch draws from its own generator, so a resumed run ends as an unbroken one would. It may
     go on with fewer or more epochs than it began with: the learning rate then falls to zero by the
     new end, and the log shows it.
+
+    Args:
+        training: What is learned from.
+        validation: By which the epoch is picked whose weights are kept.
+        settings: All that the run is told.
+        folder: Of log, settings and state.
+        start: The weights of ``settings.start``, as `widened` gives them; None: random ones.
+        clock: For the log alone.
+        on_epoch: Told of each epoch that has ended.
 
     Raises:
         InputError: The folder holds a run with other settings.
@@ -164,6 +176,8 @@ def train(
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     network: Any = build(settings.network, settings.config).to(settings.device)
+    if start is not None:
+        network.load_state_dict(start)
     average: Any = build(settings.network, settings.config).to(settings.device)
     average.load_state_dict(network.state_dict())
     network.decoder.deep_supervision = True
@@ -177,7 +191,7 @@ def train(
         optimiser.load_state_dict(state["optimiser"])
         log, best = [Epoch(**row) for row in state["log"]], state["best"]
     for number in range(len(log), settings.epochs):
-        start = clock()
+        began = clock()
         loss, skipped = _train_epoch(network, average, optimiser, training, settings, number)
         done = Epoch(
             epoch=number,
@@ -185,7 +199,7 @@ def train(
             validation_dice=validate(average, validation, settings),
             learning_rate=_learning_rate(settings, (number + 1) * settings.steps_per_epoch - 1),
             skipped_steps=skipped,
-            seconds=clock() - start,
+            seconds=clock() - began,
         )
         log.append(done)
         if done.validation_dice >= max(e.validation_dice for e in log):
@@ -194,6 +208,44 @@ def train(
         _write_log(folder, log)
         on_epoch(done)
     return best_so_far(folder, settings)
+
+
+def widened(
+    state: Mapping[str, Tensor], *, shown: Sequence[str], settings: TrainSettings
+) -> dict[str, Tensor]:
+    """A trained network's weights for one that is shown further channels: those begin with zeros.
+
+    Args:
+        state: The weights,
+        shown: ... and the channels that they were trained on.
+        settings: Of the run that begins with them.
+
+    Raises:
+        InputError: Its channels do not begin with those, or the networks differ in more.
+    """
+    if settings.channels[: len(shown)] != tuple(shown):
+        raise InputError(
+            f"a run on {', '.join(settings.channels)} cannot begin with a model that is shown "
+            f"{', '.join(shown)}",
+            remedy="show the new channels after those of the model",
+        )
+    wide: dict[str, Tensor] = {}
+    wanted = build(settings.network, settings.config).state_dict()
+    for key, own in wanted.items():
+        before = state.get(key)
+        if before is None or before.ndim != own.ndim:
+            raise InputError(f"the model to begin with has no {key} of {own.ndim} axes")
+        wide[key] = before
+        if before.shape != own.shape:
+            new = len(settings.channels) - len(shown)
+            padding = (0, 0) * (own.ndim - 2) + (0, new)
+            wide[key] = F.pad(before, padding)
+            if wide[key].shape != own.shape:
+                raise InputError(
+                    f"the model to begin with has {key} of {tuple(before.shape)}, needed is "
+                    f"{tuple(own.shape)}"
+                )
+    return wide
 
 
 def best_so_far(folder: Path, settings: TrainSettings) -> Trained:

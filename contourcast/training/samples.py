@@ -2,7 +2,8 @@
 
 A sample is the region round the prior at the card's spacing, with some slack round it for
 augmentation: the normalised scan, the signed distance to the carried prior (so that the prior can
-be moved and grown), the planning CT carried with it, and how much of each voxel the label fills.
+be moved and grown), the planning CT carried with it, both once more as they follow today's tissue,
+and how much of each voxel the label fills.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Float
-from scipy import ndimage
 
 from contourcast.imaging.errors import InputError
 from contourcast.imaging.grid import Grid
 from contourcast.imaging.resample import Moved
 from contourcast.imaging.volume import Mask, Probability, Volume, require_same_frame
+from contourcast.models.follow import follow, followed
 from contourcast.models.region import (
     is_empty,
     planning_on,
@@ -27,13 +28,18 @@ from contourcast.models.region import (
     sample_on,
     scaling,
     scan_on,
+    signed_distance,
 )
 from contourcast.models.weights import Normalisation
 
-# The carried prior falls off as sigmoid(distance / 1 mm) (imaging/distance.py, `carry`); beyond
-# this many millimetres its logit says no more than near or far.
-CARRY_REACH_MM: Final = 4.0
-ARRAYS: Final = ("scan", "prior_mm", "planning", "label")
+ARRAYS: Final = (
+    "scan",
+    "prior_mm",
+    "planning",
+    "followed_prior_mm",
+    "followed_planning",
+    "label",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +70,9 @@ class Sample:
         ct: … nor do two that were grown from one CT.
         scan: Normalised, ``[z, y, x]``.
         prior_mm: Signed distance to the carried prior's surface, inside positive.
-        planning: The planning CT carried like the prior, windowed and scaled,
+        planning: The planning CT carried like the prior, windowed and scaled.
+        followed_prior_mm: The prior deformed onto the scan,
+        followed_planning: ... and the planning CT (models/follow.py).
         label: Share of each voxel that the label fills, 0 to 1.
     """
 
@@ -74,6 +82,8 @@ class Sample:
     scan: Float[np.ndarray, "z y x"]
     prior_mm: Float[np.ndarray, "z y x"]
     planning: Float[np.ndarray, "z y x"]
+    followed_prior_mm: Float[np.ndarray, "z y x"]
+    followed_planning: Float[np.ndarray, "z y x"]
     label: Float[np.ndarray, "z y x"]
 
 
@@ -110,28 +120,24 @@ def make_sample(
     normalise = scaling(values, observed, settings.normalisation)
     wide = _grown(grid, settings.slack_zyx)
     values, _ = scan_on(cbct, wide)
+    scan = normalise.apply(values)
     prior = sample_on(r_ct.values, r_ct.grid, onto=wide, outside=0.0)
+    prior_mm, planning = signed_distance(prior, wide), planning_on(planning_ct, wide)
+    spacing = settings.spacing_zyx_mm
+    region = tuple(slice(n, -n or None) for n in settings.slack_zyx)
+    moved = follow(scan[region], planning[region], spacing_zyx_mm=spacing)
+    moved = np.pad(moved, ((0, 0), *((n, n) for n in settings.slack_zyx)), mode="edge")
     return Sample(
         name=name,
         patient=patient,
         ct=ct,
-        scan=normalise.apply(values),
-        prior_mm=signed_distance(prior, wide),
-        planning=planning_on(planning_ct, wide),
+        scan=scan,
+        prior_mm=prior_mm,
+        planning=planning,
+        followed_prior_mm=followed(prior_mm, moved, spacing_zyx_mm=spacing),
+        followed_planning=followed(planning, moved, spacing_zyx_mm=spacing),
         label=sample_on(label.values, label.grid, onto=wide, outside=0.0).clip(0.0, 1.0),
     )
-
-
-def signed_distance(prior: Float[np.ndarray, "z y x"], grid: Grid) -> Float[np.ndarray, "z y x"]:
-    """Millimetres to the 0.5 level, inside positive: from the logit near it, by voxels beyond."""
-    inside = prior >= min(0.5, float(prior.max()))
-    spacing = grid.spacing_zyx_mm
-    far = ndimage.distance_transform_edt(inside, sampling=spacing)
-    far -= ndimage.distance_transform_edt(~inside, sampling=spacing)
-    p = prior.clip(1e-3, 1 - 1e-3).astype(float)
-    near = np.log(p / (1 - p))
-    distance: np.ndarray = np.where(np.abs(near) < CARRY_REACH_MM, near, far)
-    return distance.astype(np.float32)
 
 
 def save_sample(folder: Path, sample: Sample) -> Path:
@@ -147,11 +153,17 @@ def load_samples(folder: Path) -> tuple[Sample, ...]:
     """All samples of a folder, by name.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none, or one lacks a part.
     """
     samples = []
     for path in sorted(folder.glob("*.npz")):
         with np.load(path, allow_pickle=False) as file:
+            if missing := [key for key in ARRAYS if key not in file]:
+                raise InputError(
+                    f"the sample has no {missing[0]}: an earlier version made it",
+                    file=path.name,
+                    remedy="make the samples again: contourcast fit samples",
+                )
             samples.append(
                 Sample(
                     name=path.stem,

@@ -27,6 +27,8 @@ def patch_sample(
         scan=scan.astype(np.float32),
         prior_mm=prior_mm.astype(np.float32),
         planning=np.tanh(prior_mm / 3.0).astype(np.float32),
+        followed_prior_mm=prior_mm.astype(np.float32),
+        followed_planning=np.tanh(prior_mm / 3.0).astype(np.float32),
         label=(1 / (1 + np.exp(-depth_mm / 0.5))).astype(np.float32),
     )
 

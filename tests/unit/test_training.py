@@ -13,6 +13,7 @@ from contourcast.imaging.transform import RigidTransform
 from contourcast.models.networks import build
 from contourcast.models.noise_reduction import NrmConfig
 from contourcast.models.predictor import load_network
+from contourcast.models.weights import KNOWN_CHANNELS
 from contourcast.training import loop
 from contourcast.training.augment import Augmentation, augment, centre_crop
 from contourcast.training.loop import (
@@ -24,8 +25,10 @@ from contourcast.training.loop import (
     export,
     segmentation_loss,
     train,
+    widened,
 )
 from contourcast.training.samples import (
+    ARRAYS,
     Sample,
     SampleSettings,
     load_samples,
@@ -50,7 +53,8 @@ SETTINGS = TrainSettings(
 )
 STILL = Augmentation(
     rotation_deg=0, scale=1, jitter_mm=0, mirror=0, prior_shift_mm=0, prior_far=0,
-    prior_rotation_deg=0, prior_growth_mm=0, prior_wobble_mm=0, prior_dropped=0, noise=0, gain=0,
+    prior_rotation_deg=0, prior_growth_mm=0, prior_wobble_mm=0, prior_dropped=0, unfollowed=0,
+    noise=0, gain=0,
     offset=0, shading=0, blur_voxels=0,
 )  # fmt: skip
 
@@ -109,8 +113,18 @@ class TestSamples:
         assert (read.name, read.patient, read.ct) == (
             samples[0].name, samples[0].patient, samples[0].ct,
         )  # fmt: skip
-        for name in ("scan", "prior_mm", "planning", "label"):
+        for name in ARRAYS:
             assert np.allclose(getattr(read, name), getattr(samples[0], name), atol=0.02)
+
+    def test_an_older_samples_file_is_refused(
+        self, samples: tuple[Sample, ...], tmp_path: Path
+    ) -> None:
+        path = save_sample(tmp_path, samples[0])
+        with np.load(path) as file:
+            kept = {key: file[key] for key in file if not key.startswith("followed")}
+        np.savez(path, **kept)
+        with pytest.raises(InputError, match="no followed_prior_mm: an earlier version"):
+            load_samples(tmp_path)
 
     def test_no_samples_and_no_prior_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no samples"):
@@ -191,6 +205,28 @@ class TestAugmentation:
             inside, outside = channels[2][channels[1] > 0.9], channels[2][channels[1] < 0.01]
             assert inside.mean() - outside.mean() > 1.2
 
+    def test_what_follows_the_tissue_goes_where_the_scan_goes(
+        self, samples: tuple[Sample, ...]
+    ) -> None:
+        """However wrong the prior was carried, the followed one lies on today's ball."""
+        for seed in range(5):
+            channels, label = self.crop(
+                samples[0],
+                replace(
+                    STILL, prior_shift_mm=6, prior_rotation_deg=15, rotation_deg=20, mirror=0.5
+                ),
+                seed,
+            )
+            followed, truth = channels[3] > 0.5, label > 0.5
+            assert 2 * (followed & truth).sum() / (followed.sum() + truth.sum()) > 0.75
+            assert channels[4][followed].mean() - channels[4][channels[3] < 0.01].mean() > 1.2
+
+    def test_what_did_not_follow_is_what_was_carried(self, samples: tuple[Sample, ...]) -> None:
+        settings = replace(STILL, unfollowed=1.0, prior_shift_mm=6, prior_growth_mm=3)
+        channels, _ = self.crop(samples[0], settings, 3)
+        assert np.array_equal(channels[3], channels[1])
+        assert np.array_equal(channels[4], channels[2])
+
     def test_intensities_never_touch_the_prior(self, samples: tuple[Sample, ...]) -> None:
         loud = replace(STILL, noise=2, gain=0.5, offset=2, shading=0.5, blur_voxels=3)
         quiet, noisy = self.crop(samples[0], STILL)[0], self.crop(samples[0], loud)[0]
@@ -211,7 +247,9 @@ class TestAugmentation:
             for seed in range(4)
         }
         assert max(volumes) > 1.2 * min(volumes)
-        assert not self.crop(samples[0], replace(STILL, prior_dropped=1.0))[0][1].any()
+        dropped = self.crop(samples[0], replace(STILL, prior_dropped=1.0))[0]
+        assert not dropped[[1, 3]].any()
+        assert dropped[[0, 2, 4]].any(axis=(1, 2, 3)).all()
 
 
 class TestChannels:
@@ -231,13 +269,14 @@ class TestChannels:
         with pytest.raises(InputError, match="shown"):
             replace(SETTINGS, channels=channels)
 
+    @pytest.mark.parametrize("more", [KNOWN_CHANNELS[2:3], KNOWN_CHANNELS[3:], KNOWN_CHANNELS[2:]])
     def test_a_model_with_the_planning_ct_draws_with_it_and_not_without(
-        self, samples: tuple[Sample, ...], tmp_path: Path
+        self, samples: tuple[Sample, ...], tmp_path: Path, more: tuple[str, ...]
     ) -> None:
         settings = replace(
             SETTINGS,
-            config=replace(SETTINGS.config, channels_in=3),
-            channels=("cbct", "r_ct", "planning_ct"),
+            config=replace(SETTINGS.config, channels_in=2 + len(more)),
+            channels=("cbct", "r_ct", *more),
             epochs=1,
         )
         export(train(samples[:4], samples[4:], settings, tmp_path), tmp_path / "m", training={})
@@ -251,6 +290,46 @@ class TestChannels:
         elsewhere = replace(PLANNED, moving_from_fixed=OTHER_FRAME)
         with pytest.raises(FrameMismatchError):
             network.predict(cbct, r_ct, elsewhere)
+
+
+class TestStart:
+    def wide(self, *channels: str) -> TrainSettings:
+        config = replace(SETTINGS.config, channels_in=len(channels))
+        return replace(SETTINGS, config=config, channels=channels, start="some", epochs=1)
+
+    def test_new_channels_begin_with_nothing_to_say(self, samples: tuple[Sample, ...]) -> None:
+        before = build("diff-umamba", SETTINGS.config).eval()
+        settings = self.wide(*KNOWN_CHANNELS[:4])
+        after = build("diff-umamba", settings.config).eval()
+        weights = widened(before.state_dict(), shown=KNOWN_CHANNELS[:2], settings=settings)
+        after.load_state_dict(weights)
+        x = torch.randn(1, 4, *SAMPLES.patch_zyx)
+        with torch.no_grad():
+            assert torch.allclose(before(x[:, :2]), after(x), atol=1e-5)
+
+    def test_a_run_begins_with_the_weights_that_it_is_given(
+        self, samples: tuple[Sample, ...], tmp_path: Path
+    ) -> None:
+        weights = build("diff-umamba", SETTINGS.config).state_dict()
+        still = replace(self.wide("cbct", "r_ct"), steps_per_epoch=1, learning_rate=0.0)
+        trained = train(samples[:1], samples[1:2], still, tmp_path, start=weights)
+        for key, value in trained.network.state_dict().items():
+            assert torch.equal(value, weights[key])
+        with pytest.raises(InputError, match="other settings"):
+            train(samples[:1], samples[1:2], replace(still, start=""), tmp_path)
+
+    def test_a_model_that_does_not_fit_is_refused(self) -> None:
+        state = dict(build("diff-umamba", SETTINGS.config).state_dict())
+        with pytest.raises(InputError, match="cannot begin with a model that is shown r_ct"):
+            widened(state, shown=("r_ct",), settings=self.wide("cbct", "r_ct"))
+        key = next(iter(state))
+        less = {k: v for k, v in state.items() if k != key}
+        with pytest.raises(InputError, match=f"has no {key}"):
+            widened(less, shown=("cbct", "r_ct"), settings=self.wide("cbct", "r_ct"))
+        wider = replace(TINY, features=(4, 8, 20))
+        settings = replace(SETTINGS, config=replace(wider, nrm=NrmConfig(slabs=False)))
+        with pytest.raises(InputError, match="needed is"):
+            widened(state, shown=("cbct", "r_ct"), settings=settings)
 
 
 class TestLoss:

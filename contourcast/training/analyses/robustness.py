@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from contourcast.imaging.errors import InputError
 from contourcast.imaging.grid import Grid
+from contourcast.models.follow import follow, followed
 from contourcast.simulation.cone_beam import BODY_RADIUS_MM, reconstruction_noise, streaks
 from contourcast.training.analyses.outcome import OnStep, Outcome, nobody, told_of
 from contourcast.training.analyses.sites import site_of
@@ -358,6 +359,8 @@ def displaced(
 ) -> Sample:
     """The same fraction with all that was carried (prior, planning CT) carried wrongly.
 
+    What follows the tissue begins there, as it would in a clinic.
+
     Args:
         sample: Its scan and label stay.
         spacing_zyx_mm: Of the sample.
@@ -379,7 +382,15 @@ def displaced(
         )
         return moved
 
-    return replace(sample, prior_mm=carried(sample.prior_mm), planning=carried(sample.planning))
+    prior_mm, planning = carried(sample.prior_mm), carried(sample.planning)
+    field = follow(sample.scan, planning, spacing_zyx_mm=spacing_zyx_mm)
+    return replace(
+        sample,
+        prior_mm=prior_mm,
+        planning=planning,
+        followed_prior_mm=followed(prior_mm, field, spacing_zyx_mm=spacing_zyx_mm),
+        followed_planning=followed(planning, field, spacing_zyx_mm=spacing_zyx_mm),
+    )
 
 
 def _mixed(seed: int, number: int) -> int:
