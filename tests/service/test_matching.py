@@ -226,6 +226,18 @@ def test_the_order_of_what_is_known_does_not_matter(data: st.DataObject) -> None
     assert found(cbct(), shuffled) == expected
 
 
+@given(data=st.data())
+def test_a_question_reads_the_same_in_whatever_order_things_came(data: st.DataObject) -> None:
+    scans = [ct(name) for name in "abc"]
+    sets = [drawn_on(scan) for scan in scans]
+    expected = asked(cbct(), Known(series=tuple(scans), structure_sets=tuple(sets)))
+    shuffled = Known(
+        series=tuple(data.draw(st.permutations(scans))),
+        structure_sets=tuple(data.draw(st.permutations(sets))),
+    )
+    assert asked(cbct(), shuffled) == expected
+
+
 def test_what_is_no_cbct_is_not_ours() -> None:
     outcome = match(PLAN_CT, HOME, RULES)
     assert outcome == NotOurs(
@@ -540,6 +552,13 @@ def test_a_ct_that_was_taken_after_the_cbct_is_offered_and_never_taken() -> None
     assert values(outcome) == ["ct-plan", NONE_OF_THESE]
     early = cbct(at=datetime(2026, 2, 1))
     assert found(early, HOME, answer("planning_ct", "ct-plan")).planning_ct_uid == "ct-plan"
+
+
+def test_a_ct_of_the_same_day_may_be_the_planning_ct() -> None:
+    """Emergencies; and files that state the day alone, which is midnight."""
+    midnight = cbct(at=day(0))
+    known = Known(series=(ct("plan", at=day(0.5)),), structure_sets=(drawn_on(PLAN_CT, at=day(0)),))
+    assert found(midnight, known).planning_ct_uid == "ct-plan"
 
 
 def test_phases_of_a_4dct_that_share_the_frame_are_not_the_ct_that_was_drawn_on() -> None:

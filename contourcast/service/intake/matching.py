@@ -62,7 +62,7 @@ def match(
         return NotOurs(reason=f"it is no CBCT ({said})")
     matching = _Matching(
         cbct=cbct,
-        known=known,
+        known=_in_order(known),
         rules=rules,
         answers={answer.question: answer.choice for answer in answers},
     )
@@ -279,12 +279,17 @@ class _Matching:
 
         One that the site's rules ignore counts if a plan was made on it: they cannot know better.
         """
-        if _later(scan.acquired_at, self.cbct.acquired_at):
+        if self._taken_later(scan):
             return False
         drawn = {s.sop_uid for s in self._sets() if s.drawn_on(scan)}
         if judge_series(scan, self.rules).verdict == "planning_ct":
             return bool(drawn)
         return any(plan.structure_set_uid in drawn for plan in self._plans())
+
+    def _taken_later(self, scan: SeriesFacts) -> bool:
+        """Whether it was taken on a later day than the CBCT; some files state the day alone."""
+        then, now = scan.acquired_at, self.cbct.acquired_at
+        return then is not None and now is not None and then.date() > now.date()
 
     def _ask_for_scan(self, here: Sequence[SeriesFacts]) -> NeedsPerson:
         """No CT carries structures: says what is missing."""
@@ -296,7 +301,7 @@ class _Matching:
             for p in self._plans()
             if p.structure_set_uid and p.structure_set_uid not in sets
         ]
-        earlier = [s for s in here if not _later(s.acquired_at, self.cbct.acquired_at)]
+        earlier = [s for s in here if not self._taken_later(s)]
         if named:
             why = f"the planning CT is not here: structure sets were drawn on series {named[0]}"
         elif unknown:
@@ -339,7 +344,8 @@ class _Matching:
             if not sets:
                 return plan, (plan.structure_set_uid,)
             if not any(sets[0].drawn_on(scan) for scan in candidates):
-                return plan, sets[0].referenced_series_uids
+                held = {s.series_uid for s in self.known.series}
+                return plan, tuple(u for u in sets[0].referenced_series_uids if u not in held)
         return None
 
     def _by_evidence(self, candidates: list[SeriesFacts]) -> SeriesFacts | NeedsPerson:
@@ -657,6 +663,18 @@ class _Matching:
             return None
         (place,) = places
         return place if self.cbct.holds(ORIGIN) and scan.holds(place) else None
+
+
+def _in_order(known: Known) -> Known:
+    """The same evidence in the order of its UIDs, so that the same question reads the same."""
+    return Known(
+        series=tuple(sorted(known.series, key=lambda s: s.series_uid)),
+        structure_sets=tuple(sorted(known.structure_sets, key=lambda s: s.sop_uid)),
+        plans=tuple(sorted(known.plans, key=lambda p: p.sop_uid)),
+        registrations=tuple(sorted(known.registrations, key=lambda r: r.sop_uid)),
+        courses=tuple(sorted(known.courses, key=lambda c: c.planning_ct_uid)),
+        priors=tuple(sorted(known.priors, key=lambda p: (p.decision, p.structure_set_uid))),
+    )
 
 
 def _later(one: datetime | None, other: datetime | None) -> bool:
