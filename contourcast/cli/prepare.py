@@ -54,6 +54,14 @@ def prepare(
         list[int] | None,
         typer.Option(help="4d-lung: this breathing phase in percent alone; may be repeated."),
     ] = None,
+    nested: Annotated[
+        bool,
+        typer.Option(
+            "--nested",
+            help="Folds 0 to 4 learn from 16, 32, 48, 64 and 80 % of the patients and validate on "
+            "the same. Default: each patient validates in one fold.",
+        ),
+    ] = False,
     device: Annotated[Device, typer.Option(help="Where registration computes.")] = Device.CPU,
 ) -> None:
     """Bring courses or a public collection into the form that nnU-Net trains on."""
@@ -73,6 +81,13 @@ def prepare(
     )
     with progress() as tell:
         made = prepare_dataset(
-            source, folder, out, dataset_id=dataset_id, name=name, options=options, on_step=tell
+            source,
+            folder,
+            out,
+            dataset_id=dataset_id,
+            name=name,
+            options=options,
+            nested=nested,
+            on_step=tell,
         )
     typer.echo(summary(made))

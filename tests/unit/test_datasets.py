@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -861,6 +862,20 @@ def test_the_command_converts_and_says_what_it_made(tmp_path: Path) -> None:
     assert again.exit_code == 2
     assert again.stderr.count("\n") == 1
     assert "number 23 is taken" in again.stderr
+
+
+def test_the_command_deals_nested_parts_of_the_patients(tmp_path: Path) -> None:
+    folder = made.make_aiib23(tmp_path / "data")
+    arguments = ["prepare", "aiib23", str(folder), f"--out={tmp_path / 'raw'}", "--nested"]
+    done = CliRunner().invoke(app, [*arguments, "--id=23", "--name=Airways"])
+    assert done.exit_code == 0, done.output
+    dataset = tmp_path / "raw" / "Dataset023_Airways"
+    parts = json.loads((dataset / "splits_final.json").read_text())
+    assert len(parts) == 5
+    for smaller, larger in pairwise(parts):
+        assert set(smaller["train"]) <= set(larger["train"])
+        assert smaller["val"] == larger["val"]
+        assert not set(larger["train"]) & set(larger["val"])
 
 
 def test_the_command_passes_its_options_on(tmp_path: Path) -> None:

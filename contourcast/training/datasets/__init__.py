@@ -79,6 +79,7 @@ def prepare(
     dataset_id: int,
     name: str,
     options: Options | None = None,
+    nested: bool = False,
     on_step: OnStep = lambda sentence, done: None,
 ) -> Path:
     """Converts a data set to nnU-Net's raw form.
@@ -90,6 +91,8 @@ def prepare(
         dataset_id: Number of the data set, 1 to 999.
         name: What it is called beside its number.
         options: What deviates from the source's own.
+        nested: Whether folds 0 to 4 learn from 16 to 80 % of the patients, each with those of the
+            one before it, and validate on the same; else each patient validates in one fold.
         on_step: Told of progress.
 
     Returns:
@@ -106,7 +109,7 @@ def prepare(
     on_step(f"looking for cases in {folder.name}", 0.0)
     found = chosen.find(folder, wanted)
     settings = {"source": source} | asdict(wanted) | dict(found.settings)
-    return write_raw(place, found, settings=settings, on_step=on_step)
+    return write_raw(place, found, settings=settings, nested=nested, on_step=on_step)
 
 
 def source_named(name: str) -> Source:

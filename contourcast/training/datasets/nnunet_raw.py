@@ -71,6 +71,7 @@ def write_raw(
     found: Found,
     *,
     settings: Mapping[str, Any],
+    nested: bool = False,
     on_step: OnStep = lambda sentence, done: None,
 ) -> Path:
     """Converts every case and writes the data set.
@@ -80,6 +81,7 @@ def write_raw(
         found: The cases.
         settings: For the provenance, as plain JSON values; cases that were finished under
             others are made again.
+        nested: Whether the folds learn from ever more patients instead of each validating others.
         on_step: Told of each case.
 
     Returns:
@@ -93,6 +95,7 @@ def write_raw(
     try:
         records = _write_cases(part, found, settings, on_step)
         _write_documents(part / "dataset", found, settings, records)
+        _deal(part / "dataset", nested=nested)
     except ContourcastError:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -234,9 +237,15 @@ def _write_documents(
         (PROVENANCE_FILE, provenance),
     ):
         write_atomically(dataset / file, (json.dumps(content, indent=1) + "\n").encode())
-    # nnU-Net's planner copies this one; without it, nnU-Net would deal cases, not patients.
+
+
+def _deal(dataset: Path, *, nested: bool) -> None:
+    """Who is learned from: nnU-Net's planner copies this, or would deal cases, not patients."""
+    patients = splits.read_patients(dataset)
     folds = min(MOST_FOLDS, len(set(patients.values())))
-    if folds > 1:
+    if nested:
+        splits.write_fraction_splits(dataset, patients, seed=SEED)
+    elif folds > 1:
         splits.write_splits(dataset, patients, seed=SEED, folds=folds)
 
 
