@@ -21,7 +21,7 @@ from contourcast.service.pacs.orthanc import HeldSeries, Orthanc
 from contourcast.service.problems import PeerError, PeerUnreachableError, SettingsError
 from support.data import peer
 from support.dicom_factory import CtFiles, make_ct_series
-from support.orthanc import PASSWORD, USER, RealOrthanc, free_ports, orthanc
+from support.orthanc import USER, RealOrthanc, free_ports, orthanc
 from support.stub import Says, Stub, stub
 
 SECRET = "ZZQQ-LEAK"
@@ -35,12 +35,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealOrthanc]:
 
 @pytest.fixture
 def client(archive: RealOrthanc) -> Iterator[Orthanc]:
-    with Orthanc(peer_of(archive)) as client:
+    with Orthanc(archive.peer) as client:
         yield client
-
-
-def peer_of(archive: RealOrthanc) -> Peer:
-    return Peer(name="the-pacs", url=archive.url, user=USER, password=PASSWORD)
 
 
 def held(client: Orthanc, series: CtFiles) -> HeldSeries:
@@ -115,7 +111,7 @@ def test_confirming_what_never_came_says_so(client: Orthanc, tmp_path: Path) -> 
 @pytest.mark.peer
 def test_a_file_that_rotted_in_the_archive_is_told_and_not_kept(tmp_path: Path) -> None:
     series = make_ct_series(tmp_path / "ct", name="rot")
-    with orthanc(tmp_path / "orthanc") as archive, Orthanc(peer_of(archive)) as client:
+    with orthanc(tmp_path / "orthanc") as archive, Orthanc(archive.peer) as client:
         client.send(series.paths[:1])
         instance = held(client, series).instances[0]
         stored = next(
@@ -154,7 +150,7 @@ def test_the_diary_is_read_in_pages_and_its_end_is_known(tmp_path: Path) -> None
     series = make_ct_series(tmp_path / "ct")
     with (
         orthanc(tmp_path / "orthanc", stable_age_s=60) as archive,
-        Orthanc(peer_of(archive)) as client,
+        Orthanc(archive.peer) as client,
     ):
         assert client.last_change().lines == ()
         client.send(series.paths[:1])

@@ -23,6 +23,7 @@ from typing import Any, Final, Self
 
 import httpx
 
+from contourcast.service.pacs.connection import Peer
 from support.data import REPOSITORY, peer, require
 
 DEPLOYED: Final = REPOSITORY / "deploy" / "orthanc"
@@ -87,10 +88,15 @@ class RealOrthanc:
 
     def kill(self) -> None:
         """``kill -9``."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
-        self._process = None
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    @property
+    def peer(self) -> Peer:
+        """It, as settings would name it."""
+        return Peer(name="orthanc", url=self.url, user=USER, password=PASSWORD)
 
     def _answers(self) -> bool:
         try:
@@ -162,7 +168,7 @@ def orthanc(
     try:
         yield archive.start()
     finally:
-        archive.stop()
+        archive.kill()  # the orderly end takes seconds, for a folder that nobody needs any more
         archive.http.close()
 
 
