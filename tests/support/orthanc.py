@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -97,6 +98,11 @@ class RealOrthanc:
     def peer(self) -> Peer:
         """It, as settings would name it."""
         return Peer(name="orthanc", url=self.url, user=USER, password=PASSWORD)
+
+    @property
+    def dicomweb_peer(self) -> Peer:
+        """Its DICOMweb root, as settings would name it."""
+        return replace(self.peer, url=f"{self.url}/dicom-web")
 
     def _answers(self) -> bool:
         try:
