@@ -23,7 +23,7 @@ from contourcast.service.intake.rules import (
 )
 from contourcast.service.problems import SettingsError
 from contourcast.simulation.courses import MANUFACTURER as SIMULATOR
-from support.data import data_item
+from support.data import REPOSITORY, data_item
 from support.dicom_factory import disc, make_ct_series, make_structure_set
 
 RULES = SiteRules()
@@ -180,6 +180,24 @@ def test_a_file_that_states_no_rules_is_refused_with_the_place(
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read"):
         read_rules(tmp_path / "none.toml")
+
+
+PAGE = REPOSITORY / "docs" / "rules.md"
+
+
+def test_the_page_for_sites_lists_our_rules_as_they_are() -> None:
+    ours = PAGE.read_text().partition("## Ours")[2].partition("## A file")[0]
+    listed = [row.split("|")[1:3] for row in ours.splitlines() if row.startswith("| ")][2:]
+    assert [[cell.strip() for cell in row] for row in listed] == [
+        [rule.name, rule.verdict] for rule in RULES.series
+    ]
+
+
+def test_the_page_for_sites_shows_a_file_that_can_be_read(tmp_path: Path) -> None:
+    example = PAGE.read_text().partition("```toml\n")[2].partition("```")[0]
+    site = read_rules(write(tmp_path / "rules.toml", example))
+    assert [rule.verdict for rule in site.series] == ["ignore", "cbct", "planning_ct"]
+    assert site.names_target("Tumor")
 
 
 # contourcast rules --try FOLDER
