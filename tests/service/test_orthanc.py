@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -19,7 +18,7 @@ from contourcast.service.pacs.connection import MIB, Connection, Peer, in_parall
 from contourcast.service.pacs.door import same_data_set
 from contourcast.service.pacs.orthanc import HeldSeries, Orthanc
 from contourcast.service.problems import PeerError, PeerUnreachableError, SettingsError
-from support.data import peer
+from support.certificates import self_signed
 from support.dicom_factory import CtFiles, make_ct_series
 from support.orthanc import USER, RealOrthanc, free_ports, orthanc
 from support.stub import Says, Stub, stub
@@ -331,21 +330,6 @@ def test_only_a_certificate_that_is_trusted_will_do(tmp_path: Path) -> None:
             client.find_series(since=date(2026, 1, 1))
         with Orthanc(Peer(name="pacs", url=server.url, ca_file=certificate[0])) as client:
             assert client.find_series(since=date(2026, 1, 1)) == []
-
-
-def self_signed(folder: Path) -> tuple[Path, Path]:
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    subprocess.run(
-        [
-            *(peer("openssl"), "req", "-x509", "-nodes", "-newkey", "ec"),
-            *("-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=archive"),
-            *("-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"),
-            *("-keyout", str(key), "-out", str(certificate)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return certificate, key
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
