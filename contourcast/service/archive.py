@@ -7,11 +7,13 @@ stays; another one under the same UID is set aside and told.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,6 +126,8 @@ class Archive:
             For each: stored; already (same bytes, or other bytes that say the same); conflict
             (the first stays, this one is set aside).
         """
+        if not staged:
+            return []
         known = self.known({file.header.sop_instance_uid for file in staged})
         while True:
             outcomes = self._judge(staged, known, compare)
@@ -134,7 +138,7 @@ class Archive:
                     if outcome != "already"
                 }
             )
-            overtaken = self._record(staged, outcomes, sender)
+            overtaken = self._record(staged, outcomes, known, sender)
             if not overtaken:
                 return outcomes
             known |= self.known(overtaken)  # another process was first with these: judge again
@@ -175,10 +179,16 @@ class Archive:
         raise FileNotFoundError(file.path.name)
 
     def _record(
-        self, staged: Sequence[Staged], outcomes: Sequence[Outcome], sender: str
+        self,
+        staged: Sequence[Staged],
+        outcomes: Sequence[Outcome],
+        known: dict[str, Kept],
+        sender: str,
     ) -> set[str]:
         """Writes the rows; instead, and nothing of them, the UIDs that somebody else took first."""
         at = now().isoformat()
+        belongs = {f.header.sop_instance_uid: f.header.series_instance_uid for f in staged[::-1]}
+        belongs |= {uid: kept.series_uid for uid, kept in known.items()}
         try:
             with self.index.write() as index:
                 overtaken = {
@@ -193,7 +203,7 @@ class Archive:
                     [
                         {
                             "sop_uid": file.header.sop_instance_uid,
-                            "series_uid": file.header.series_instance_uid,
+                            "series_uid": belongs[file.header.sop_instance_uid],
                             "file_digest": file.file_digest,
                             "outcome": outcome,
                             "sender": sender,
@@ -315,6 +325,28 @@ class Archive:
             )
             for row in rows
         ]
+
+    def patient_of(self, series_uid: str) -> str:
+        """The key of a series' patient; empty when its files name none."""
+        row = self._row_of(series_uid)
+        return "" if row is None else str(row.patient_key)
+
+    def acquired_at(self, series_uid: str) -> str:
+        """When a series was taken, as its files say: ISO 8601, no zone; empty if they do not."""
+        row = self._row_of(series_uid)
+        if row is None:
+            return ""
+        facts = row.facts_json
+        day = facts["series_date"] or facts["study_date"]
+        time = facts["series_time"] if facts["series_date"] else facts["study_time"]
+        with contextlib.suppress(ValueError):
+            moment = datetime.strptime(f"{day}{time[:6]:0<6}", "%Y%m%d%H%M%S")
+            return moment.isoformat()
+        return ""
+
+    def _row_of(self, series_uid: str) -> Row[Any] | None:
+        with self.index.read() as index:
+            return index.execute(select(series).where(series.c.uid == series_uid)).first()
 
     def path(self, kept: Kept) -> Path:
         """A file on this machine with the bytes of an instance."""

@@ -7,7 +7,6 @@ are never used as paths. What is refused leaves nothing behind.
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 import zipfile
 import zlib
@@ -31,10 +30,11 @@ from contourcast.imaging.dicom.pixels import pixel_digest
 from contourcast.imaging.dicom.registration_in import read_registration
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import ContourcastError, DicomError, InputError
+from contourcast.service.archive import Archive, Outcome, Staged
 from contourcast.service.jobs.results import dump
 from contourcast.service.problems import ConflictError, Problem, TooLargeError, problem_of
 from contourcast.service.settings import ServiceSettings
-from contourcast.service.store import Outcome, Staged, Store, writing
+from contourcast.service.store.disk import writing
 
 MIB: Final = 1024 * 1024
 PIECE: Final = MIB
@@ -80,46 +80,51 @@ class _Landed:
 
 
 def take_files(
-    files: Iterable[tuple[str, BinaryIO]], store: Store, settings: ServiceSettings
+    files: Iterable[tuple[str, BinaryIO]],
+    archive: Archive,
+    settings: ServiceSettings,
+    *,
+    sender: str = "",
 ) -> list[Answer]:
     """Takes files in, as many at a time as are flushed together.
 
     Of each file comes its name, which is shown to the sender alone, and its content, which is
-    closed once it is read.
+    closed once it is read. The sender is an AE title, or says how they came.
     """
-    store.require_space()
+    archive.require_space()
     answers: list[Answer] = []
     for batch in _batches(files):
         landed: list[_Landed | Answer] = []
         try:
             for name, content in batch:
                 with content:
-                    landed.append(_land(name, content, store, settings.file_limit_mib * MIB))
-            answers += _admit(landed, store)
+                    landed.append(_land(name, content, archive, settings.file_limit_mib * MIB))
+            answers += _admit(landed, archive, sender)
         finally:
             _clear(landed)
     log.info("instances_taken", **_counts(answers))
     return answers
 
 
-def take_zip(packed: Path, store: Store, settings: ServiceSettings) -> list[Answer]:
+def take_zip(
+    packed: Path, archive: Archive, settings: ServiceSettings, *, sender: str = ""
+) -> list[Answer]:
     """Takes the files of a zip; one fault of the archive and nothing of it is stored.
 
     Raises:
         InputError: It is no zip, damaged, encrypted, nested, or has names that lead elsewhere.
         TooLargeError: It unpacks to more than the limits allow.
     """
-    store.require_space()
+    archive.require_space()
     landed: list[_Landed | Answer] = []
     answers: list[Answer] = []
+    limit_bytes = settings.file_limit_mib * MIB
     try:
         try:
-            with zipfile.ZipFile(packed) as archive:
-                for member in _checked(archive, settings):
-                    with archive.open(member) as content:
-                        landed.append(
-                            _land(member.filename, content, store, settings.file_limit_mib * MIB)
-                        )
+            with zipfile.ZipFile(packed) as unpacking:
+                for member in _checked(unpacking, settings):
+                    with unpacking.open(member) as content:
+                        landed.append(_land(member.filename, content, archive, limit_bytes))
                     _require_no_zip(landed[-1])
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
             raise InputError(
@@ -127,17 +132,17 @@ def take_zip(packed: Path, store: Store, settings: ServiceSettings) -> list[Answ
                 remedy="pack it again, stored or deflated, and send it again",
             ) from error
         for batch in _batches(landed):
-            answers += _admit(batch, store)
+            answers += _admit(batch, archive, sender)
     finally:
         _clear(landed)
     log.info("instances_taken", **_counts(answers))
     return answers
 
 
-def _land(name: str, content: IO[bytes], store: Store, limit_bytes: int) -> _Landed | Answer:
+def _land(name: str, content: IO[bytes], archive: Archive, limit_bytes: int) -> _Landed | Answer:
     """Copies one file to our disk, with its digest."""
     digest, size = hashlib.sha256(), 0
-    path = store.incoming()
+    path = archive.incoming()
     try:
         with writing(), path.open("xb") as file:
             while size <= limit_bytes and (piece := content.read(PIECE)):
@@ -157,8 +162,8 @@ def _land(name: str, content: IO[bytes], store: Store, limit_bytes: int) -> _Lan
     return Answer(name=name, outcome="refused", problem=problem_of(error))
 
 
-def _admit(landed: Sequence[_Landed | Answer], store: Store) -> list[Answer]:
-    """Reads the headers, flushes what is sound and takes it in; answers in the order given."""
+def _admit(landed: Sequence[_Landed | Answer], archive: Archive, sender: str) -> list[Answer]:
+    """Reads the headers and takes in what is sound; answers in the order given."""
     answers: list[Answer | None] = []
     staged: list[Staged] = []
     for file in landed:
@@ -170,8 +175,6 @@ def _admit(landed: Sequence[_Landed | Answer], store: Store) -> list[Answer]:
         except ContourcastError as error:
             answers.append(Answer(name=file.name, outcome="refused", problem=problem_of(error)))
             continue
-        with file.path.open("rb") as written:
-            os.fsync(written.fileno())
         answers.append(None)
         staged.append(
             Staged(
@@ -182,7 +185,8 @@ def _admit(landed: Sequence[_Landed | Answer], store: Store) -> list[Answer]:
                 modality=TAKEN[header.sop_class_uid],
             )
         )
-    taken = iter(zip(staged, store.admit(staged, say_the_same), strict=True))
+    outcomes = archive.admit(staged, say_the_same, sender=sender)
+    taken = iter(zip(staged, outcomes, strict=True))
     return [
         answer if answer is not None else _taken(file.name, *next(taken))
         for file, answer in zip(landed, answers, strict=True)

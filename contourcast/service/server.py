@@ -22,7 +22,7 @@ import structlog
 
 from contourcast.service.problems import SettingsError, log_fault
 from contourcast.service.settings import ServiceSettings
-from contourcast.service.store import exclusive
+from contourcast.service.store.disk import exclusive
 
 RESTART_S = 1.0
 
@@ -123,7 +123,7 @@ def work_until_abandoned() -> None:
     configure_logging(settings.log_level)
     threading.Thread(target=_leave_with_the_server, daemon=True).start()
     with exclusive(settings.data_folder / f"{settings.worker_slot}.lock", wait=True):
-        from contourcast.service.jobs.workflow import work
+        from contourcast.service.jobs.work import work
 
         try:
             work(settings, threading.Event())

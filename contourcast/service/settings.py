@@ -30,6 +30,11 @@ class ServiceSettings(BaseSettings):
         default=Path.home() / ".local" / "share" / "contourcast",
         description="Folder of everything that the service keeps.",
     )
+    database_url: str = Field(
+        default="",
+        description="Database of the index and of jobs, postgresql://USER@HOST/NAME; left out: "
+        "SQLite files in the data folder, for one machine.",
+    )
     host: str = Field(default="127.0.0.1", description="Address to listen on (loopback only).")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one.")
 
@@ -39,7 +44,16 @@ class ServiceSettings(BaseSettings):
     weights: Path | None = Field(
         default=None, description="Model folder of the network; none: the one that is shipped."
     )
-    jobs_at_once: int = Field(default=1, ge=1, description="Propagations that run side by side.")
+    jobs_at_once: int = Field(
+        default=0,
+        ge=0,
+        description="Steps that compute side by side in a worker; 0: half of the processors.",
+    )
+    queues: str = Field(
+        default="",
+        description="Queues that a worker serves, joined by commas: cpu, gpu, course, cohort, "
+        "deliver; left out: all.",
+    )
     worker_slot: str = Field(
         default="worker-1",
         min_length=1,
@@ -63,6 +77,16 @@ class ServiceSettings(BaseSettings):
     disk_reserve_mib: int = Field(
         default=1024, ge=0, description="Free space below which nothing more is taken in, MiB."
     )
+
+    @property
+    def index_url(self) -> str:
+        """The database of the index."""
+        return self.database_url or f"sqlite:///{self.data_folder / 'index.sqlite3'}"
+
+    @property
+    def jobs_url(self) -> str:
+        """The database of the job engine's own tables."""
+        return self.database_url or f"sqlite:///{self.data_folder / 'jobs.sqlite3'}"
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

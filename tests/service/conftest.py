@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from support.course import CourseFiles, make_course
 from support.server import Finished, serving
@@ -28,3 +29,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, course: CourseFiles) -> I
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "data"
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A server that was started in this process set up logging for itself."""
+    yield
+    structlog.reset_defaults()

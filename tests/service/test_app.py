@@ -111,7 +111,7 @@ def test_a_large_body_is_413_whether_it_says_so_or_not(http: Client, folder: Pat
     problem(http.post("/v1/instances", content=pieces(), headers=kind), 413)
     form = {"Content-Type": "multipart/form-data; boundary=x"}
     problem(http.post("/v1/instances", content=pieces(), headers=form), 413)
-    assert not list((folder / "incoming").iterdir())
+    assert not [p for p in (folder / "incoming").rglob("*") if p.is_file()]
 
 
 @pytest.mark.parametrize("kind", ["application/json", "text/plain", ""])
@@ -310,12 +310,12 @@ def test_an_upload_that_stands_still_is_408_and_one_beyond_the_limit_503(
             b"POST /v1/instances HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
             b"Content-Type: application/dicom\r\n\r\nonly this"
         )
-        while not list((folder / "incoming").iterdir()):
+        while not [p for p in (folder / "incoming").rglob("*") if p.is_file()]:
             time.sleep(0.001)
         found = problem(http.post("/v1/instances", files=form_files(course.paths[:1])), 503)
         assert found["type"] == "/problems/busy"
         assert b"408 Request Timeout" in slow.recv(100)
-        assert not list((folder / "incoming").iterdir())
+        assert not [p for p in (folder / "incoming").rglob("*") if p.is_file()]
         answer = http.post("/v1/instances", files=form_files(course.paths[:1]))
         assert answer.status_code == 200
 
@@ -339,6 +339,6 @@ def test_hard_files_are_each_answered_and_nothing_is_half_stored(
             assert "/" not in answer["problem"]["where"].replace("(", "").split(";")[0]
     stored = [a for a in answers if a["outcome"] == "stored"]
     conflicts = [a for a in answers if a["outcome"] == "conflict"]
-    assert not list((folder / "incoming").iterdir())
-    assert len(list((folder / "instances").rglob("*.dcm"))) == len(stored)
-    assert len(list((folder / "quarantine").iterdir())) <= len(conflicts)
+    assert not [p for p in (folder / "incoming").rglob("*") if p.is_file()]
+    assert len(list((folder / "store" / "instances").rglob("*.dcm"))) == len(stored)
+    assert len(list((folder / "store" / "quarantine").glob("*"))) <= len(conflicts)

@@ -6,7 +6,7 @@ import io
 import itertools
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,11 @@ from pydicom.dataset import FileDataset
 from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from contourcast.imaging.errors import ContourcastError, InputError
+from contourcast.service.archive import Archive
 from contourcast.service.ingest import Answer, take_files, take_zip
 from contourcast.service.problems import DiskFullError, TooLargeError
+from contourcast.service.records import open_records
 from contourcast.service.settings import ServiceSettings
-from contourcast.service.store import Store
 from support.dicom_factory import (
     CtFiles,
     disc,
@@ -29,6 +30,7 @@ from support.dicom_factory import (
     make_structure_set,
     uid,
 )
+from support.records import looking_into, stored_files
 
 HU = np.random.default_rng(0).integers(-1000, 1000, (3, 40, 36)).astype(np.int16)
 SETTINGS = ServiceSettings(
@@ -37,8 +39,9 @@ SETTINGS = ServiceSettings(
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "data")
+def archive(tmp_path: Path) -> Iterator[Archive]:
+    with looking_into(tmp_path / "data") as records:
+        yield records.archive
 
 
 @pytest.fixture
@@ -46,57 +49,54 @@ def ct(tmp_path: Path) -> CtFiles:
     return make_ct_series(tmp_path / "ct", HU)
 
 
-def take(store: Store, *paths: Path) -> list[Answer]:
-    return take_files(((p.name, p.open("rb")) for p in paths), store, SETTINGS)
+def take(archive: Archive, *paths: Path) -> list[Answer]:
+    return take_files(((p.name, p.open("rb")) for p in paths), archive, SETTINGS)
 
 
 def outcomes(answers: list[Answer]) -> list[str]:
     return [answer.outcome for answer in answers]
 
 
-def kept_files(store: Store) -> set[Path]:
-    """Every file that lies in the store, but for its index."""
-    return {
-        p
-        for p in store.folder.rglob("*")
-        if p.is_file() and not p.name.startswith(("index.sqlite3", "jobs.sqlite3"))
-    }
+def kept_files(archive: Archive) -> set[Path]:
+    """Every file that lies in the store, or is on its way in."""
+    incoming = archive.incoming().parent
+    return stored_files(incoming.parents[1]) | set(incoming.iterdir())
 
 
-def test_a_series_is_kept_byte_for_byte(store: Store, ct: CtFiles) -> None:
-    answers = take(store, *ct.paths)
+def test_a_series_is_kept_byte_for_byte(archive: Archive, ct: CtFiles) -> None:
+    answers = take(archive, *ct.paths)
     assert outcomes(answers) == ["stored"] * 3
     assert [a.sop_instance_uid for a in answers] == list(ct.sop_uids)
     for path, sop_uid in zip(ct.paths, ct.sop_uids, strict=True):
-        kept = store.instance(sop_uid)
+        kept = archive.instance(sop_uid)
         assert kept is not None
-        assert kept.path.read_bytes() == path.read_bytes()
-    (series,) = store.series()
+        assert archive.path(kept).read_bytes() == path.read_bytes()
+    (series,) = archive.series()
     assert (series.series_uid, series.instances, series.modality) == (ct.series_uid, 3, "CT")
     assert series.frames_of_reference == (ct.frame_of_reference,)
-    assert not list((store.folder / "incoming").iterdir())
+    assert len(kept_files(archive)) == 3, "nothing is left on its way in"
 
 
-def test_the_same_bytes_again_change_nothing(store: Store, ct: CtFiles) -> None:
-    take(store, *ct.paths)
-    before = kept_files(store)
-    assert outcomes(take(store, ct.paths[1], ct.paths[1])) == ["already", "already"]
-    assert kept_files(store) == before
+def test_the_same_bytes_again_change_nothing(archive: Archive, ct: CtFiles) -> None:
+    take(archive, *ct.paths)
+    before = kept_files(archive)
+    assert outcomes(take(archive, ct.paths[1], ct.paths[1])) == ["already", "already"]
+    assert kept_files(archive) == before
 
 
-def test_the_same_file_twice_in_one_request_is_kept_once(store: Store, ct: CtFiles) -> None:
-    assert outcomes(take(store, ct.paths[0], ct.paths[0])) == ["stored", "already"]
+def test_the_same_file_twice_in_one_request_is_kept_once(archive: Archive, ct: CtFiles) -> None:
+    assert outcomes(take(archive, ct.paths[0], ct.paths[0])) == ["stored", "already"]
 
 
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
 def test_the_same_pixels_compressed_are_the_same_instance(
-    store: Store, ct: CtFiles, tmp_path: Path, syntax: str
+    archive: Archive, ct: CtFiles, tmp_path: Path, syntax: str
 ) -> None:
     again = make_ct_series(tmp_path / "again", HU, transfer_syntax=syntax)
-    take(store, ct.paths[0])
+    take(archive, ct.paths[0])
     assert again.paths[0].read_bytes() != ct.paths[0].read_bytes()
-    assert outcomes(take(store, again.paths[0])) == ["already"]
-    assert len(kept_files(store)) == 1
+    assert outcomes(take(archive, again.paths[0])) == ["already"]
+    assert len(kept_files(archive)) == 1
 
 
 def _renamed(dataset: FileDataset, _: int) -> None:
@@ -130,32 +130,32 @@ def _regrouped(dataset: FileDataset, _: int) -> None:
     ],
 )
 def test_another_name_is_the_same_instance_and_another_content_is_not(
-    store: Store,
+    archive: Archive,
     ct: CtFiles,
     tmp_path: Path,
     change: Callable[[FileDataset, int], None],
     outcome: str,
 ) -> None:
     other = make_ct_series(tmp_path / "other", HU, change=change)
-    take(store, ct.paths[0])
-    (answer,) = take(store, other.paths[0])
+    take(archive, ct.paths[0])
+    (answer,) = take(archive, other.paths[0])
     assert answer.outcome == outcome
-    kept = store.instance(ct.sop_uids[0])
+    kept = archive.instance(ct.sop_uids[0])
     assert kept is not None
-    assert kept.path.read_bytes() == ct.paths[0].read_bytes(), "the first stays"
-    aside = [p.read_bytes() for p in (store.folder / "quarantine").iterdir()]
+    assert archive.path(kept).read_bytes() == ct.paths[0].read_bytes(), "the first stays"
+    aside = [archive.blobs.get(k).read_bytes() for k in archive.blobs.list("quarantine/")]
     if outcome == "conflict":
         assert aside == [other.paths[0].read_bytes()], "the second is set aside"
         assert answer.problem is not None
         assert answer.problem.status == 409
         assert ct.sop_uids[0] in answer.problem.where
-        assert store.series()[0].conflicts == 1
+        assert archive.series()[0].conflicts == 1
     else:
         assert aside == []
 
 
 def test_structure_sets_and_registrations_conflict_by_what_they_say(
-    store: Store, ct: CtFiles, tmp_path: Path
+    archive: Archive, ct: CtFiles, tmp_path: Path
 ) -> None:
     def named(dataset: FileDataset) -> None:
         dataset.PatientName = "Corrected^Name"
@@ -174,16 +174,16 @@ def test_structure_sets_and_registrations_conflict_by_what_they_say(
         )
         return drawn, moved
 
-    first = take(store, *both(8.0, unchanged))
+    first = take(archive, *both(8.0, unchanged))
     assert outcomes(first) == ["stored", "stored"]
-    same = take(store, *both(8.0, named))
+    same = take(archive, *both(8.0, named))
     assert outcomes(same) == ["already", "already"]
-    other = take(store, *both(9.0, unchanged))
+    other = take(archive, *both(9.0, unchanged))
     assert outcomes(other) == ["conflict", "conflict"]
 
 
 def test_what_is_no_dicom_or_none_that_we_use_is_refused_and_leaves_nothing(
-    store: Store, ct: CtFiles, tmp_path: Path
+    archive: Archive, ct: CtFiles, tmp_path: Path
 ) -> None:
     def captured(dataset: FileDataset, _: int) -> None:
         dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
@@ -193,30 +193,34 @@ def test_what_is_no_dicom_or_none_that_we_use_is_refused_and_leaves_nothing(
     text, cut = tmp_path / "notes.txt", tmp_path / "cut.dcm"
     text.write_text("not a scan")
     cut.write_bytes(ct.paths[1].read_bytes()[:900])
-    answers = take(store, ct.paths[0], text, cut, capture.paths[0], ct.paths[2])
+    answers = take(archive, ct.paths[0], text, cut, capture.paths[0], ct.paths[2])
     assert outcomes(answers) == ["stored", "refused", "refused", "refused", "stored"]
     for answer in answers:
         if answer.outcome == "refused":
             assert answer.problem is not None
             assert answer.problem.status == 422
             assert answer.problem.cause
-    assert len(kept_files(store)) == 2
+    assert len(kept_files(archive)) == 2
 
 
-def test_a_file_beyond_the_limit_is_refused(store: Store, tmp_path: Path) -> None:
+def test_a_file_beyond_the_limit_is_refused(archive: Archive, tmp_path: Path) -> None:
     large = tmp_path / "large.dcm"
     large.write_bytes(bytes(1024 * 1024 + 1))
-    (answer,) = take(store, large)
+    (answer,) = take(archive, large)
     assert answer.problem is not None
     assert (answer.outcome, answer.problem.status) == ("refused", 413)
-    assert not kept_files(store)
+    assert not kept_files(archive)
 
 
 def test_nothing_comes_in_when_the_disk_is_below_its_reserve(tmp_path: Path, ct: CtFiles) -> None:
-    full = Store(tmp_path / "full", disk_reserve_bytes=1 << 62)
+    settings = SETTINGS.model_copy(
+        update={"data_folder": tmp_path / "full", "disk_reserve_mib": 1 << 42}
+    )
+    full = open_records(settings, role="test")
     with pytest.raises(DiskFullError, match="below the reserve"):
-        take(full, ct.paths[0])
-    assert not kept_files(full)
+        take(full.archive, ct.paths[0])
+    assert not kept_files(full.archive)
+    full.close()
 
 
 @settings(
@@ -233,18 +237,19 @@ def test_any_order_of_arrivals_gives_the_set_of_what_arrived(
     both = [make_ct_series(folder / n, HU, name=n) for n in ("one", "two")]
     paths = [p for series in both for p in series.paths]
     uids = [u for series in both for u in series.sop_uids]
-    store = Store(folder / "data")
-    answered: list[str] = []
     edges = sorted({0, len(arrivals), *(c for c in cuts if c < len(arrivals))})
-    for start, stop in itertools.pairwise(edges):
-        answered += outcomes(take(store, *(paths[a] for a in arrivals[start:stop])))
-    seen: set[int] = set()
-    for arrival, outcome in zip(arrivals, answered, strict=True):
-        assert outcome == ("already" if arrival in seen else "stored")
-        seen.add(arrival)
-    kept = {sop for series in store.series() for sop in uids if store.instance(sop)}
-    assert kept == {uids[a] for a in seen}
-    assert len(kept_files(store)) == len(seen)
+    with looking_into(folder / "data") as records:
+        archive = records.archive
+        answered: list[str] = []
+        for start, stop in itertools.pairwise(edges):
+            answered += outcomes(take(archive, *(paths[a] for a in arrivals[start:stop])))
+        seen: set[int] = set()
+        for arrival, outcome in zip(arrivals, answered, strict=True):
+            assert outcome == ("already" if arrival in seen else "stored")
+            seen.add(arrival)
+        kept = {sop for series in archive.series() for sop in uids if archive.instance(sop)}
+        assert kept == {uids[a] for a in seen}
+        assert len(kept_files(archive)) == len(seen)
 
 
 # Zips
@@ -258,22 +263,22 @@ def zipped(members: dict[str, bytes], *, method: int = zipfile.ZIP_DEFLATED) -> 
     return buffer.getvalue()
 
 
-def send_zip(store: Store, content: bytes) -> list[Answer]:
-    path = store.incoming()
+def send_zip(archive: Archive, content: bytes) -> list[Answer]:
+    path = archive.incoming()
     path.write_bytes(content)
     try:
-        return take_zip(path, store, SETTINGS)
+        return take_zip(path, archive, SETTINGS)
     finally:
         path.unlink()
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_zip_is_the_files_in_it(store: Store, ct: CtFiles, method: int) -> None:
+def test_a_zip_is_the_files_in_it(archive: Archive, ct: CtFiles, method: int) -> None:
     members = {f"PAT1/CT/{p.name}": p.read_bytes() for p in ct.paths} | {"PAT1/notes.txt": b"hello"}
-    answers = send_zip(store, zipped(members, method=method))
+    answers = send_zip(archive, zipped(members, method=method))
     assert outcomes(answers) == ["stored"] * 3 + ["refused"]
     assert [a.name for a in answers] == list(members)
-    assert len(kept_files(store)) == 3
+    assert len(kept_files(archive)) == 3
 
 
 def _with_flag(content: bytes, *, flag: int) -> bytes:
@@ -390,10 +395,12 @@ def _with_method(content: bytes, method: int) -> bytes:
 
 
 @pytest.mark.parametrize("trick", TRICKS)
-def test_a_zip_with_a_trick_in_it_is_refused_whole(store: Store, ct: CtFiles, trick: str) -> None:
+def test_a_zip_with_a_trick_in_it_is_refused_whole(
+    archive: Archive, ct: CtFiles, trick: str
+) -> None:
     make, kind, said = TRICKS[trick]
     with pytest.raises(kind, match=said) as refused:
-        send_zip(store, make(ct.paths[0].read_bytes()))
+        send_zip(archive, make(ct.paths[0].read_bytes()))
     assert refused.value.remedy
-    assert not kept_files(store), "nothing is half stored"
-    assert store.series() == []
+    assert not kept_files(archive), "nothing is half stored"
+    assert archive.series() == []

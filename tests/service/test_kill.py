@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from contourcast.service.store import Store
 from support.course import CourseFiles
+from support.records import looking_into
 from support.server import Server
 
 Moment = Callable[[Path, str], bool]
@@ -41,7 +41,7 @@ def seed(tmp_path_factory: pytest.TempPathFactory, course: CourseFiles) -> Seed:
     server.send(course)
     propagation = server.ask(course)
     server.kill()
-    assert Store(folder).job(propagation).state == "received"
+    assert states(folder, propagation) == ["matched"]
     whole = shutil.copytree(folder, folder.with_name("whole"))
     server = Server(whole).start()
     server.done(propagation)
@@ -51,7 +51,11 @@ def seed(tmp_path_factory: pytest.TempPathFactory, course: CourseFiles) -> Seed:
 
 def results(folder: Path, propagation: str) -> dict[str, bytes]:
     """The files of a propagation; of the report what does not depend on the clock."""
-    found = {p.name: p.read_bytes() for p in Store(folder).result_folder(propagation).iterdir()}
+    with looking_into(folder) as records:
+        found = {
+            name: records.derived.result(propagation, name).read_bytes()
+            for name in records.derived.results(propagation)
+        }
     del found["report.html"]
     report = json.loads(found["report.json"])
     del report["registration"]["seconds"]
@@ -65,20 +69,31 @@ def when_told(sentence: str) -> Moment:
     """As soon as this has been written down."""
 
     def reached(folder: Path, propagation: str) -> bool:
-        return any(sentence in e.sentence for e in Store(folder).events(propagation))
+        return any(sentence in told for told in sentences(folder, propagation))
 
     return reached
 
 
 def when_half_written(folder: Path, propagation: str) -> bool:
     """While the results lie in a draft and some of them are there."""
-    drafts = [p for p in (folder / "results").iterdir() if p.name.startswith(".")]
+    drafts = [p for p in (folder / "incoming" / "worker-1").glob("*") if p.is_dir()]
     return any(list(draft.rglob("*.*")) for draft in drafts)
 
 
-def when_renamed(folder: Path, propagation: str) -> bool:
-    """When all is written and the engine has perhaps not yet heard of it."""
-    return Store(folder).result_folder(propagation).exists()
+def when_half_kept(folder: Path, propagation: str) -> bool:
+    """When some are in the store and the engine has not yet heard of any."""
+    return any((folder / "store" / "results" / propagation).glob("*"))
+
+
+def sentences(folder: Path, propagation: str) -> list[str]:
+    """What was told of a job from first to last."""
+    with looking_into(folder) as records:
+        return [event.sentence for event in records.propagations.events(propagation)]
+
+
+def states(folder: Path, propagation: str) -> list[str]:
+    with looking_into(folder) as records:
+        return [event.state.value for event in records.propagations.events(propagation)]
 
 
 def kill_at(folder: Path, propagation: str, moment: Moment) -> None:
@@ -96,10 +111,10 @@ def end(folder: Path, propagation: str) -> list[str]:
     server = Server(folder).start()
     server.done(propagation)
     server.stop()
-    strays = [p for p in (folder / "results").iterdir() if p.name != propagation]
+    strays = [p for p in (folder / "store" / "results").iterdir() if p.name != propagation]
     assert not strays
-    assert not list((folder / "incoming").iterdir())
-    return [e.sentence for e in Store(folder).events(propagation)]
+    assert not on_its_way(folder)
+    return sentences(folder, propagation)
 
 
 def test_killed_between_steps_and_in_mid_write_the_job_ends_once_with_the_same_bytes(
@@ -118,7 +133,6 @@ MOMENTS: dict[str, Moment] = {
     "reading": when_told("reading the series"),
     "registering": when_told("registering the planning CT"),
     "registered": when_told("registered:"),
-    "carrying": when_told("carrying"),
     "drawing translation": when_told("drawing: translation"),
     "drawn translation": when_told("drawn: translation"),
     "drawing rigid": when_told("drawing: rigid"),
@@ -127,7 +141,7 @@ MOMENTS: dict[str, Moment] = {
     "compared": when_told("verdict:"),
     "writing": when_told("writing"),
     "half written": when_half_written,
-    "renamed": when_renamed,
+    "half kept": when_half_kept,
     "done": when_told("done"),
 }
 
@@ -189,8 +203,12 @@ def test_a_job_that_takes_its_worker_down_again_and_again_is_set_aside(
 
 def begun(folder: Path, propagation: str) -> int:
     """How often a worker began with the job."""
-    told = [event.sentence for event in Store(folder).events(propagation)]
-    return told.count("reading the series")
+    return sentences(folder, propagation).count("reading the series")
+
+
+def on_its_way(folder: Path) -> list[Path]:
+    """Files that were not taken in yet, of any process."""
+    return [p for p in (folder / "incoming").rglob("*") if p.is_file()]
 
 
 @pytest.mark.slow
@@ -207,16 +225,17 @@ def test_an_upload_that_is_cut_off_leaves_nothing_half_stored(
 
     sender = threading.Thread(target=send)
     sender.start()
-    while not list((folder / "incoming").iterdir()):
+    while not on_its_way(folder):
         time.sleep(0.0005)
     server.kill()
     sender.join()
     again = Server(folder).start()
-    store = Store(folder)
-    for series in store.series():
-        for kept in store.instances_of(series.series_uid):
-            assert kept.path.stat().st_size == kept.size_bytes
-    again.send(course)
-    again.stop()
-    assert not list((folder / "incoming").iterdir())
-    assert sum(s.instances for s in store.series()) == len(course.paths)
+    with looking_into(folder) as records:
+        archive = records.archive
+        for series in archive.series():
+            for kept in archive.instances_of(series.series_uid):
+                assert archive.path(kept).stat().st_size == kept.size_bytes
+        again.send(course)
+        again.stop()
+        assert not on_its_way(folder)
+        assert sum(s.instances for s in archive.series()) == len(course.paths)

@@ -10,7 +10,7 @@ import pytest
 from contourcast.service.problems import SettingsError
 from contourcast.service.server import require_loopback, serve
 from contourcast.service.settings import ServiceSettings
-from contourcast.service.store import exclusive
+from contourcast.service.store.disk import exclusive
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])

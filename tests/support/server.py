@@ -111,7 +111,7 @@ class Server:
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             job = self.job(propagation)
-            if reached(job) or job["state"] in ("done", "failed"):
+            if reached(job) or job["ended"]:
                 return job
             time.sleep(0.02)
         raise AssertionError(f"not reached within {limit_s} s: {job}\n" + "".join(self.lines))
@@ -119,7 +119,7 @@ class Server:
     def done(self, propagation: str) -> dict[str, Any]:
         """Waits for the end, which must be a good one."""
         job = self.until(propagation, lambda _: False)
-        assert job["state"] == "done", f"{job}\n{''.join(self.lines)}"
+        assert job["state"] == "awaiting_review", f"{job}\n{''.join(self.lines)}"
         return job
 
 

@@ -21,7 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from contourcast.service.index.tables import SCHEMA_VERSION, metadata, schema_version
 from contourcast.service.problems import BusyError, DiskFullError, SettingsError
@@ -167,8 +167,7 @@ def _engine(url: str) -> Engine:
             url,
             isolation_level="AUTOCOMMIT",
             connect_args={"timeout": WAIT_S},
-            pool_size=CONNECTIONS,
-            max_overflow=CONNECTIONS,
+            poolclass=NullPool,  # one that was kept would go on with a file that was moved away
         )
         event.listen(engine, "connect", _careful)
         return engine

@@ -153,7 +153,7 @@ propagation = Table(
     Column("superseded_by", String),
     Column("asked_by", String, nullable=False),
     Column("ended", Integer, nullable=False),  # 1: the engine is through with it
-    Index("propagation_unfinished", "ended", "number"),
+    Index("propagation_unfinished", "ended", "priority", "number"),
 )
 
 event = Table(

@@ -22,9 +22,9 @@ from contourcast.propagate import ALL_METHODS, KNOWN_METHODS, Case, Settings, is
 from contourcast.registration.methods import METHODS
 from contourcast.registration.result import Focus
 from contourcast.registration.settings import RegistrationSettings
+from contourcast.service.archive import Archive, Kept
 from contourcast.service.jobs.inputs import read_case
 from contourcast.service.problems import NotFoundError
-from contourcast.service.store import Kept, Store
 
 # Part of every order: raised when the same inputs no longer give the same result.
 ORDER_VERSION: Final = 1
@@ -74,31 +74,31 @@ class PropagationRequest(BaseModel):
 
 
 def make_order(
-    request: PropagationRequest, store: Store, *, network: tuple[str, str]
+    request: PropagationRequest, archive: Archive, *, network: tuple[str, str]
 ) -> dict[str, Any]:
     """Finds the files that a request speaks of and checks what is cheap to check.
 
     Args:
         request: What was asked.
-        store: Where the files are.
+        archive: Where the files are.
         network: Name and digest of the network that is served; empty when none is asked for.
 
     Raises:
         NotFoundError: A series or an instance is not here.
         InputError: What was left out cannot be concluded, or the ROI is not in the set.
     """
-    structures = _structures(request, store)
-    drawn = read_structure_set(structures.path)
-    prior = _instance(store, request.prior, "RTSTRUCT") if request.prior else None
-    (drawn if prior is None else read_structure_set(prior.path)).roi(request.roi)
-    registration = _instance(store, request.registration, "REG") if request.registration else None
+    structures = _structures(request, archive)
+    drawn = read_structure_set(archive.path(structures))
+    prior = _instance(archive, request.prior, "RTSTRUCT") if request.prior else None
+    (drawn if prior is None else read_structure_set(archive.path(prior))).roi(request.roi)
+    registration = _instance(archive, request.registration, "REG") if request.registration else None
     wanted = request.methods or (*METHODS, network[0])
     settings = settings_of([m for m in KNOWN_METHODS if m in wanted], request.focus)
     return {
         "version": ORDER_VERSION,
-        "cbct": _series(store, request.cbct, "CBCT"),
+        "cbct": _series(archive, request.cbct, "CBCT"),
         "planning_ct": _series(
-            store, request.planning_ct or _drawn_on(drawn, store), "planning CT"
+            archive, request.planning_ct or _drawn_on(drawn, archive), "planning CT"
         ),
         "structures": _file(structures),
         "prior": _file(prior),
@@ -136,29 +136,29 @@ def wants_network(request: PropagationRequest) -> bool:
     return request.methods is None or any(is_network(m) for m in request.methods)
 
 
-def case_of(order: dict[str, Any], store: Store) -> Case:
+def case_of(order: dict[str, Any], archive: Archive) -> Case:
     """Reads the files of an order.
 
     Raises:
         ContourcastError: They cannot be read, or do not belong together.
     """
-    registration = _path(order["registration"], store)
-    structures = _path(order["structures"], store)
+    registration = _path(order["registration"], archive)
+    structures = _path(order["structures"], archive)
     assert structures is not None, "an order always has a structure set"
     return read_case(
-        planning_ct=_paths(order["planning_ct"], store),
+        planning_ct=_paths(order["planning_ct"], archive),
         structures=structures,
-        cbct=_paths(order["cbct"], store),
+        cbct=_paths(order["cbct"], archive),
         roi=order["roi"],
-        prior_structures=_path(order["prior"], store),
+        prior_structures=_path(order["prior"], archive),
         registrations=[registration] if registration else [],
         vouched=order["vouched"],
     )
 
 
-def _structures(request: PropagationRequest, store: Store) -> Kept:
+def _structures(request: PropagationRequest, archive: Archive) -> Kept:
     if request.structures:
-        return _instance(store, request.structures, "RTSTRUCT")
+        return _instance(archive, request.structures, "RTSTRUCT")
     if not request.planning_ct:
         raise InputError(
             "neither a structure set nor a planning CT is named",
@@ -166,8 +166,8 @@ def _structures(request: PropagationRequest, store: Store) -> Kept:
         )
     fitting = [
         kept
-        for kept in store.of_modality("RTSTRUCT")
-        if request.planning_ct in read_structure_set(kept.path).referenced_series_uids
+        for kept in archive.of_modality("RTSTRUCT")
+        if request.planning_ct in read_structure_set(archive.path(kept)).referenced_series_uids
     ]
     if len(fitting) == 1:
         return fitting[0]
@@ -178,8 +178,8 @@ def _structures(request: PropagationRequest, store: Store) -> Kept:
     )
 
 
-def _drawn_on(drawn: StructureSet, store: Store) -> Uid:
-    here = [uid for uid in drawn.referenced_series_uids if store.instances_of(uid)]
+def _drawn_on(drawn: StructureSet, archive: Archive) -> Uid:
+    here = [uid for uid in drawn.referenced_series_uids if archive.instances_of(uid)]
     if len(here) == 1:
         return here[0]
     raise InputError(
@@ -189,8 +189,8 @@ def _drawn_on(drawn: StructureSet, store: Store) -> Uid:
     )
 
 
-def _instance(store: Store, sop_uid: Uid, modality: str) -> Kept:
-    kept = store.instance(sop_uid)
+def _instance(archive: Archive, sop_uid: Uid, modality: str) -> Kept:
+    kept = archive.instance(sop_uid)
     if kept is None:
         raise NotFoundError(
             f"no {modality} of that SOP Instance UID is here",
@@ -206,8 +206,8 @@ def _instance(store: Store, sop_uid: Uid, modality: str) -> Kept:
     return kept
 
 
-def _series(store: Store, series_uid: Uid, role: str) -> dict[str, Any]:
-    instances = store.instances_of(series_uid)
+def _series(archive: Archive, series_uid: Uid, role: str) -> dict[str, Any]:
+    instances = archive.instances_of(series_uid)
     if not instances:
         raise NotFoundError(
             f"no series of that UID is here ({role})",
@@ -221,9 +221,9 @@ def _file(kept: Kept | None) -> dict[str, Any] | None:
     return None if kept is None else {"series": kept.series_uid, "files": [kept.file_digest]}
 
 
-def _paths(part: dict[str, Any], store: Store) -> list[Path]:
-    return [store.file_of(part["series"], digest) for digest in part["files"]]
+def _paths(part: dict[str, Any], archive: Archive) -> list[Path]:
+    return [archive.file_of(part["series"], digest) for digest in part["files"]]
 
 
-def _path(part: dict[str, Any] | None, store: Store) -> Path | None:
-    return None if part is None else _paths(part, store)[0]
+def _path(part: dict[str, Any] | None, archive: Archive) -> Path | None:
+    return None if part is None else _paths(part, archive)[0]

@@ -189,10 +189,13 @@ class Propagations:
         with self.index.read() as at:
             return [_job(row) for row in at.execute(query)]
 
-    def unfinished(self) -> list[Job]:
-        """What the engine still has to do, first promised first."""
+    def unfinished(self, *, limit: int | None = None) -> list[Job]:
+        """What the engine still has to do; what is waited for first, then first promised first."""
         return self.select(
-            select(propagation).where(propagation.c.ended == 0).order_by(propagation.c.number)
+            select(propagation)
+            .where(propagation.c.ended == 0)
+            .order_by(propagation.c.priority, propagation.c.number)
+            .limit(limit)
         )
 
     def tell(

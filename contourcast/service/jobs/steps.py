@@ -1,6 +1,6 @@
 """The steps of a propagation as the durable workflow runs them: digests in, digests out.
 
-Each step reads what it needs from the store, calls one function of `contourcast.propagate`, and
+Each step reads what it needs from the store, calls functions of `contourcast.propagate`, and
 keeps the result under the digest of its bytes. So a step may run twice, or on another machine,
 and gives the same name for the same thing; the job database holds names alone.
 """
@@ -8,193 +8,197 @@ and gives the same name for the same thing; the job database holds names alone.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import structlog
+from sqlalchemy import Connection
 
 from contourcast import propagate as pipeline
 from contourcast.imaging.errors import WeightsError
 from contourcast.propagate import Case, Drawn, Network, Propagation, Settings, is_network
+from contourcast.service.index.database import as_json
+from contourcast.service.intake.states import State
 from contourcast.service.jobs.orders import case_of, settings_of
+from contourcast.service.jobs.propagations import Job
+from contourcast.service.jobs.queues import CPU, GPU
 from contourcast.service.jobs.results import dump, load
 from contourcast.service.outputs.report import write_results
-from contourcast.service.store import Job, Store, flush_folder
+from contourcast.service.records import Records
+
+# A worker that was not seen for so long is not waited for (CLINICAL_SERVICE §6.1, "GPU gone").
+GPU_SEEN_S: Final = 60.0
+ORDER_FILE: Final = "order.json"
 
 log = structlog.get_logger()
+Send = Callable[[Connection, Job, Mapping[str, str]], bool]
+
+
+def to_nobody(at: Connection, job: Job, files: Mapping[str, str]) -> bool:
+    """Where there is no destination, nothing is sent."""
+    del at, job, files
+    return False
 
 
 class Steps:
-    """Steps 4 to 7 of the service's workflow, over one store."""
+    """Steps 4 to 7 of the service's workflow, over one index and store.
 
-    def __init__(self, store: Store, *, device: str, weights: Path | None) -> None:
-        self.store = store
+    Args:
+        records: Index and store.
+        device: Where to compute.
+        weights: Model folder; None: the network that is shipped.
+        send: Notes, in the transaction that ends a job, what goes where; says whether anything.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        *,
+        device: str,
+        weights: Path | None,
+        send: Send = to_nobody,
+    ) -> None:
+        self.records = records
         self.device = device
         self.weights = weights
+        self._send = send
         self._case = lru_cache(maxsize=1)(self._read_case)  # hundreds of MiB each
         self._network = lru_cache(maxsize=1)(self._load_network)
 
     def register(self, propagation: str) -> dict[str, Any]:
-        """Where the planning CT is today."""
-        job = self._tell(propagation, "registering", "reading the series", 0.0)
+        """Where the planning CT is today, and the r-CT channel."""
+        job = self._tell(propagation, State.REGISTERING, "reading the series", 0.0)
         case = self._case(propagation)
-        self._tell(propagation, "registering", "registering the planning CT to the CBCT", 0.05)
+        self._tell(propagation, State.REGISTERING, "registering the planning CT to the CBCT", 0.05)
         start = time.perf_counter()
         registrations = pipeline.register(case, self._settings(job))
         seconds = time.perf_counter() - start
-        self.store.tell(
+        quality = registrations.quality
+        self.records.propagations.tell(
             propagation,
-            "registering",
-            f"registered: {registrations.quality.verdict.value}",
+            State.REGISTERING,
+            f"registered: {quality.verdict.value}",
             0.2,
             figures={
                 "registration": {
-                    "verdict": registrations.quality.verdict.value,
-                    "reasons": list(registrations.quality.reasons),
+                    "verdict": quality.verdict.value,
+                    "reasons": list(quality.reasons),
                     "focus": registrations.focus,
                     "angle_deg": registrations.chosen.cbct_from_planning.angle_deg,
                     "seconds": round(seconds, 3),
                 }
             },
         )
-        return {"registrations": self.store.put(dump((registrations, seconds)))}
+        return {
+            "registrations": self._put((registrations, seconds)),
+            "r_ct": self._put(pipeline.carry_prior(case, registrations)),
+        }
 
-    def carry(self, propagation: str, registrations: str) -> dict[str, Any]:
-        """The r-CT channel."""
-        self._tell(propagation, "carrying", "carrying the prior to the CBCT", 0.2)
-        r_ct = pipeline.carry_prior(self._case(propagation), load(self.store.get(registrations))[0])
-        return {"r_ct": self.store.put(dump(r_ct))}
+    def place(self, propagation: str) -> dict[str, Any]:
+        """Where networks are drawn: by a worker with a GPU, if one was seen lately."""
+        del propagation
+        gpu = self.records.workers.listening(GPU, within_s=GPU_SEEN_S)
+        return {"queue": GPU if gpu else CPU}
 
     def draw(self, propagation: str, method: str, registrations: str, r_ct: str) -> dict[str, Any]:
         """One method's contour."""
-        job = self.store.job(propagation)
+        job = self.records.propagations.job(propagation)
         methods = job.order["methods"]
         done = 0.2 + 0.7 * methods.index(method) / len(methods)
-        self._tell(propagation, "drawing", f"drawing: {method}", done)
+        self._tell(propagation, State.DRAWING, f"drawing: {method}", done)
         drawn = pipeline.draw(
             self._case(propagation),
             self._settings(job),
-            load(self.store.get(registrations))[0],
-            load(self.store.get(r_ct)),
+            self._get(registrations)[0],
+            self._get(r_ct),
             method,
             network=self._network(job.order["network"]) if is_network(method) else None,
             clock=time.perf_counter,
         )
-        figures = job.figures | {
-            "methods": job.figures.get("methods", {}) | {method: _method_figures(drawn)}
-        }
-        self.store.tell(
+        self.records.propagations.tell(
             propagation,
-            "drawing",
+            State.DRAWING,
             f"{method} failed" if drawn.failed else f"drawn: {method}",
             done + 0.7 / len(methods),
-            figures=figures,
+            figures={"methods": {method: _method_figures(drawn)}},
         )
-        return {"drawn": self.store.put(dump(drawn))}
+        return {"drawn": self._put(drawn)}
 
-    def compare(
-        self, propagation: str, registrations: str, r_ct: str, drawn: Sequence[str]
+    def finish(
+        self, propagation: str, registered: Mapping[str, str], drawn: Sequence[str]
     ) -> dict[str, Any]:
-        """What the contours say of each other, and the verdict."""
-        job = self._tell(propagation, "comparing", "comparing the contours", 0.9)
-        found, seconds = load(self.store.get(registrations))
+        """What the contours say of each other, the verdict, and every file; their digests."""
+        job = self._tell(propagation, State.COMPARING, "comparing the contours", 0.9)
+        registrations, seconds = self._get(registered["registrations"])
         result = pipeline.compare(
             self._case(propagation),
             self._settings(job),
-            found,
-            load(self.store.get(r_ct)),
-            [load(self.store.get(one)) for one in drawn],
+            registrations,
+            self._get(registered["r_ct"]),
+            [self._get(one) for one in drawn],
             network=self._network(job.order["network"]) if job.order["network"] else None,
             registration_seconds=seconds,
         )
-        self.store.tell(
+        verdict = result.verdict.value
+        self.records.propagations.tell(
             propagation,
-            "comparing",
-            f"verdict: {result.verdict.value}",
+            State.COMPARING,
+            f"verdict: {verdict}",
             0.95,
-            figures=job.figures
-            | {"verdict": result.verdict.value, "reasons": list(result.quality.reasons)},
+            figures={"verdict": verdict, "reasons": list(result.quality.reasons)},
+            verdict=verdict,
         )
-        parts = (
-            result.agreement,
-            result.prior_volume_cc,
-            result.quality,
-            result.network_name,
-            result.network_digest,
-        )
-        return {"compared": self.store.put(dump(parts))}
-
-    def write(
-        self,
-        propagation: str,
-        registrations: str,
-        r_ct: str,
-        drawn: Sequence[str],
-        compared: str,
-    ) -> dict[str, Any]:
-        """RS.dcm, REG.dcm, report and picture, all at once; their digests."""
-        job = self._tell(propagation, "writing", "writing the structure set and the report", 0.95)
-        folder = self.store.result_folder(propagation)
-        if not folder.exists():  # else an earlier run wrote them all and was killed just after
-            found, seconds = load(self.store.get(registrations))
-            agreement, prior_cc, quality, name, digest = load(self.store.get(compared))
-            self._write(
-                Propagation(
-                    case=self._case(propagation),
-                    settings=self._settings(job),
-                    registrations=found,
-                    registration_seconds=seconds,
-                    r_ct=load(self.store.get(r_ct)),
-                    drawn=tuple(load(self.store.get(one)) for one in drawn),
-                    agreement=agreement,
-                    prior_volume_cc=prior_cc,
-                    quality=quality,
-                    network_name=name,
-                    network_digest=digest,
-                ),
-                job,
-                folder,
-            )
-        return {"files": {p.name: _digest(p) for p in sorted(folder.iterdir())}}
-
-    def forget(self) -> None:
-        """Lets go of the scans that were read."""
+        self._tell(propagation, State.WRITING, "writing the structure set and the report", 0.95)
+        files = self._write(result, job)
         self._case.cache_clear()
+        return {"files": files}
 
-    def discard_drafts(self) -> int:
-        """Deletes what a worker that was killed left half written; how many."""
-        left = [p for p in (self.store.folder / "results").iterdir() if p.name.startswith(".")]
-        for path in left:
-            shutil.rmtree(path, ignore_errors=True)
-        strays = list((self.store.folder / "derived").glob(".*"))
-        for path in strays:
-            path.unlink(missing_ok=True)
-        return len(left) + len(strays)
+    def end(self, propagation: str, outcome: Mapping[str, Any]) -> dict[str, Any]:
+        """Results, deliveries and the state after them, all in one transaction."""
+        files, problem = outcome.get("files"), outcome.get("problem")
+        job = self.records.propagations.job(propagation)
+        with self.records.index.write() as at:
+            sending = bool(files) and not job.ended and self._send(at, job, files or {})
+            self.records.propagations.end_within(
+                at, propagation, files=files, problem=problem, delivering=sending
+            )
+        return {}
 
-    def _write(self, result: Propagation, job: Job, folder: Path) -> None:
-        draft = folder.with_name(f".{folder.name}")
-        shutil.rmtree(draft, ignore_errors=True)
-        write_results(result, draft, made_at=job.made_at)
-        for path in draft.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        flush_folder(draft)
-        draft.rename(folder)
-        flush_folder(folder.parent)
+    def _write(self, result: Propagation, job: Job) -> dict[str, str]:
+        """Writes the files aside and brings them into the store; digests of what is there now."""
+        draft = self.records.archive.incoming().with_suffix("")
+        try:
+            write_results(result, draft, made_at=job.made_at)
+            note = {"id": job.id, "made_at": job.made_at.isoformat(), "order": job.order}
+            (draft / ORDER_FILE).write_text(
+                as_json(note | {"origin": asdict(job.origin)}), encoding="utf-8"
+            )
+            self.records.derived.put_results(job.id, {p.name: p for p in sorted(draft.iterdir())})
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return {
+            name: _digest(self.records.derived.result(job.id, name))
+            for name in self.records.derived.results(job.id)
+        }
 
-    def _tell(self, propagation: str, state: Any, sentence: str, done: float) -> Job:
-        log.info("step", job_id=propagation, state=state, sentence=sentence)
-        self.store.tell(propagation, state, sentence, done)
-        return self.store.job(propagation)
+    def _put(self, thing: object) -> str:
+        return self.records.derived.put(dump(thing))
+
+    def _get(self, digest: str) -> Any:
+        return load(self.records.derived.get(digest))
+
+    def _tell(self, propagation: str, state: State, sentence: str, done: float) -> Job:
+        log.info("step", job_id=propagation, state=state.value, sentence=sentence)
+        self.records.propagations.tell(propagation, state, sentence, done)
+        return self.records.propagations.job(propagation)
 
     def _read_case(self, propagation: str) -> Case:
-        return case_of(self.store.job(propagation).order, self.store)
+        return case_of(self.records.propagations.job(propagation).order, self.records.archive)
 
     def _settings(self, job: Job) -> Settings:
         settings = settings_of(job.order["methods"], job.order["focus"])

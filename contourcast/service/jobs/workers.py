@@ -22,6 +22,13 @@ class Workers:
             at.execute(self.index.insert_new(worker, row))
             at.execute(update(worker).where(worker.c.executor == executor).values(**row))
 
+    def listening(self, queue: str, *, within_s: float) -> bool:
+        """Whether a worker that was seen lately does the work of a queue."""
+        clock_s = self.index.clock_s()
+        with self.index.read() as at:
+            rows = at.execute(select(worker).where(worker.c.seen_s > clock_s - within_s)).all()
+        return any(queue in row.queues.split(",") for row in rows)
+
     def silent_s(self) -> dict[str, float]:
         """Of each worker that was ever seen: seconds since then."""
         clock_s = self.index.clock_s()

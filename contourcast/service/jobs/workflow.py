@@ -1,98 +1,79 @@
-"""The job engine, and the one module that knows it: a workflow whose steps outlive any process.
+"""What happens to a propagation, in its order; each step outlives any process.
 
-The rules that DBOS needs (each tried, see docs/decisions): JSON instead of pickle in its tables; an
-executor id that stays the same, with one live process for it; a version of ours, so that an
-upgrade does not orphan running work; steps that are harmless twice.
+A propagation waits on the queue of its course; what computes waits on the queues of the
+processors, so that a network can be drawn on another machine than the rest.
 """
 
 from __future__ import annotations
 
-import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
-from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, Queue, SetWorkflowID
+from dbos import DBOS, Queue, SetEnqueueOptions, SetWorkflowID, WorkflowHandle
+from dbos import error as engine_error
 
 from contourcast.imaging.errors import ContourcastError
+from contourcast.propagate import is_network
+from contourcast.service.jobs.engine import POLL_S
+from contourcast.service.jobs.propagations import Job
+from contourcast.service.jobs.queues import COHORT, COURSE, CPU
 from contourcast.service.jobs.steps import Steps
-from contourcast.service.problems import BusyError, DiskFullError, log_fault, problem_of, unexpected
-from contourcast.service.settings import ServiceSettings
-from contourcast.service.store import Store, writing
+from contourcast.service.problems import (
+    BusyError,
+    DiskFullError,
+    StoreError,
+    log_fault,
+    problem_of,
+    unexpected,
+)
+from contourcast.service.store.disk import writing
 
-# Raised when the steps change, and only then: a worker takes up jobs of its own version alone.
-WORKFLOW_VERSION: Final = "1"
-QUEUE: Final = "propagations"
 # Times that a job may take its worker down before it is set aside.
 RECOVERIES: Final = 3
-# What is no fault of the job: a full disk, an index that is held by others.
-MAY_PASS: Final = (BusyError, DiskFullError)
-# 2 + 4 + 8 + 16 + 32 s: about a minute to free space.
-ATTEMPTS: Final = 6
+# What is no fault of the job: a full disk, an index or a store that cannot be reached.
+MAY_PASS: Final = (BusyError, DiskFullError, StoreError)
+# 2 + 4 + 8 … s, at most a minute each: about four minutes for a database to come back.
+ATTEMPTS: Final = 9
 RETRY_S: Final = 2.0
-POLL_S: Final = 0.2
-HEARTBEAT_S: Final = 5.0
 
 log = structlog.get_logger()
+Outcome = dict[str, Any]
 
 
-def work(settings: ServiceSettings, stop: threading.Event) -> None:
-    """Runs jobs until told to stop. The caller holds the lock of the worker slot."""
-    store = Store(settings.data_folder)
-    steps = Steps(store, device=resolve_device(settings.device), weights=settings.weights)
-    discarded = steps.discard_drafts()
-    run = _define(store, steps)
-    DBOS(config=_config(settings))
-    DBOS.launch()
-    try:
-        queue = DBOS.register_queue(
-            QUEUE, worker_concurrency=settings.jobs_at_once, polling_interval_sec=POLL_S
-        )
-        log.info("worker_started", slot=settings.worker_slot, drafts_discarded=discarded)
-        _hand_over(store, queue, run, settings.worker_slot, stop)
-    finally:
-        DBOS.destroy()
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a worker runs, and the way to hand work over.
 
-
-def resolve_device(wanted: str) -> str:
-    """``auto`` is CUDA where there is some."""
-    if wanted != "auto":
-        return wanted
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _config(settings: ServiceSettings) -> DBOSConfig:
-    return {
-        "name": "contourcast",
-        "system_database_url": f"sqlite:///{settings.data_folder / 'jobs.sqlite3'}",
-        "application_version": WORKFLOW_VERSION,
-        "executor_id": settings.worker_slot,
-        "serializer": DBOSPortableJSONSerializer(),
-        "log_level": "WARNING",
-    }
-
-
-def _define(store: Store, steps: Steps) -> Callable[[str, str], str]:
-    """The workflow over these steps.
-
-    A refusal ends the job; raised into the engine is only what may pass, for another attempt.
+    Attributes:
+        hand_over: Puts a job on its queue; a second time is the same workflow.
     """
 
-    def step(name: str, function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-        def told(*args: Any) -> dict[str, Any]:
+    hand_over: Callable[[Job], None]
+
+
+def define(steps: Steps, queues: Callable[[], Mapping[str, Queue]]) -> Work:
+    """Defines the workflows over these steps, before the engine is launched."""
+
+    def step(name: str, function: Callable[..., Outcome]) -> Callable[..., Outcome]:
+        """A step by itself on a queue.
+
+        A refusal is its outcome; raised into the engine is only what may pass.
+        """
+
+        def told(propagation: str, *args: Any) -> Outcome:
             try:
                 with writing():
-                    return function(*args)
+                    return function(propagation, *args)
             except MAY_PASS:
                 raise
             except ContourcastError as error:
                 return {"problem": problem_of(error).model_dump()}
             except Exception as error:  # the engine would log and keep its message
                 trace = uuid.uuid4().hex
-                log_fault("step_failed", error, trace=trace, job_id=args[0], step=name)
+                log_fault("step_failed", error, trace=trace, job_id=propagation, step=name)
                 return {"problem": unexpected(trace).model_dump()}
 
         return DBOS.step(
@@ -103,97 +84,109 @@ def _define(store: Store, steps: Steps) -> Callable[[str, str], str]:
             should_retry=lambda error: isinstance(error, MAY_PASS),
         )(told)
 
-    register = step("register", steps.register)
-    carry = step("carry", steps.carry)
-    draw = step("draw", steps.draw)
-    compare = step("compare", steps.compare)
-    write = step("write", steps.write)
+    def job(name: str, function: Callable[..., Outcome]) -> Callable[..., Outcome]:
+        one = step(name, function)
 
-    def end(propagation: str, outcome: dict[str, Any]) -> dict[str, Any]:
-        store.end_job(propagation, files=outcome.get("files"), problem=outcome.get("problem"))
-        steps.forget()
-        return {}
+        @DBOS.workflow(name=f"{name}_job", max_recovery_attempts=RECOVERIES)
+        def run(propagation: str, *args: Any) -> Outcome:
+            return one(propagation, *args)
 
-    end_job = step("end", end)
+        return run
+
+    register = job("register", steps.register)
+    draw = job("draw", steps.draw)
+    finish = job("finish", steps.finish)
+    place = step("place", steps.place)
+    end = step("end", steps.end)
 
     @DBOS.workflow(name="propagate", max_recovery_attempts=RECOVERIES)
-    def run(propagation: str, methods: str) -> str:
+    def propagate(propagation: str, attempt: int, methods: str, priority: int) -> str:
+        def start(
+            queue: str, part: str, run: Callable[..., Outcome], *args: Any
+        ) -> WorkflowHandle[Outcome]:
+            with (
+                SetWorkflowID(part_id(propagation, attempt, part)),
+                SetEnqueueOptions(priority=priority),
+            ):
+                return queues()[queue].enqueue(run, propagation, *args)
+
         try:
-            registrations = _name(register(propagation))
-            r_ct = _name(carry(propagation, registrations))
-            drawn = [
-                _name(draw(propagation, method, registrations, r_ct))
+            registered = _done(start(CPU, "register", register))
+            drawing = [
+                start(
+                    place(propagation)["queue"] if is_network(method) else CPU,
+                    f"draw-{method}",
+                    draw,
+                    method,
+                    registered["registrations"],
+                    registered["r_ct"],
+                )
                 for method in methods.split(",")
             ]
-            compared = _name(compare(propagation, registrations, r_ct, drawn))
-            outcome = write(propagation, registrations, r_ct, drawn, compared)
+            drawn = [_done(handle)["drawn"] for handle in drawing]
+            outcome = _done(start(CPU, "finish", finish, registered, drawn))
         except _EndedError as ended:
             outcome = ended.outcome
-        end_job(propagation, outcome)
+        end(propagation, outcome)
         return "failed" if "problem" in outcome else "done"
 
-    return run
+    def hand_over(asked: Job) -> None:
+        queue = COHORT if asked.origin.cohort else COURSE
+        partition = None if queue == COHORT else asked.origin.course_id or asked.id
+        with (
+            SetWorkflowID(workflow_id(asked)),
+            SetEnqueueOptions(queue_partition_key=partition),
+        ):
+            queues()[queue].enqueue(
+                propagate,
+                asked.id,
+                asked.attempt,
+                ",".join(asked.order["methods"]),
+                asked.origin.priority,
+            )
+
+    return Work(hand_over=hand_over)
+
+
+def workflow_id(job: Job) -> str:
+    """The engine's name for an attempt at a propagation."""
+    return f"{job.id}-{job.attempt}"
+
+
+def part_id(propagation: str, attempt: int, part: str) -> str:
+    """The engine's name for a part of it."""
+    return f"{propagation}-{attempt}-{part}"
+
+
+def part_ids(job: Job) -> Sequence[str]:
+    """Every part that an attempt may have, whether it was begun or not."""
+    parts = ("register", *(f"draw-{method}" for method in job.order["methods"]), "finish")
+    return [part_id(job.id, job.attempt, part) for part in parts]
 
 
 class _EndedError(Exception):
     """A step could not do its work; carries what it said."""
 
-    def __init__(self, outcome: dict[str, Any]) -> None:
+    def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome
         super().__init__("a step ended the job")
 
 
-def _name(outcome: dict[str, Any]) -> str:
-    """The digest of a step's result."""
+def _done(handle: WorkflowHandle[Outcome]) -> Outcome:
+    """What a part said, once it is through."""
+    try:
+        outcome = handle.get_result(polling_interval_sec=POLL_S)
+    except engine_error.DBOSException as error:
+        log.error("part_given_up", part=handle.get_workflow_id(), reason=type(error).__name__)
+        raise _EndedError({"problem": problem_of(set_aside()).model_dump()}) from error
     if "problem" in outcome:
         raise _EndedError(outcome)
-    return str(next(iter(outcome.values())))
+    return outcome
 
 
-def _hand_over(
-    store: Store,
-    queue: Queue,
-    run: Callable[[str, str], str],
-    slot: str,
-    stop: threading.Event,
-) -> None:
-    """Gives the engine what was asked for, and ends what the engine gave up on.
-
-    The table of propagations is what was promised to the caller; the engine's tables follow it.
-    Handing a job over twice is harmless: its id is the workflow's.
-    """
-    handed: set[str] = set()
-    beats_left = 0
-    while not stop.is_set():
-        if beats_left <= 0:
-            store.seen(slot)
-            _end_parked(store)
-            beats_left = round(HEARTBEAT_S / POLL_S)
-        beats_left -= 1
-        for job in store.unfinished():
-            workflow_id = f"{job.id}-{job.attempt}"
-            if workflow_id not in handed:
-                with SetWorkflowID(workflow_id):
-                    queue.enqueue(run, job.id, ",".join(job.order["methods"]))
-                handed.add(workflow_id)
-        stop.wait(POLL_S)
-
-
-def _end_parked(store: Store) -> None:
-    """A job that the engine is through with and that did not end fails: somebody waits for it."""
-    waiting = {f"{job.id}-{job.attempt}": job for job in store.unfinished()}
-    if not waiting:
-        return
-    given_up = DBOS.list_workflows(
-        workflow_ids=list(waiting),
-        status=["MAX_RECOVERY_ATTEMPTS_EXCEEDED", "ERROR", "CANCELLED", "SUCCESS"],
-        load_input=False,
-        load_output=False,
+def set_aside() -> ContourcastError:
+    """What is said of a job that the engine gave up on."""
+    return ContourcastError(
+        "the job was set aside: time and again its worker stopped, or could not write, in it",
+        remedy="look into the worker's log, memory and disk, then send the request again",
     )
-    for workflow in given_up:
-        error = ContourcastError(
-            "the job was set aside: time and again its worker stopped, or could not write, in it",
-            remedy="look into the worker's log, memory and disk, then send the request again",
-        )
-        store.end_job(waiting[workflow.workflow_id].id, problem=problem_of(error).model_dump())
-        log.error("job_parked", job_id=waiting[workflow.workflow_id].id, status=workflow.status)

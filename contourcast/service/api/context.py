@@ -1,0 +1,67 @@
+"""What every route needs, and how it reaches a disk without holding up the others."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import anyio.to_thread
+from fastapi import Response
+
+from contourcast.service.problems import document_for
+from contourcast.service.records import Records
+from contourcast.service.settings import ServiceSettings
+
+# Of everything that speaks of a patient; voxels under their digest alone may be kept.
+PRIVATE: Final = {"Cache-Control": "private, no-store"}
+
+Result = TypeVar("Result")
+Responses = dict[int | str, dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """One application's settings and records.
+
+    Attributes:
+        served_network: Name and digest of the network that is served.
+    """
+
+    settings: ServiceSettings
+    records: Records
+    served_network: Callable[[], tuple[str, str]]
+
+
+def network_of(settings: ServiceSettings) -> Callable[[], tuple[str, str]]:
+    """Name and digest of the network, read when they are first asked for."""
+
+    @functools.lru_cache(maxsize=1)
+    def served_network() -> tuple[str, str]:
+        from contourcast.models.predictor import load_network
+
+        network = load_network(settings.weights, device="cpu")
+        return network.name, network.digest
+
+    return served_network
+
+
+async def in_thread(function: Callable[..., Result], *args: object) -> Result:
+    """Runs what touches a disk or a database beside the event loop."""
+    return await anyio.to_thread.run_sync(function, *args)
+
+
+def also(status: int, answer: dict[str, Any]) -> Responses:
+    """One more answer for the OpenAPI document."""
+    return {status: answer}
+
+
+def a_file(*media_types: str) -> dict[str, Any]:
+    """How the OpenAPI document describes a route that gives a file."""
+    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in media_types}
+    return {
+        "response_class": Response,
+        "responses": also(200, {"content": content, "description": "The file; ETag is its digest."})
+        | document_for(404, 409),
+    }

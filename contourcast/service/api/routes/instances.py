@@ -1,0 +1,126 @@
+"""What comes in, and what is here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+
+from contourcast.service.api.bodies import take_body
+from contourcast.service.api.context import Context, in_thread
+from contourcast.service.archive import Outcome
+from contourcast.service.ingest import Answer
+from contourcast.service.problems import BusyError, Problem, document_for, respond
+
+SENDER = "rest"
+
+
+class InstanceAnswer(BaseModel):
+    """What became of one file."""
+
+    name: str = Field(description="As the sender called it.")
+    outcome: Outcome
+    sop_instance_uid: str = ""
+    series_instance_uid: str = ""
+    problem: Problem | None = None
+
+
+class InstancesAnswer(BaseModel):
+    """What became of each file, in the order sent."""
+
+    instances: list[InstanceAnswer]
+
+
+class SeriesItem(BaseModel):
+    """A series that is here; nothing of the patient."""
+
+    series_uid: str
+    study_uid: str
+    modality: str
+    frames_of_reference: list[str]
+    instances: int
+    size_bytes: int
+    conflicts: int = Field(description="Instances that came with other content than the first.")
+    last_arrival_at: str
+    state: str = Field(description="arriving, whole or incomplete.")
+    reason: str = Field(description="Why it is thought so.")
+    revision: str | None = Field(description="The newest set of slices that was whole.")
+
+
+class SeriesAnswer(BaseModel):
+    """Every series that is here."""
+
+    series: list[SeriesItem]
+
+
+def routes(context: Context) -> APIRouter:
+    """The routes over one application's records."""
+    router = APIRouter(tags=["instances"])
+    archive, settings = context.records.archive, context.settings
+    uploads: set[Request] = set()
+
+    @router.post(
+        "/v1/instances",
+        openapi_extra=_upload_document(),
+        responses=document_for(408, 409, 413, 415, 503, 507),
+    )
+    async def post_instances(request: Request) -> InstancesAnswer:
+        """Send DICOM files: one as it is, many in one multipart, or a zip of them."""
+        if len(uploads) >= settings.uploads_at_once:
+            raise BusyError("as many uploads as may be are under way", remedy="send again later")
+        uploads.add(request)
+        try:
+            in_memory = settings.upload_memory_mib // len(uploads)
+            taken = await take_body(request, archive, settings, in_memory=in_memory, sender=SENDER)
+        finally:
+            uploads.remove(request)
+        answer: InstancesAnswer = _judged(taken)
+        return answer
+
+    @router.get("/v1/series")
+    async def get_series() -> SeriesAnswer:
+        """What is here."""
+        found = await in_thread(archive.series)
+        return SeriesAnswer(series=[SeriesItem.model_validate(asdict(s)) for s in found])
+
+    return router
+
+
+def _judged(answers: list[Answer]) -> Any:
+    """200 when anything is here now; else the first fault decides, with every answer beside it."""
+    shown = InstancesAnswer.model_validate({"instances": [_plain(a) for a in answers]})
+    bad = [a for a in answers if a.problem is not None]
+    if len(bad) < len(answers) or not bad:
+        return shown
+    worst = next((a for a in bad if a.outcome == "conflict"), bad[0])
+    assert worst.problem is not None
+    problem = worst.problem.model_copy(update=shown.model_dump(mode="json"))
+    return respond(problem)
+
+
+def _plain(answer: Answer) -> dict[str, Any]:
+    return {
+        name: getattr(answer, name)
+        for name in ("name", "outcome", "sop_instance_uid", "series_instance_uid", "problem")
+    }
+
+
+def _upload_document() -> dict[str, Any]:
+    binary = {"type": "string", "format": "binary"}
+    form = {
+        "type": "object",
+        "properties": {"files": {"type": "array", "items": binary}},
+        "required": ["files"],
+    }
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {"schema": form},
+                "application/zip": {"schema": binary},
+                "application/dicom": {"schema": binary},
+            },
+        }
+    }

@@ -1,0 +1,81 @@
+"""Taking over from the dead, and giving up what no worker survives.
+
+The engine takes a job up again only under the name that it ran under. So each worker says every few
+seconds, by the database's clock, that it is alive; what belongs to one that was silent for too long
+is queued again. A worker that was merely slow may still be at it: steps are harmless twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+from dbos import DBOS
+
+from contourcast.service.jobs.engine import WORKFLOW_VERSION
+from contourcast.service.jobs.propagations import Job, Propagations
+from contourcast.service.jobs.queues import CPU, GPU
+from contourcast.service.jobs.workers import Workers
+from contourcast.service.jobs.workflow import part_ids, set_aside, workflow_id
+from contourcast.service.problems import problem_of
+
+HEARTBEAT_S: Final = 5.0
+SILENCE_S: Final = 60.0
+EVERY_S: Final = 10.0
+GIVEN_UP: Final = ("MAX_RECOVERY_ATTEMPTS_EXCEEDED", "ERROR", "CANCELLED", "SUCCESS")
+
+log = structlog.get_logger()
+
+
+def take_over(workers: Workers) -> None:
+    """Queues again what silent workers had begun, and what waits for a GPU that is gone."""
+    silent = {name for name, silent_s in workers.silent_s().items() if silent_s > SILENCE_S}
+    if silent:
+        left = DBOS.list_workflows(
+            status="PENDING",
+            executor_id=sorted(silent),
+            app_version=WORKFLOW_VERSION,
+            load_input=False,
+            load_output=False,
+        )
+        for workflow in left:
+            DBOS.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
+            log.warning("taken_over", workflow=workflow.workflow_id, of=workflow.executor_id)
+    if not workers.listening(GPU, within_s=SILENCE_S):
+        waiting = DBOS.list_workflows(
+            status="ENQUEUED", queue_name=GPU, load_input=False, load_output=False
+        )
+        for workflow in waiting:
+            DBOS.resume_workflow(workflow.workflow_id, queue_name=CPU)
+            log.warning("gpu_gone", workflow=workflow.workflow_id)
+
+
+def end_given_up(propagations: Propagations) -> None:
+    """A job that the engine is through with and that did not end fails: somebody waits for it."""
+    waiting = {workflow_id(job): job for job in propagations.unfinished()}
+    for status, workflow in _ended(list(waiting)):
+        job = waiting[workflow]
+        propagations.end(job.id, problem=problem_of(set_aside()).model_dump())
+        log.error("job_parked", job_id=job.id, status=status)
+
+
+def cancel(jobs: Sequence[Job]) -> None:
+    """Takes jobs off their queues, with all their parts."""
+    for job in jobs:
+        DBOS.cancel_workflows([workflow_id(job), *_known(part_ids(job))])
+        log.info("job_cancelled", job_id=job.id)
+
+
+def _known(ids: Sequence[str]) -> list[str]:
+    found = DBOS.list_workflows(workflow_ids=list(ids), load_input=False, load_output=False)
+    return [workflow.workflow_id for workflow in found]
+
+
+def _ended(ids: list[str]) -> list[tuple[str, str]]:
+    if not ids:
+        return []
+    found = DBOS.list_workflows(
+        workflow_ids=ids, status=list(GIVEN_UP), load_input=False, load_output=False
+    )
+    return [(workflow.status, workflow.workflow_id) for workflow in found]

@@ -1,0 +1,107 @@
+"""A worker: the engine on some queues, a heartbeat, and the duties that everybody shares."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+import structlog
+from dbos import Queue
+
+from contourcast.service.intake.states import STOPPED
+from contourcast.service.jobs import take_over
+from contourcast.service.jobs.duties import Duty, on_duty
+from contourcast.service.jobs.engine import POLL_S, running
+from contourcast.service.jobs.propagations import Job, Propagations
+from contourcast.service.jobs.queues import chosen
+from contourcast.service.jobs.steps import Steps
+from contourcast.service.jobs.workflow import Work, define, workflow_id
+from contourcast.service.records import open_records
+from contourcast.service.settings import ServiceSettings
+
+END_S: Final = 5.0
+# Jobs that the duty of handing over looks at: those that are waited for come first.
+AT_A_LOOK: Final = 500
+
+log = structlog.get_logger()
+
+
+def work(settings: ServiceSettings, stop: threading.Event) -> None:
+    """Runs jobs until told to stop. The caller holds the lock of the worker slot.
+
+    Raises:
+        SettingsError: The settings cannot be followed.
+        BusyError: The database cannot be reached.
+    """
+    records = open_records(settings, role=settings.worker_slot)
+    discarded = records.archive.discard_incoming()
+    queues: dict[str, Queue] = {}
+    steps = Steps(records, device=resolve_device(settings.device), weights=settings.weights)
+    defined = define(steps, lambda: queues)
+    listen = chosen(settings.queues)
+    try:
+        with running(settings, listen) as registered:
+            queues.update(registered)
+            log.info(
+                "worker_started",
+                slot=settings.worker_slot,
+                queues=list(listen),
+                drafts_discarded=discarded,
+            )
+            threads = on_duty(
+                records.index,
+                [
+                    Duty(
+                        name="heartbeat",
+                        every_s=take_over.HEARTBEAT_S,
+                        run=lambda: records.workers.seen(settings.worker_slot, ",".join(listen)),
+                        alone=False,
+                    ),
+                    Duty(
+                        name="take-over",
+                        every_s=take_over.EVERY_S,
+                        run=lambda: take_over.take_over(records.workers),
+                    ),
+                    Duty(
+                        name="given-up",
+                        every_s=take_over.HEARTBEAT_S,
+                        run=lambda: take_over.end_given_up(records.propagations),
+                    ),
+                    _handing_over(records.propagations, defined),
+                ],
+                stop,
+            )
+            stop.wait()
+            for thread in threads:
+                thread.join(END_S)
+    finally:
+        records.close()
+
+
+def resolve_device(wanted: str) -> str:
+    """``auto`` is CUDA where there is some."""
+    if wanted != "auto":
+        return wanted
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _handing_over(propagations: Propagations, defined: Work) -> Duty:
+    """Gives the engine what was asked for.
+
+    The table of propagations is what was promised to the caller; the engine's tables follow it.
+    Handing a job over twice is harmless: its id is the workflow's.
+    """
+    handed: dict[str, Job] = {}
+
+    def hand_over() -> None:
+        waiting = {workflow_id(job): job for job in propagations.unfinished(limit=AT_A_LOOK)}
+        for name in waiting.keys() - handed.keys():
+            defined.hand_over(waiting[name])
+        gone = [handed[name] for name in handed.keys() - waiting.keys()]
+        take_over.cancel([job for job in gone if propagations.job(job.id).state in STOPPED])
+        handed.clear()
+        handed.update(waiting)
+
+    return Duty(name="hand-over", every_s=POLL_S, run=hand_over)

@@ -1,0 +1,60 @@
+"""Everything that the service keeps, opened from the settings by each of its processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from contourcast.service.archive import Archive
+from contourcast.service.index.database import Index
+from contourcast.service.jobs.derived import Derived
+from contourcast.service.jobs.propagations import Propagations
+from contourcast.service.jobs.workers import Workers
+from contourcast.service.settings import ServiceSettings
+from contourcast.service.store.files import FolderStore
+
+MIB: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """One index and one store, and what is asked of them."""
+
+    index: Index
+    archive: Archive
+    propagations: Propagations
+    derived: Derived
+    workers: Workers
+
+    def close(self) -> None:
+        """Lets go of the database."""
+        self.index.close()
+
+
+def open_records(settings: ServiceSettings, *, role: str) -> Records:
+    """Opens, and at the very first time makes, index and store.
+
+    Args:
+        settings: Where they lie.
+        role: The process that opens them; each has a folder of its own for files on their way in,
+            so that none tidies up after another.
+
+    Raises:
+        SettingsError: They cannot be where the settings say.
+        BusyError: The database cannot be reached.
+    """
+    settings.data_folder.mkdir(parents=True, exist_ok=True)
+    index = Index(settings.index_url)
+    archive = Archive(
+        index,
+        FolderStore(settings.data_folder / "store"),
+        incoming=settings.data_folder / "incoming" / role,
+        disk_reserve_bytes=settings.disk_reserve_mib * MIB,
+    )
+    return Records(
+        index=index,
+        archive=archive,
+        propagations=Propagations(index),
+        derived=Derived(archive),
+        workers=Workers(index),
+    )
