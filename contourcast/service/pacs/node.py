@@ -35,6 +35,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
@@ -70,6 +71,7 @@ from contourcast.service.pacs.wire import (
     Received,
     Tls,
     bound,
+    hang_up,
     quiet,
 )
 from contourcast.service.problems import SettingsError, log_fault
@@ -469,9 +471,9 @@ class _Session:
             assoc.start()
             assoc.join()
         finally:
-            self._messages.hang_up()
+            hang_up(assoc)
             assoc.kill()
-            self._messages.discard()
+            self._messages.end()
             if self._sender is not None:
                 self._server.slots.release()
         if self._sender is None or self._intake is None:
@@ -497,6 +499,9 @@ class _Session:
 
     def _admit(self, event: evt.Event) -> None:
         """Turns away whoever may not call; whatever fails here turns away, too."""
+        if not isinstance(self._assoc.requestor.primitive, A_ASSOCIATE):
+            self._assoc.is_aborted = True  # the connection was closed before a request came
+            return
         refusal: tuple[int, int, int] | None = CALLING_UNKNOWN
         try:
             refusal = self._judge()

@@ -57,6 +57,7 @@ from contourcast.service.pacs.wire import (
     Messages,
     Tls,
     bound,
+    hang_up,
     quiet,
 )
 from contourcast.service.problems import PeerError, PeerUnreachableError, SettingsError
@@ -487,9 +488,9 @@ class Peer:
         finally:
             if assoc.is_established:
                 assoc.abort()
+            hang_up(assoc)
             for messages in opened:
-                messages.hang_up()
-                messages.discard()
+                messages.end()
 
     def _require_context(self, assoc: Association, context: PresentationContext, what: str) -> None:
         if all(one.abstract_syntax != context.abstract_syntax for one in assoc.accepted_contexts):

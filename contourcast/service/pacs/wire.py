@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol, cast
 
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     UID,
     ExplicitVRBigEndian,
@@ -41,7 +42,8 @@ from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ, N_EVENT_REPORT_RQ, DIMSEMessage
 from pynetdicom.dimse_primitives import C_CANCEL, C_STORE
-from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.fsm import StateMachine
+from pynetdicom.pdu_primitives import A_P_ABORT, P_DATA
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from contourcast.imaging.dicom.modules import IMPLEMENTATION_CLASS_UID
@@ -53,6 +55,9 @@ LOSSLESS: Final = (JPEGLosslessSV1, JPEGLossless, JPEGLSLossless, JPEG2000Lossle
 # Deflated data sets are left out: 409 kB of them became 400 MiB (CLINICAL_SERVICE §5.2).
 TRANSFER_SYNTAXES: Final = (*UNCOMPRESSED, *LOSSLESS)
 PDU_BYTES: Final = 128 << 10
+AFFECTED_CLASS: Final = 0x00000002
+AFFECTED_INSTANCE: Final = 0x00001000
+UIDS_OF_A_COMMAND: Final = (AFFECTED_CLASS, 0x00000003, AFFECTED_INSTANCE, 0x00001001)
 UID_FORM: Final = re.compile(r"[0-9][0-9.]{0,63}")
 PDU_HEADER_BYTES: Final = 6  # PS3.8 §9.3.1
 # A command is below 1 kB; a commitment of 2000 instances takes 300 kB.
@@ -63,6 +68,7 @@ MESSAGE_BYTES: Final = 4 << 20
 # of ours may come faster than they are read.
 REQUESTS_WAITING: Final = 4
 ANSWERS_WAITING: Final = 25_000
+CLOSING: Final = "Sta13"  # PS3.8 Table 9-5: nothing but the end of the connection is awaited
 # How long what we send may wait while nothing comes.
 TURN_S: Final = 0.001
 
@@ -251,16 +257,27 @@ class Body(io.BytesIO):
     def _head(self) -> bytes:
         """Preamble and file meta information; the same for the same instance, whoever sends it."""
         command = self._message.command_set
-        sop_class = str(command.get("AffectedSOPClassUID", ""))
-        sop_uid = str(command.get("AffectedSOPInstanceUID", ""))
-        if not (UID_FORM.fullmatch(sop_class) and UID_FORM.fullmatch(sop_uid)):
-            raise DicomError(
-                "the request names no valid UIDs",
-                tag="(0000,1000) Affected SOP Instance UID",
-                remedy="export the object again",
-            )
+        sop_class = _uid_of(command, AFFECTED_CLASS)
+        sop_uid = _uid_of(command, AFFECTED_INSTANCE)
+        if not sop_class or not sop_uid:
+            raise BreachError
         syntax = str(self._transfer_syntax(cast(int, self._message.context_id)))
         return file_head(sop_class, sop_uid, syntax)
+
+
+def _uid_of(command: Dataset, tag: int) -> str:
+    """A UID of a command, as it came; empty when it is absent.
+
+    Raises:
+        BreachError: It is none.
+    """
+    element = command.get_item(tag)
+    value = element.value if element is not None else None
+    text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value or "")
+    text = text.rstrip("\0 ")
+    if text and not UID_FORM.fullmatch(text):
+        raise BreachError
+    return text
 
 
 def file_head(sop_class_uid: str, sop_uid: str, transfer_syntax_uid: str) -> bytes:
@@ -358,15 +375,11 @@ class Messages(DIMSEServiceProvider):
         except Exception:  # of whatever kind, it came of what the peer sent
             self.dul.event_queue.put("Evt19")
 
-    def hang_up(self) -> None:
-        """Closes the connection, so that whoever reads from it ends."""
+    def end(self) -> None:
+        """Closes the socket, and deletes the files that nobody will take any more."""
         wire = self.dul.socket
         if wire is not None and wire.socket is not None:
-            with suppress(OSError):
-                wire.socket.shutdown(socket.SHUT_RDWR)
-
-    def discard(self) -> None:
-        """Deletes the files that nobody will take any more."""
+            wire.socket.close()
         with self._closing:
             self._closed = True
             for body in self._bodies:
@@ -420,6 +433,8 @@ class Messages(DIMSEServiceProvider):
         return self.assoc._accepted_cx[context_id].transfer_syntax[0]
 
     def _deliver(self, message: DIMSEMessage) -> None:
+        for tag in UIDS_OF_A_COMMAND:
+            _uid_of(message.command_set, tag)
         body = cast(Body, message.data_set)
         body.land()
         request = message.message_to_primitive()
@@ -481,9 +496,39 @@ def bound(
     wire.__class__ = _Socket
     wire.select_timeout = bounds.pdu_s
     assoc.dul._run_loop_delay = 0.0  # `_Socket.ready` waits instead
+    assoc.dul.state_machine.__class__ = _States
     messages = Messages(assoc, intake, bounds.file_bytes)
     assoc.dimse = messages
     return messages
+
+
+def hang_up(assoc: Association) -> None:
+    """Closes a connection, so that whoever reads from it ends."""
+    wire = assoc.dul.socket
+    if wire is not None and wire.socket is not None:
+        with suppress(OSError):
+            wire.socket.shutdown(socket.SHUT_RDWR)
+
+
+class _States(StateMachine):
+    """Ends a connection whose peer leaves the protocol, and tells those who wait for more of it.
+
+    pynetdicom's own would end the thread that reads, with the connection open, and let the thread
+    that waits for a request wait on when the connection is closed before one came.
+    """
+
+    def do_action(self, event: str) -> None:
+        """Goes from one state to the next."""
+        assoc = self.dul.assoc
+        try:
+            super().do_action(event)
+        except Exception:  # of whatever kind: there is no way on from here
+            hang_up(assoc)
+            self.dul.kill_dul()
+            assoc.dimse.msg_queue.put((None, None))
+        over = self.dul._kill_thread or self.current_state == "Sta1"
+        if over and assoc.is_acceptor and assoc.requestor.primitive is None:
+            self.dul.to_user_queue.put(A_P_ABORT())
 
 
 class _Socket(AssociationSocket):
@@ -499,6 +544,8 @@ class _Socket(AssociationSocket):
         connection = self.socket
         if connection is None or not self._is_connected:
             return False
+        if self.assoc.dul.state_machine.current_state == CLOSING:
+            return False  # pynetdicom would read on for as long as something comes
         if isinstance(connection, ssl.SSLSocket) and connection.pending():
             return True
         try:
