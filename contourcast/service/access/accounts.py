@@ -74,7 +74,8 @@ def make_account(
         "failures": 0,
     }
     with index.write() as connection:
-        if connection.execute(index.insert_new(account, row)).rowcount == 0:
+        new = index.insert_new(account, row).returning(account.c.name)
+        if connection.execute(new).first() is None:
             raise ConflictError("that name is taken", remedy="choose another")
         return _account(_row(connection, name))
 

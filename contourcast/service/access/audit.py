@@ -154,7 +154,7 @@ def append(index: Index, connection: Connection, happening: Happening) -> int:
         "previous_digest": previous,
         "digest": digest,
     }
-    if connection.execute(index.insert_new(audit, row)).rowcount == 0:
+    if connection.execute(index.insert_new(audit, row).returning(audit.c.number)).first() is None:
         raise StoreError(
             "the audit log holds a row that was put in from outside",
             remedy="nothing is done until somebody has looked: contourcast audit verify",
