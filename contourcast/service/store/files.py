@@ -72,14 +72,17 @@ class FolderStore:
     def get(self, key: str) -> Path:
         """See `Blobs.get`."""
         path = self._path(key)
+        promised = digest_in(key)
         with _told():
-            if not path.is_file():
+            try:
+                if not path.is_file():
+                    raise FileNotFoundError
+                if promised and digest_of(path) != promised:
+                    self._set_aside(key, path)
+                    raise damaged()
+            except FileNotFoundError as error:
                 self._require_mounted()
-                raise NotFoundError("the store has no such file", remedy="send it again")
-            promised = digest_in(key)
-            if promised and digest_of(path) != promised:
-                self._set_aside(key, path)
-                raise damaged()
+                raise NotFoundError("the store has no such file", remedy="send it again") from error
         return path
 
     def has(self, key: str) -> bool:
@@ -96,7 +99,7 @@ class FolderStore:
         path = self._path(key)
         with _told():
             self._require_mounted()
-            with contextlib.suppress(NotADirectoryError):
+            with contextlib.suppress(NotADirectoryError, IsADirectoryError):  # no such key
                 path.unlink(missing_ok=True)
             folder = path.parent
             while folder != self.folder:
@@ -130,8 +133,8 @@ class FolderStore:
         """Moves a file in; the folders in which a new folder stands now."""
         made: set[Path] = set()
         for _ in range(ATTEMPTS):
-            made |= _make(target.parent)
             try:
+                made |= _make(target.parent)
                 self._move(source, target)
             except FileNotFoundError:
                 if not source.exists():
@@ -159,8 +162,7 @@ class FolderStore:
     def _set_aside(self, key: str, path: Path) -> None:
         aside = self.folder / DAMAGED
         aside.mkdir(exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another reader was first
-            path.replace(aside / key.replace("/", "+"))
+        path.replace(aside / key.replace("/", "+"))
 
     def _discard_drafts(self) -> None:
         with _told():
