@@ -59,6 +59,8 @@ memstore device bytes = 4294967296
 [client]
 rgw frontends = beast endpoint=127.0.0.1:{s3_port}
 rgw data = {folder}/rgw
+rgw cache enabled = false
+rgw bucket quota ttl = 0
 """
 
 
@@ -113,6 +115,14 @@ class Ceph:
             if process is not None:
                 _end(process)
         self._gateway, self._running = None, []
+
+    def limit(self, *, objects: int | None) -> None:
+        """How many objects each bucket may hold; None: any number."""
+        user = ("--quota-scope=bucket", "--uid=contourcast")
+        most = f"--max-objects={-1 if objects is None else objects}"
+        self._run("radosgw-admin", "quota", "set", *user, most)
+        switch = "disable" if objects is None else "enable"
+        self._run("radosgw-admin", "quota", switch, *user)
 
     def client(self) -> Any:
         """A plain client, to look and to meddle with."""
