@@ -25,7 +25,10 @@ class Clock:
 
 
 def writes(content: bytes) -> Callable[[Path], None]:
-    return lambda draft: draft.write_bytes(content) and None
+    def bring(draft: Path) -> None:
+        draft.write_bytes(content)
+
+    return bring
 
 
 def size_of(folder: Path) -> int:
