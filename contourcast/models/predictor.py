@@ -81,7 +81,8 @@ class Predictor:
 
         Raises:
             FrameMismatchError: Scan, prior and planning CT are not seen from one frame.
-            InputError: This model looks at the planning CT, and none is given.
+            InputError: The scan shows nothing there, or this model looks at the planning CT and
+                none is given.
             GridMismatchError: They are on different grids.
         """
         cbct.require_same_place(r_ct)
@@ -95,6 +96,12 @@ class Predictor:
             margin_mm=card.margin_mm,
         )
         values, observed = scan_on(cbct, grid)
+        if not observed.any():
+            raise InputError(
+                "the scan shows nothing round the carried prior: no voxel there is a number, in "
+                "view and no padding",
+                remedy="check that the target lies within the field of view of the CBCT",
+            )
         prior = sample_on(r_ct.values, r_ct.grid, onto=grid, outside=0.0)
         scan = scaling(values, observed, card.normalisation, scan=cbct).apply(values)
         shown = {"cbct": scan, "r_ct": prior}

@@ -50,6 +50,20 @@ def dice(a: Mask, b: Mask) -> float:
     return 2 * float((a.values & b.values).sum()) / float(a.values.sum() + b.values.sum())
 
 
+@pytest.mark.parametrize("shown", [np.nan, 7.0])
+def test_a_scan_that_shows_nothing_there_is_refused(shown: float) -> None:
+    cbct, r_ct, _ = ball_case()
+    with pytest.raises(InputError, match="shows nothing round the carried prior"):
+        predictor().predict(cbct.with_values(np.full_like(cbct.values, shown)), r_ct)
+
+
+def test_numbers_that_are_none_are_filled_and_the_rest_is_drawn() -> None:
+    cbct, r_ct, truth = ball_case(noise_hu=5.0)
+    values = cbct.values.copy()
+    values[:, :4] = np.nan
+    assert dice(predictor().predict(cbct.with_values(values), r_ct).mask(), truth) > 0.95
+
+
 def test_the_answer_lies_on_the_scans_grid_round_the_prior_and_nowhere_else() -> None:
     cbct, r_ct, truth = ball_case(noise_hu=5.0)
     found = predictor().predict(cbct, r_ct)
