@@ -14,6 +14,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from contourcast.service.pacs.destinations import Destination
+
 FILE_VARIABLE = "CONTOURCAST_SETTINGS_FILE"
 
 
@@ -44,6 +46,16 @@ class ServiceSettings(BaseSettings):
     weights: Path | None = Field(
         default=None, description="Model folder of the network; none: the one that is shipped."
     )
+    intake: Literal["automatic", "on_request"] = Field(
+        default="automatic",
+        description="Whether each CBCT that arrives is matched and drawn on by itself.",
+    )
+    methods: tuple[str, ...] = Field(
+        default=(), description="What is drawn on what arrives by itself; left out: all methods."
+    )
+    rules: Path | None = Field(
+        default=None, description="TOML file of the site's rules (docs/rules.md); none: ours."
+    )
     jobs_at_once: int = Field(
         default=0,
         ge=0,
@@ -58,6 +70,10 @@ class ServiceSettings(BaseSettings):
         default="worker-1",
         min_length=1,
         description="Name of this worker; a job that it left is taken up under the same name.",
+    )
+
+    destinations: tuple[Destination, ...] = Field(
+        default=(), description="Where results and notices go; see docs/destinations.md."
     )
 
     request_limit_mib: int = Field(default=2048, ge=1, description="Largest request body, MiB.")
