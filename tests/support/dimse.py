@@ -87,7 +87,7 @@ class FolderDoor:
             os.close(folder)
             with self._index:
                 self._index.execute(
-                    "INSERT INTO instance VALUES (?, ?)",
+                    "INSERT OR REPLACE INTO instance VALUES (?, ?)",
                     (landed.header.sop_instance_uid, landed.file_digest),
                 )
             return Taken(outcome="stored")

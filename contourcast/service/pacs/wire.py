@@ -564,8 +564,7 @@ class _Socket(AssociationSocket):
         if nr_bytes > PDU_BYTES + PDU_HEADER_BYTES:
             raise OSError("a PDU claims to be longer than was agreed on")
         connection = self.socket
-        if connection is None:
-            raise OSError("the connection is closed")
+        assert connection is not None
         data = bytearray(nr_bytes)
         came, ends = 0, time.monotonic() + self.select_timeout
         with memoryview(data) as view:
