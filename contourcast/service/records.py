@@ -10,6 +10,8 @@ from contourcast.service.index.database import Index
 from contourcast.service.jobs.derived import Derived
 from contourcast.service.jobs.propagations import Propagations
 from contourcast.service.jobs.workers import Workers
+from contourcast.service.pacs.destinations import WebhookDestination
+from contourcast.service.pacs.notices import Notices
 from contourcast.service.settings import ServiceSettings
 from contourcast.service.store.files import FolderStore
 
@@ -25,6 +27,7 @@ class Records:
     propagations: Propagations
     derived: Derived
     workers: Workers
+    notices: Notices
 
     def close(self) -> None:
         """Lets go of the database."""
@@ -51,10 +54,14 @@ def open_records(settings: ServiceSettings, *, role: str) -> Records:
         incoming=settings.data_folder / "incoming" / role,
         disk_reserve_bytes=settings.disk_reserve_mib * MIB,
     )
+    notices = Notices(
+        index, [one for one in settings.destinations if isinstance(one, WebhookDestination)]
+    )
     return Records(
         index=index,
         archive=archive,
-        propagations=Propagations(index),
+        propagations=Propagations(index, told=notices.of_state),
         derived=Derived(archive),
         workers=Workers(index),
+        notices=notices,
     )

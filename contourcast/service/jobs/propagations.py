@@ -5,7 +5,7 @@ A row is there before anybody is told that work was accepted; the engine's own t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -21,6 +21,9 @@ from contourcast.service.problems import NotFoundError
 # Those of a cohort come after everything that somebody waits for (CLINICAL_SERVICE §6.1).
 TODAY: Final = 1
 EVALUATION: Final = 9
+
+# Hears, in the transaction that brings it about, that a propagation came into a state.
+Told = Callable[[Connection, str, State], None]
 
 
 class StoppedError(ContourcastError):
@@ -88,10 +91,16 @@ class Job:
 
 
 class Propagations:
-    """The tables of propagations and of what happened to them."""
+    """The tables of propagations and of what happened to them.
 
-    def __init__(self, index: Index) -> None:
+    Args:
+        index: Where they are.
+        told: Hears of each state that a propagation ends or waits in.
+    """
+
+    def __init__(self, index: Index, *, told: Told = lambda *_: None) -> None:
         self.index = index
+        self._told = told
 
     def open(
         self, propagation_id: str, order: dict[str, Any], origin: Origin | None = None
@@ -275,6 +284,8 @@ class Propagations:
             }[to]
             _tell(at, propagation_id, to, sentence, 1.0)
         at.execute(update(propagation).where(propagation.c.id == propagation_id).values(**changes))
+        if "state" in changes:
+            self._told(at, propagation_id, changes["state"])
 
     def move(
         self,
@@ -299,6 +310,7 @@ class Propagations:
             .values(state=state, **changes, **({"ended": 1} if stops else {}))
         )
         _tell(at, propagation_id, state, sentence, 1.0)
+        self._told(at, propagation_id, state)
 
     def cancel(self, propagation_id: str, *, by: str) -> Job:
         """Stops it: what is running is not begun again, what is written stays.
