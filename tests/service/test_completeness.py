@@ -188,6 +188,7 @@ def test_several_missing_slices_are_counted() -> None:
 
 def test_a_scout_lies_beside_the_run_and_in_the_revision() -> None:
     scout = InstanceFacts(sop_uid="1.2.77", digest="s", position_mm=500.0, at=START, scout=True)
+    assert find_gaps((scout, *series(8))) == ()
     found = judge(arrivals((scout, *series(8)), association="released"), after(5))
     assert isinstance(found, Whole)
     assert found.revision.instances[-1] == ("1.2.77", "s")

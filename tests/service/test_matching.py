@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.dataset import FileDataset
 
 from contourcast.imaging.dicom.instance import CT_IMAGE, read_header
 from contourcast.imaging.dicom.registration_in import read_registration
@@ -340,9 +341,10 @@ def test_a_cbct_without_patient_id_is_asked_about_with_those_who_share_name_and_
 
 
 def test_scans_without_patient_id_are_not_one_patient() -> None:
-    nobody = replace(ANNA, patient_id="", issuer="")
-    mine, theirs = ct("mine", patient=nobody), ct("theirs", patient=replace(BERTA, patient_id=""))
-    known = Known(series=(mine, theirs), structure_sets=(drawn_on(mine), drawn_on(theirs)))
+    nobody, somebody = (replace(key, patient_id="", issuer="") for key in (ANNA, BERTA))
+    mine, theirs = ct("mine", patient=nobody), ct("theirs", patient=somebody)
+    newer = drawn_on(theirs, at=day(5))
+    known = Known(series=(mine, theirs), structure_sets=(drawn_on(mine), newer))
     outcome = found(cbct(patient=nobody), known, answer("patient", "ct-mine"))
     assert outcome.planning_ct_uid == "ct-mine"
 
@@ -513,6 +515,15 @@ def test_a_draft_plan_that_is_newer_than_the_approved_one_leaves_the_date_to_dec
     assert len(outcome.doubts) == 2
 
 
+def test_a_draft_from_before_the_approved_plan_has_been_replaced_by_it() -> None:
+    replan = ct("replan", at=day(10))
+    sets = (STRUCTURES, drawn_on(replan, at=day(12)))
+    plans = (planned(STRUCTURES, approval="UNAPPROVED"), planned(sets[1], at=day(14)))
+    outcome = found(cbct(), Known(series=(PLAN_CT, replan), structure_sets=sets, plans=plans))
+    assert (outcome.planning_ct_uid, rule(outcome, "planning_ct")) == ("ct-replan", "plan")
+    assert outcome.doubts == ()
+
+
 @pytest.mark.parametrize("change", [{"intent": "VERIFICATION"}, {"approval": "REJECTED"}])
 def test_a_plan_that_treats_nobody_is_no_evidence(change: dict[str, str]) -> None:
     phantom = drawn_on(ct("phantom", at=day(6)), at=day(7))
@@ -588,6 +599,18 @@ def test_an_unapproved_set_of_our_own_is_never_a_planning_set() -> None:
     assert both.structure_set_uid == "rs-ct-plan"
     accepted = replace(proposal, approval_status="APPROVED")
     assert found(cbct(), replace(known, structure_sets=(accepted,))).structure_set_uid == "rs-ours"
+
+
+def test_a_rejected_set_is_never_a_planning_set() -> None:
+    rejected = drawn_on(PLAN_CT, approval="REJECTED")
+    known = Known(series=(PLAN_CT,), structure_sets=(rejected,))
+    assert asked(cbct(), known).question == "planning_ct"
+    planned_on = asked(cbct(), replace(known, plans=(planned(rejected),)))
+    assert (planned_on.question, planned_on.missing) == ("planning_ct", ())
+    beside = (rejected, drawn_on(PLAN_CT, "draft", approval=""))
+    outcome = asked(cbct(), replace(known, structure_sets=beside, plans=(planned(rejected),)))
+    assert "or were rejected" in outcome.why
+    assert (values(outcome), outcome.missing) == (["ct-plan", NONE_OF_THESE], ())
 
 
 def test_sets_on_cbcts_are_not_planning_sets() -> None:
@@ -908,6 +931,25 @@ def test_a_course_on_disk_becomes_facts_that_match(tmp_path: Path) -> None:
     assert outcome.start.registration_uid == uid("reg instance")
     assert [item.roi.name for item in outcome.items] == ["GTV"]
     assert "ZZQQ" not in repr((scans, structures, registration, outcome))
+
+
+def test_two_results_for_one_frame_are_not_single(tmp_path: Path) -> None:
+    def second(dataset: FileDataset) -> None:
+        item = dataset.RegistrationSequence[-1]
+        item.MatrixRegistrationSequence = list(item.MatrixRegistrationSequence) * 2
+
+    path = make_registration(
+        tmp_path / "reg.dcm", registered=uid("a"), moved={uid("b"): np.eye(4)}, change=second
+    )
+    facts = registration_facts(read_registration(path), read_header(path))
+    assert not facts.single
+    assert facts.ties(uid("b"), uid("a"))
+    assert facts.made_at == datetime(2026, 1, 3, 10, 1)
+
+
+def test_facts_of_a_series_do_not_depend_on_the_order_of_its_files(tmp_path: Path) -> None:
+    headers = [read_header(p) for p in make_course(tmp_path).cbct.paths]
+    assert series_facts(headers[::-1]) == series_facts(headers)
 
 
 def test_the_time_of_a_set_falls_back_to_its_series(tmp_path: Path) -> None:

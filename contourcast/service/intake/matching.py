@@ -293,14 +293,10 @@ class _Matching:
 
     def _ask_for_scan(self, here: Sequence[SeriesFacts]) -> NeedsPerson:
         """No CT carries structures: says what is missing."""
-        held = {s.series_uid for s in self.known.series}
-        named = [uid for s in self._sets() for uid in s.referenced_series_uids if uid not in held]
-        sets = {s.sop_uid for s in self._sets()}
-        unknown = [
-            p.structure_set_uid
-            for p in self._plans()
-            if p.structure_set_uid and p.structure_set_uid not in sets
+        named = [
+            uid for s in self._sets() for uid in s.referenced_series_uids if uid not in self._held()
         ]
+        unknown = [uid for p in self._plans() if (uid := p.structure_set_uid) not in self._held()]
         earlier = [s for s in here if not self._taken_later(s)]
         if named:
             why = f"the planning CT is not here: structure sets were drawn on series {named[0]}"
@@ -341,12 +337,16 @@ class _Matching:
         newest = _newest(plans, lambda plan: plan.planned_at)
         for plan in plans if newest is None else [newest]:
             sets = [s for s in self._sets() if s.sop_uid == plan.structure_set_uid]
-            if not sets:
-                return plan, (plan.structure_set_uid,)
-            if not any(sets[0].drawn_on(scan) for scan in candidates):
-                held = {s.series_uid for s in self.known.series}
-                return plan, tuple(u for u in sets[0].referenced_series_uids if u not in held)
+            if any(s.drawn_on(scan) for s in sets for scan in candidates):
+                continue
+            named = sets[0].referenced_series_uids if sets else (plan.structure_set_uid,)
+            return plan, tuple(uid for uid in named if uid not in self._held())
         return None
+
+    def _held(self) -> frozenset[str]:
+        """UIDs of the series and structure sets that are here, whoever's and whatever they are."""
+        series = (s.series_uid for s in self.known.series)
+        return frozenset((*series, *(s.sop_uid for s in self.known.structure_sets)))
 
     def _by_evidence(self, candidates: list[SeriesFacts]) -> SeriesFacts | NeedsPerson:
         """Narrows the candidates, strongest evidence first, until one is left."""

@@ -1,0 +1,200 @@
+"""Watches series arrive, and writes down when one is whole: another revision, never a change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import numpy as np
+import structlog
+from sqlalchemy import Connection, Row, func, select, update
+
+from contourcast.imaging.dicom.instance import CT_IMAGE
+from contourcast.service.index.database import Index, now
+from contourcast.service.index.notices import tell
+from contourcast.service.index.tables import instance, revision, series
+from contourcast.service.intake.completeness import (
+    PATIENCE,
+    Arrivals,
+    Association,
+    Incomplete,
+    InstanceFacts,
+    Look,
+    Patience,
+    Revision,
+    Waiting,
+    Whole,
+    judge,
+)
+from contourcast.service.problems import NotFoundError
+
+# Series that one look judges, so that a look stays short however much arrives.
+AT_A_LOOK: Final = 200
+
+log = structlog.get_logger()
+
+
+class Arriving:
+    """The state of every series: arriving, whole, incomplete.
+
+    Args:
+        index: Where it is written down.
+        patience: How long silence has to last.
+    """
+
+    def __init__(self, index: Index, patience: Patience = PATIENCE) -> None:
+        self.index = index
+        self.patience = patience
+
+    def look(self, at_time: datetime | None = None) -> int:
+        """Judges what is not whole yet; how many series became whole."""
+        moment = at_time or now()
+        query = (
+            select(series)
+            .where(series.c.state != "whole", series.c.modality == "CT")
+            .order_by(series.c.last_arrival_at)
+            .limit(AT_A_LOOK)
+        )
+        with self.index.read() as at:
+            waiting = at.execute(query).all()
+        return sum(self._judge(row.uid, moment) for row in waiting)
+
+    def _judge(self, series_uid: str, moment: datetime) -> bool:
+        with self.index.write() as at:
+            # what arrives meanwhile waits for this row, and is judged at the next look
+            row = at.execute(
+                select(series).where(series.c.uid == series_uid).with_for_update()
+            ).first()
+            if row is None or row.state == "whole":
+                return False
+            instances = _instances(at, row)
+            if not instances:
+                return False
+            judged = judge(_arrivals(row, instances), moment, self.patience)
+            if isinstance(judged, Whole):
+                self._whole(at, row, judged)
+                return True
+            state = "incomplete" if isinstance(judged, Incomplete) else "arriving"
+            if (state, judged.reason) != (row.state, row.reason):
+                _note(at, series_uid, state=state, reason=judged.reason)
+                if isinstance(judged, Incomplete):
+                    tell(at, "series.incomplete", series_uid, {"reason": judged.reason})
+                    log.warning("series_incomplete", series=series_uid, reason=judged.reason)
+            assert isinstance(judged, Waiting | Incomplete)
+        return False
+
+    def _whole(self, at: Connection, row: Row[Any], judged: Whole) -> None:
+        kept = judged.revision
+        known = at.execute(select(revision.c.id).where(revision.c.id == kept.id)).first()
+        if known is None:
+            last = at.execute(
+                select(func.max(revision.c.number)).where(revision.c.series_uid == row.uid)
+            ).scalar()
+            at.execute(revision.insert().values(_row_of(kept, judged.reason, int(last or 0) + 1)))
+            if last:
+                tell(at, "series.revised", row.uid, {"revision": kept.id, "number": last + 1})
+        _note(at, row.uid, state="whole", reason=judged.reason, revision=kept.id)
+        log.info("series_whole", series=row.uid, revision=kept.id, reason=judged.reason)
+
+    # What others know of a series
+
+    def expect(self, series_uid: str, instances: int) -> None:
+        """The sender says how many instances are all.
+
+        Raises:
+            NotFoundError: Nothing of the series is here.
+        """
+        self._set(series_uid, {"expected_instances": instances, "state": "arriving"})
+
+    def released(self, series_uids: Iterable[str]) -> None:
+        """The association in which they came has ended."""
+        with self.index.write() as at:
+            for uid in series_uids:
+                _note(at, uid, released_at=now().isoformat())
+
+    def counted(self, series_uid: str, instances: int) -> None:
+        """An archive says how many instances it has of a series."""
+        with self.index.write() as at:
+            row = at.execute(select(series).where(series.c.uid == series_uid)).first()
+            if row is not None:
+                looks = [*row.counted_json, [now().isoformat(), instances]][-3:]
+                _note(at, series_uid, counted_json=looks)
+
+    def pulled_again(self, series_uid: str) -> None:
+        """It was fetched once more from its archive, because of a gap.
+
+        Raises:
+            NotFoundError: Nothing of the series is here.
+        """
+        self._set(series_uid, {"pulled_again_at": now().isoformat()})
+
+    def _set(self, series_uid: str, values: dict[str, Any]) -> None:
+        with self.index.write() as at:
+            done = at.execute(update(series).where(series.c.uid == series_uid).values(**values))
+        if done.rowcount == 0:
+            raise NotFoundError(
+                "no series of that UID is here",
+                uid=series_uid,
+                remedy="send it to /v1/instances first",
+            )
+
+
+def _row_of(kept: Revision, reason: str, number: int) -> dict[str, Any]:
+    return {
+        "id": kept.id,
+        "series_uid": kept.series_uid,
+        "number": number,
+        "members_json": [list(member) for member in kept.instances],
+        "reason": reason,
+        "made_at": now().isoformat(),
+        "matched": 0,
+    }
+
+
+def _instances(at: Connection, row: Row[Any]) -> tuple[InstanceFacts, ...]:
+    """The images of a series; all stamped with the last arrival, which alone decides."""
+    last = datetime.fromisoformat(row.last_arrival_at)
+    query = select(instance).where(
+        instance.c.series_uid == row.uid, instance.c.sop_class_uid == CT_IMAGE
+    )
+    return tuple(
+        InstanceFacts(
+            sop_uid=found.sop_uid,
+            digest=found.file_digest,
+            position_mm=_along_normal_mm(found.plane_json),
+            at=last,
+            scout=bool(found.plane_json.get("scout")),
+        )
+        for found in at.execute(query)
+    )
+
+
+def _along_normal_mm(plane: dict[str, Any]) -> float | None:
+    if "position_xyz_mm" not in plane:
+        return None
+    row, column = np.reshape(plane["orientation"], (2, 3))
+    with np.errstate(all="ignore"):  # a hostile file's numbers may be too large to multiply
+        along = float(np.cross(row, column) @ np.array(plane["position_xyz_mm"]))
+    return along if np.isfinite(along) else None
+
+
+def _arrivals(row: Row[Any], instances: Sequence[InstanceFacts]) -> Arrivals:
+    association: Association = "none"
+    if row.door == "dimse":
+        association = "released" if row.released_at else "open"
+    return Arrivals(
+        series_uid=row.uid,
+        instances=tuple(instances),
+        association=association,
+        announced=row.expected_instances,
+        looks=tuple(
+            Look(at=datetime.fromisoformat(when), instances=number)
+            for when, number in row.counted_json
+        ),
+        pulled_again=row.pulled_again_at is not None,
+    )
+
+
+def _note(at: Connection, series_uid: str, **values: Any) -> None:
+    at.execute(update(series).where(series.c.uid == series_uid).values(**values))

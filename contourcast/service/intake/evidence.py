@@ -1,0 +1,169 @@
+"""What is here of a patient, as facts that matching is asked with.
+
+Facts are read from the files themselves, once for each state of a series, and kept in memory:
+there is nothing to bring up to date when a rule or a reader changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from functools import lru_cache, partial
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy import Connection, Row, select
+
+from contourcast.imaging.dicom.instance import (
+    CT_IMAGE,
+    SPATIAL_REGISTRATION,
+    STRUCTURE_SET,
+    read_header,
+)
+from contourcast.imaging.dicom.registration_in import read_registration
+from contourcast.imaging.dicom.rtplan_in import read_plan
+from contourcast.imaging.dicom.rtstruct_in import read_structure_set
+from contourcast.imaging.errors import ContourcastError
+from contourcast.service.archive import Archive, Kept
+from contourcast.service.index.tables import course, fraction, propagation, review, series
+from contourcast.service.ingest import RT_PLAN
+from contourcast.service.intake.facts import (
+    CourseFacts,
+    PlanFacts,
+    PriorFacts,
+    RegistrationFacts,
+    SeriesFacts,
+    StructureSetFacts,
+    plan_facts,
+    registration_facts,
+    series_facts,
+    structure_set_facts,
+)
+from contourcast.service.intake.outcomes import Known
+
+# Objects and series whose facts are kept in memory: those of a busy day.
+REMEMBERED = 4096
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Evidence:
+    """Reads facts from the archive."""
+
+    def __init__(self, archive: Archive) -> None:
+        self.archive = archive
+        self._series = lru_cache(maxsize=REMEMBERED)(self._read_series)
+        self._object = lru_cache(maxsize=REMEMBERED)(self._read_object)
+
+    def of_series(self, series_uid: str, sender: str = "") -> SeriesFacts | None:
+        """The facts of a series of images; None when none of it can be read."""
+        kept = self.archive.instances_of(series_uid)
+        files = tuple(k.file_digest for k in kept if k.sop_class_uid == CT_IMAGE)
+        return self._series(series_uid, files, sender) if files else None
+
+    def of_patient(self, patient_key: str) -> Known:
+        """Everything under a patient ID.
+
+        One object that cannot be read is left out, and told in the log; it does not hide the rest.
+        """
+        with self.archive.index.read() as at:
+            rows = at.execute(select(series).where(series.c.patient_key == patient_key)).all()
+            courses, priors = _courses(at, patient_key), _priors(at, patient_key)
+        scans = [row for row in rows if row.modality == "CT"]
+        objects = [
+            self._object(kept)
+            for row in rows
+            if row.modality != "CT"
+            for kept in self.archive.instances_of(row.uid)
+        ]
+        return Known(
+            series=tuple(_found(self.of_series(row.uid, row.sender) for row in scans)),
+            structure_sets=tuple(o for o in objects if isinstance(o, StructureSetFacts)),
+            plans=tuple(o for o in objects if isinstance(o, PlanFacts)),
+            registrations=tuple(o for o in objects if isinstance(o, RegistrationFacts)),
+            courses=courses,
+            priors=priors,
+        )
+
+    def _read_series(
+        self, series_uid: str, files: tuple[str, ...], sender: str
+    ) -> SeriesFacts | None:
+        headers = _found(
+            _readable(partial(read_header, self.archive.file_of(series_uid, digest)))
+            for digest in files
+        )
+        return series_facts(headers, sender=sender) if headers else None
+
+    def _read_object(self, kept: Kept) -> StructureSetFacts | PlanFacts | RegistrationFacts | None:
+        path = self.archive.path(kept)
+        if kept.sop_class_uid == STRUCTURE_SET:
+            return _readable(
+                lambda: structure_set_facts(read_structure_set(path), read_header(path))
+            )
+        if kept.sop_class_uid == RT_PLAN:
+            return _readable(lambda: plan_facts(read_plan(path)))
+        if kept.sop_class_uid == SPATIAL_REGISTRATION:
+            return _readable(lambda: registration_facts(read_registration(path), read_header(path)))
+        return None
+
+
+def _readable(read: Callable[[], T]) -> T | None:
+    try:
+        return read()
+    except ContourcastError as error:
+        log.warning("evidence_unreadable", kind=error.code, uid=error.uid)
+        return None
+
+
+def _found(things: Iterable[T | None]) -> list[T]:
+    return [thing for thing in things if thing is not None]
+
+
+def _courses(at: Connection, patient_key: str) -> tuple[CourseFacts, ...]:
+    rows = at.execute(select(course).where(course.c.patient_key == patient_key)).all()
+    return tuple(
+        CourseFacts(
+            planning_ct_uid=row.planning_series_uid,
+            structure_set_uid=row.structures_uid,
+            last_fraction_at=max(
+                (
+                    when
+                    for found in at.execute(
+                        select(fraction.c.acquired_at).where(fraction.c.course_id == row.id)
+                    )
+                    if (when := _moment(found.acquired_at)) is not None
+                ),
+                default=None,
+            ),
+        )
+        for row in rows
+    )
+
+
+def _priors(at: Connection, patient_key: str) -> tuple[PriorFacts, ...]:
+    """What was signed here: each with the course and the ROI that it belongs to."""
+    query = (
+        select(review, propagation.c.order_json, propagation.c.cbct_series_uid)
+        .join(propagation, propagation.c.id == review.c.propagation)
+        .where(propagation.c.patient_key == patient_key, review.c.structures_uid.is_not(None))
+        .order_by(review.c.number)
+    )
+    return tuple(_prior(row) for row in at.execute(query) if row.decision != "rejected")
+
+
+def _prior(row: Row[Any]) -> PriorFacts:
+    order = row.order_json
+    return PriorFacts(
+        planning_ct_uid=order["planning_ct"]["series"],
+        planning_structure_set_uid=order["structures"]["sop_uid"],
+        roi_number=order["roi_number"],
+        structure_set_uid=row.structures_uid,
+        cbct_uid=row.cbct_series_uid,
+        cbct_acquired_at=_moment(row.acquired_at),
+        decision=row.number,
+    )
+
+
+def _moment(text: str) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

@@ -1,0 +1,330 @@
+"""From a series that is whole to what is drawn on it: the match, the course, the propagations.
+
+One revision is one fraction; its match, its course and its propagations are written in one
+transaction. A question that evidence left open is asked again by itself when more arrives of the
+patient, and at once when a person has answered it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import structlog
+from sqlalchemy import Connection, Row, func, select, update
+
+from contourcast.imaging.errors import InputError
+from contourcast.service.index.database import now
+from contourcast.service.index.notices import tell
+from contourcast.service.index.tables import (
+    arrival,
+    course,
+    fraction,
+    propagation,
+    review,
+    revision,
+    series,
+)
+from contourcast.service.intake.evidence import Evidence
+from contourcast.service.intake.facts import PriorFacts, SeriesFacts
+from contourcast.service.intake.matching import match
+from contourcast.service.intake.outcomes import Answer, Item, Match, NeedsPerson, NotOurs
+from contourcast.service.intake.rules import SiteRules
+from contourcast.service.jobs.orders import MatchedOrder, order_id, order_of_match
+from contourcast.service.jobs.propagations import TODAY, Origin, Propagations
+from contourcast.service.problems import ConflictError, NotFoundError
+
+AT_A_LOOK: Final = 50
+ASKED_BY: Final = "intake"
+
+log = structlog.get_logger()
+
+
+class Fractions:
+    """Matches revisions, and opens what has to be drawn.
+
+    Args:
+        evidence: What is here.
+        propagations: Where work is promised.
+        rules: Of the site.
+        served_network: Name and digest of the network that is drawn with.
+        methods: What is drawn with; None: everything.
+    """
+
+    def __init__(
+        self,
+        evidence: Evidence,
+        propagations: Propagations,
+        rules: SiteRules,
+        *,
+        served_network: Callable[[], tuple[str, str]],
+        methods: Sequence[str] | None = None,
+    ) -> None:
+        self.evidence = evidence
+        self.propagations = propagations
+        self.index = propagations.index
+        self.rules = rules
+        self._served_network = served_network
+        self._methods = methods
+
+    def look(self) -> int:
+        """Matches what is new, and what may be answered by now; how many were matched."""
+        with self.index.read() as at:
+            fresh = at.execute(
+                select(revision.c.id)
+                .where(revision.c.matched == 0)
+                .order_by(revision.c.made_at)
+                .limit(AT_A_LOOK)
+            ).scalars()
+            ids = [*fresh, *self._open_again(at)]
+        return sum(self.match(revision_id) for revision_id in ids)
+
+    def match(self, revision_id: str) -> bool:
+        """Matches one revision; whether something is to be drawn."""
+        with self.index.read() as at:
+            row = at.execute(select(revision).where(revision.c.id == revision_id)).one()
+            scan = at.execute(select(series).where(series.c.uid == row.series_uid)).one()
+            asked = at.execute(
+                select(fraction).where(fraction.c.revision_id == revision_id)
+            ).first()
+            # what arrives from here on is looked at again
+            seen = _last_arrival(at, scan.patient_key)
+        facts = self.evidence.of_series(row.series_uid, scan.sender)
+        if facts is None:
+            outcome: Match | NeedsPerson | NotOurs = NotOurs(reason="it cannot be read")
+        else:
+            outcome = match(
+                facts,
+                self.evidence.of_patient(scan.patient_key),
+                self.rules,
+                answers=_answers(asked),
+            )
+        orders = self._orders(outcome, row) if isinstance(outcome, Match) else []
+        with self.index.write() as at:
+            at.execute(update(revision).where(revision.c.id == revision_id).values(matched=1))
+            self._write(at, row, scan, facts, outcome, orders, seen, asked)
+        log.info("series_matched", series=row.series_uid, outcome=type(outcome).__name__)
+        return bool(orders)
+
+    def answer(self, revision_id: str, answer: Answer, *, by: str) -> None:
+        """A person answers the question of a fraction; it is matched again at once.
+
+        Raises:
+            NotFoundError: There is no such fraction.
+            ConflictError: It has no open question, or another one.
+            InputError: The answer is none of the choices.
+        """
+        with self.index.write() as at:
+            row = at.execute(
+                select(fraction).where(fraction.c.revision_id == revision_id).with_for_update()
+            ).first()
+            if row is None:
+                raise NotFoundError("no fraction has that id", remedy="see /v1/courses")
+            question = row.question_json
+            if row.state != "needs_person" or question.get("question") != answer.question:
+                raise ConflictError(
+                    "that question is not open", remedy="read the fraction again: it has changed"
+                )
+            offered = {choice["value"] for choice in question["choices"]}
+            if not answer.choice or not set(answer.choice) <= offered:
+                raise InputError(
+                    "the answer is none of the choices", remedy="choose from the question's choices"
+                )
+            if len(answer.choice) > 1 and not question["several"]:
+                raise InputError("only one may be chosen", remedy="choose one")
+            given = {"question": answer.question, "choice": list(answer.choice), "by": by}
+            at.execute(
+                update(fraction)
+                .where(fraction.c.revision_id == revision_id)
+                .values(answers_json=[*row.answers_json, given])
+            )
+        self.match(revision_id)
+
+    def _open_again(self, at: Connection) -> list[str]:
+        """Open questions of patients of whom something has arrived since they were asked."""
+        rows = at.execute(
+            select(fraction.c.revision_id, fraction.c.patient_key, fraction.c.looked_at)
+            .where(fraction.c.state == "needs_person")
+            .order_by(fraction.c.looked_at)
+            .limit(AT_A_LOOK)
+        ).all()
+        return [r.revision_id for r in rows if _last_arrival(at, r.patient_key) > r.looked_at]
+
+    def _orders(self, found: Match, row: Row[Any]) -> list[tuple[Item, dict[str, Any]]]:
+        cbct_files = [digest for _, digest in row.members_json]
+        return [
+            (
+                item,
+                order_of_match(
+                    MatchedOrder(
+                        cbct=found.cbct_uid,
+                        cbct_files=tuple(cbct_files),
+                        planning_ct=found.planning_ct_uid,
+                        structures=found.structure_set_uid,
+                        roi_number=item.roi.number,
+                        prior=item.prior.structure_set_uid if item.prior else "",
+                        prior_registration=self._way_home(item.prior),
+                        registration=found.start.registration_uid,
+                        start_shift_xyz_mm=found.start.cbct_from_planning_mm,
+                        doubts=found.doubts,
+                        vouched="; ".join(
+                            r.sentence for r in found.reasons if r.rule == "answered"
+                        ),
+                        methods=self._methods,
+                    ),
+                    self.evidence.archive,
+                    network=self._served_network(),
+                ),
+            )
+            for item in found.items
+        ]
+
+    def _way_home(self, prior: PriorFacts | None) -> str:
+        """The registration that was kept beside a signed contour."""
+        if prior is None:
+            return ""
+        query = select(review.c.registration_uid).where(
+            review.c.structures_uid == prior.structure_set_uid
+        )
+        with self.index.read() as at:
+            return str(at.execute(query).scalar() or "")
+
+    def _write(
+        self,
+        at: Connection,
+        row: Row[Any],
+        scan: Row[Any],
+        facts: SeriesFacts | None,
+        outcome: Match | NeedsPerson | NotOurs,
+        orders: Sequence[tuple[Item, dict[str, Any]]],
+        seen: int,
+        asked: Row[Any] | None,
+    ) -> None:
+        acquired = facts.acquired_at.isoformat() if facts and facts.acquired_at else ""
+        values: dict[str, Any] = {
+            "series_uid": row.series_uid,
+            "patient_key": scan.patient_key,
+            "course_id": None,
+            "acquired_at": acquired,
+            "question_json": {},
+            "answers_json": list(asked.answers_json) if asked else [],
+            "looked_at": seen,
+        }
+        if isinstance(outcome, Match):
+            course_id = self._course(at, scan.patient_key, outcome)
+            values |= {
+                "state": "matched",
+                "course_id": course_id,
+                "reasons_json": [asdict(reason) for reason in outcome.reasons]
+                + [{"question": "doubt", "rule": "", "sentence": d} for d in outcome.doubts],
+            }
+            self._promise(at, row, scan, course_id, acquired, orders)
+        elif isinstance(outcome, NeedsPerson):
+            question = {
+                "question": outcome.question,
+                "why": outcome.why,
+                "choices": [asdict(choice) for choice in outcome.choices],
+                "several": outcome.several,
+                "missing": list(outcome.missing),
+            }
+            values |= {
+                "state": "needs_person",
+                "question_json": question,
+                "reasons_json": [asdict(reason) for reason in outcome.reasons],
+            }
+            if asked is None or asked.question_json != question:
+                tell(at, "fraction.needs_person", row.id, {"question": outcome.question})
+        else:
+            reason = {"question": "cbct", "rule": "", "sentence": outcome.reason}
+            values |= {"state": "not_ours", "reasons_json": [reason]}
+        made = {"revision_id": row.id, "made_at": now().isoformat()}
+        at.execute(self.index.insert_new(fraction, values | made))
+        at.execute(update(fraction).where(fraction.c.revision_id == row.id).values(**values))
+        self._older_revisions(at, row)
+
+    def _course(self, at: Connection, patient_key: str, found: Match) -> str:
+        parts = (patient_key, found.planning_ct_uid, found.structure_set_uid)
+        course_id = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+        rois = [{"number": item.roi.number, "name": item.roi.name} for item in found.items]
+        values = {
+            "id": course_id,
+            "patient_key": patient_key,
+            "planning_series_uid": found.planning_ct_uid,
+            "structures_uid": found.structure_set_uid,
+            "rois_json": rois,
+            "made_at": now().isoformat(),
+        }
+        at.execute(self.index.insert_new(course, values))
+        return course_id
+
+    def _promise(
+        self,
+        at: Connection,
+        row: Row[Any],
+        scan: Row[Any],
+        course_id: str,
+        acquired: str,
+        orders: Sequence[tuple[Item, dict[str, Any]]],
+    ) -> None:
+        for item, order in orders:
+            origin = Origin(
+                patient_key=scan.patient_key,
+                acquired_at=acquired,
+                course_id=course_id,
+                revision_id=row.id,
+                asked_by=ASKED_BY,
+                priority=TODAY,
+            )
+            propagation_id = order_id(order)
+            self.propagations.open_within(at, propagation_id, order, origin)
+            older = at.execute(
+                select(propagation.c.id).where(
+                    propagation.c.cbct_series_uid == row.series_uid,
+                    propagation.c.course_id == course_id,
+                    propagation.c.id != propagation_id,
+                    propagation.c.superseded_by.is_(None),
+                    propagation.c.asked_by == ASKED_BY,
+                )
+            ).scalars()
+            same_roi = [o for o in older if self._is_of(at, o, item.roi.number)]
+            why = "superseded: more of the series, or another prior, is here"
+            for signed in self.propagations.supersede(at, same_roi, propagation_id, why):
+                tell(at, "propagation.signed_but_newer", signed, {"newer": propagation_id})
+
+    @staticmethod
+    def _is_of(at: Connection, propagation_id: str, roi_number: int) -> bool:
+        order = at.execute(
+            select(propagation.c.order_json).where(propagation.c.id == propagation_id)
+        ).scalar_one()
+        return bool(order["roi_number"] == roi_number)
+
+    @staticmethod
+    def _older_revisions(at: Connection, row: Row[Any]) -> None:
+        older = select(revision.c.id).where(
+            revision.c.series_uid == row.series_uid, revision.c.number < row.number
+        )
+        at.execute(
+            update(fraction).where(fraction.c.revision_id.in_(older)).values(state="superseded")
+        )
+
+
+def _answers(asked: Row[Any] | None) -> tuple[Answer, ...]:
+    if asked is None:
+        return ()
+    return tuple(
+        Answer(question=given["question"], choice=tuple(given["choice"]))
+        for given in asked.answers_json
+    )
+
+
+def _last_arrival(at: Connection, patient_key: str) -> int:
+    """The number of the newest arrival of anything of a patient."""
+    mine = select(series.c.uid).where(series.c.patient_key == patient_key)
+    return int(
+        at.execute(
+            select(func.max(arrival.c.number)).where(arrival.c.series_uid.in_(mine))
+        ).scalar()
+        or 0
+    )
