@@ -70,6 +70,14 @@ def connected(port: int, certificate: Path) -> ssl.SSLSocket:
             )
 
 
+def receive(connection: socket.socket, count: int) -> None:
+    """So many bytes, or an error."""
+    while count:
+        piece = connection.recv(count)
+        assert piece, "the connection was closed"
+        count -= len(piece)
+
+
 def head_of(connection: socket.socket) -> bytes:
     """What comes up to the end of a head."""
     head = b""
@@ -89,12 +97,9 @@ def test_nothing_waits_for_the_end_of_an_upload_or_of_a_stream_of_events(tmp_pat
         with connection:
             connection.settimeout(20)
             heads.append(head_of(connection))
-            body = b""
-            while len(body) < 1000:
-                body += connection.recv(1000)
+            receive(connection, 1000)
             half_arrived.set()
-            while len(body) < 2000:
-                body += connection.recv(1000)
+            receive(connection, 1000)
             connection.sendall(
                 b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
                 b"Content-Length: 22\r\n\r\ndata: one\n\n"
@@ -103,7 +108,7 @@ def test_nothing_waits_for_the_end_of_an_upload_or_of_a_stream_of_events(tmp_pat
             connection.sendall(b"data: two\n\n")
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=service, args=(listening,))
+        thread = threading.Thread(target=service, args=(listening,), daemon=True)
         thread.start()
         with (
             nginx(tmp_path, listening.getsockname()[1]) as port,
