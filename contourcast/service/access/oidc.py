@@ -13,7 +13,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
@@ -98,10 +98,16 @@ class Issuer:
 
     Args:
         settings: Which one, and what its groups mean here.
-        http: A client to reach it with; it must not follow redirects.
+        http: A client to reach it with.
+        clock: Seconds that only grow.
     """
 
-    def __init__(self, settings: OidcSettings, http: httpx.Client | None = None) -> None:
+    def __init__(
+        self,
+        settings: OidcSettings,
+        http: httpx.Client | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         parts = urlsplit(settings.issuer)
         if parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
             raise SettingsError(
@@ -109,10 +115,11 @@ class Issuer:
             )
         self.settings = settings
         self._http = http or httpx.Client(follow_redirects=False, timeout=TIMEOUT_S)
+        self._clock = clock
         self._lock = threading.Lock()
         self._places: dict[str, str] = {}
         self._keys: dict[str, jwt.PyJWK] = {}
-        self._fetched_s = -KEYS_AGE_S
+        self._fetched_s = clock() - KEYS_AGE_S
 
     def close(self) -> None:
         """Lets go of its connections."""
@@ -241,10 +248,10 @@ class Issuer:
         if not isinstance(kid, str):
             raise _not_valid()
         with self._lock:
-            age_s = time.monotonic() - self._fetched_s
+            age_s = self._clock() - self._fetched_s
             if age_s >= KEYS_AGE_S or (kid not in self._keys and age_s >= KEYS_AGAIN_S):
                 self._keys = _usable(self._ask("GET", self._place("jwks_uri")))
-                self._fetched_s = time.monotonic()
+                self._fetched_s = self._clock()
             found = self._keys.get(kid)
         if found is None:
             raise _not_valid()
