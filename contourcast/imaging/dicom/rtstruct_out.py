@@ -209,8 +209,8 @@ def proposal_name(source_name: str, method: str) -> str:
     return f"{cut(source_name, NAME_BYTES - 1 - len(method.encode()))} {method}".strip()
 
 
-def written_names(names: Sequence[str]) -> list[str]:
-    """Names that fit into 16 bytes, unique also for those who ignore letter case.
+def written_names(names: Sequence[str], *, bytes_at_most: int = NAME_BYTES) -> list[str]:
+    """Names that fit, unique also for those who ignore letter case.
 
     >>> written_names(["GTV", "gtv", "A name that is far too long"])
     ['GTV', 'gtv~2', 'A name that is f']
@@ -218,11 +218,11 @@ def written_names(names: Sequence[str]) -> list[str]:
     written: list[str] = []
     taken: set[str] = set()
     for name in names:
-        fitting, count = cut(name, NAME_BYTES) or "ROI", 1
+        fitting, count = cut(name, bytes_at_most) or "ROI", 1
         while fitting.casefold() in taken:
             count += 1
             ending = f"~{count}"
-            fitting = (cut(name, NAME_BYTES - len(ending)) or "ROI") + ending
+            fitting = (cut(name, bytes_at_most - len(ending)) or "ROI") + ending
         taken.add(fitting.casefold())
         written.append(fitting)
     return written

@@ -18,7 +18,7 @@ class Profile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name_bytes: int = Field(default=16, ge=4, le=16, description="Length of ROI names, bytes.")
+    name_bytes: int = Field(default=16, ge=8, le=16, description="Length of ROI names, bytes.")
     holes: Literal["keyhole", "xor"] = Field(
         default="keyhole",
         description="A hole is cut open from its outline, or is a loop of its own.",
