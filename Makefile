@@ -7,7 +7,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 
 DEMO_PARTS := baselines
-TEST_PARTS := baselines,codecs,compare,dev,docs,evidence,networks,simulation,train,triton
+TEST_PARTS := baselines,codecs,compare,dev,docs,evidence,networks,report,s3,simulation,tracing,train,triton
 
 # Compiled at installation, where there is a compiler.
 KERNEL := hatch_build.py $(addprefix contourcast/models/kernels/,build.py selective_scan.c)
@@ -43,7 +43,8 @@ wheel: .venv/.stamp-test
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .
 
 peers:                         ## the Debian programs that tests use as oracles (needs root)
-	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq dicom3tools dcmtk plastimatch
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+	  dicom3tools dcmtk plastimatch nginx-light orthanc orthanc-dicomweb orthanc-gdcm orthanc-python postgresql
 
 constraints:                   ## pins from what is installed
 	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+cpu//; / @ /d' \

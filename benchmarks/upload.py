@@ -34,7 +34,7 @@ SERVER = """
 import sys, uvicorn
 from pathlib import Path
 from contourcast.service.api.app import create_app
-from contourcast.service.server import configure_logging
+from contourcast.service.logs import configure_logging
 from contourcast.service.settings import ServiceSettings
 configure_logging("error")
 app = create_app(ServiceSettings(data_folder=Path(sys.argv[1])))

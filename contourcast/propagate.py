@@ -95,6 +95,7 @@ class Case:
         prior_source_uid: SOP Instance UID of the structure set that holds the prior.
         start: Where registration may start beside its own guesses; None: nothing is known.
         vouched: What a person vouched for against the references, in words; empty: nothing.
+        doubts: What is so and need not be, a sentence each; a person should look at it.
     """
 
     planning_ct: Volume
@@ -104,6 +105,7 @@ class Case:
     prior_digest: str = ""
     start: RigidTransform | None = None
     vouched: str = ""
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,7 +344,7 @@ def compare(
         if method != reference
     }
     prior_cc = rasterise(case.prior, case.planning_ct.grid).volume_cc
-    figures = [*registrations.quality.figures]
+    figures = [*registrations.quality.figures, *map(_doubt, case.doubts)]
     for d in drawn:
         figures += _plausibility(d, prior_cc)
     return Propagation(
@@ -358,6 +360,11 @@ def compare(
         network_name=network.name if network is not None else "",
         network_digest=network.digest if network is not None else "",
     )
+
+
+def _doubt(sentence: str) -> Figure:
+    """What was not certain before anything was drawn is no better than a look."""
+    return Figure(name="belongs_together", value=None, verdict=Verdict.LOOK, reason=sentence)
 
 
 def _plausibility(drawn: Drawn, prior_cc: float) -> list[Figure]:
@@ -411,6 +418,7 @@ def inputs_digest(case: Case, settings: Settings, network_digest: str) -> str:
         "prior": [case.prior_source_uid, case.prior_digest, case.prior.number, case.prior.name],
         "start": None if case.start is None else case.start.matrix.round(9).tolist(),
         "vouched": case.vouched,
+        "doubts": list(case.doubts),
         "settings": asdict(settings),
         "version": RESULT_VERSION,
         "network": network_digest,

@@ -13,7 +13,8 @@ from contourcast.cli.evidence import analyse, evaluate
 from contourcast.cli.networks import networks
 from contourcast.cli.prepare import prepare
 from contourcast.cli.propagate import compare, demo, propagate
-from contourcast.cli.service import doctor, serve
+from contourcast.cli.rules import rules
+from contourcast.cli.service import dicom_node, doctor, serve, settings, worker
 from contourcast.cli.simulate import calibrate, simulate
 from contourcast.cli.terminal import OneLineErrors
 
@@ -26,8 +27,22 @@ app = typer.Typer(
     help="Carries a tumour's contour from the planning CT to each day's cone-beam CT. "
     "Not a medical device.",
 )
-for command in (propagate, simulate, calibrate, compare, evaluate, demo, networks, doctor, serve):
+for command in (
+    propagate,
+    simulate,
+    calibrate,
+    compare,
+    evaluate,
+    demo,
+    networks,
+    doctor,
+    serve,
+    settings,
+    rules,
+):
     app.command()(command)
+app.command()(worker)
+app.command("dicom-node")(dicom_node)
 app.add_typer(fit.app, name="fit")
 app.add_typer(train.app, name="train")
 train.app.command()(prepare)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from contourcast.service.settings import ServiceSettings
 
 
 def doctor(
@@ -25,13 +31,76 @@ def doctor(
 
 
 def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on; loopback only.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder for all that is kept.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="The DICOM node too, beside API and worker.")
+    ] = False,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="The API alone; workers run elsewhere.")
+    ] = False,
+) -> None:
+    """Serve the HTTP API (OpenAPI at /docs), with a worker on this machine."""
+    from contourcast.service.server import NODE, WORKER
+    from contourcast.service.server import serve as run_server
+
+    settings = _settings(data_folder=data, host=host, port=port)
+    children = () if alone else (WORKER, NODE) if everything else (WORKER,)
+    run_server(host=settings.host, port=settings.port, settings=settings, children=children)
+
+
+def worker(
+    queues: Annotated[
+        str | None, typer.Option(help="cpu, gpu, course, cohort, deliver, joined by commas.")
+    ] = None,
+    slot: Annotated[str | None, typer.Option(help="Its name; one live worker for each.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder for all that is kept.")] = None,
 ) -> None:
-    """Serve the HTTP API (OpenAPI at /docs) with durable jobs on this machine."""
-    from contourcast.service.server import serve as run_server
+    """Run jobs of a service whose database is shared (CONTOURCAST_DATABASE_URL)."""
+    from contourcast.service.jobs.worker import run
+
+    _until_told(run, _settings(data_folder=data, queues=queues, worker_slot=slot))
+
+
+def dicom_node(
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder for all that is kept.")] = None,
+) -> None:
+    """Take in what other DICOM nodes send."""
+    from contourcast.service.dicom_node import run
+
+    _until_told(run, _settings(data_folder=data, dicom_port=port))
+
+
+def settings(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print every setting of the service, with what it means."""
+    now = _settings()
+    if as_json:
+        typer.echo(now.model_dump_json(indent=1))
+        return
+    for name, field in type(now).model_fields.items():
+        typer.echo(f"{name} = {getattr(now, name)!s}")
+        typer.echo(f"    {field.description or ''} [CONTOURCAST_{name.upper()}]")
+
+
+def _settings(**given: object) -> ServiceSettings:
+    """The settings, with what the command line says above all."""
     from contourcast.service.settings import ServiceSettings
 
-    settings = ServiceSettings() if data is None else ServiceSettings(data_folder=data)
-    run_server(host=host, port=port, settings=settings)
+    return ServiceSettings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def _until_told(
+    run: Callable[[ServiceSettings, threading.Event], None], settings: ServiceSettings
+) -> None:
+    """Runs until the process is told to end: SIGTERM or SIGINT, once."""
+    from contourcast.service.logs import configure_logging
+
+    configure_logging(settings.log_level)
+    stop = threading.Event()
+    for told in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(told, lambda *_: stop.set())
+    run(settings, stop)

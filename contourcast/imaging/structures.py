@@ -68,6 +68,7 @@ class StructureSet:
     Attributes:
         referenced_series_uids: Series that it says it was drawn on.
         referenced_sop_uids: Slices that it names, from anywhere in the file.
+        date, time: When it was drawn, (3006,0008) and (3006,0009), as the file writes them.
         digest: SHA-256 (hex) of the file.
         notes: What the reader found odd, a sentence each.
     """
@@ -80,6 +81,8 @@ class StructureSet:
     rois: tuple[Roi, ...]
     label: str = ""
     name: str = field(default="", repr=False)
+    date: str = ""
+    time: str = ""
     approval_status: str = ""
     referenced_series_uids: tuple[str, ...] = ()
     referenced_sop_uids: frozenset[str] = frozenset()

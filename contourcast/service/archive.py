@@ -56,6 +56,19 @@ class Staged:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sent:
+    """How something came.
+
+    Attributes:
+        door: By which way in; ``ours`` is what a person signed here.
+        ae_title: Of the DICOM node that sent it; empty by the other doors.
+    """
+
+    door: Literal["rest", "stow", "dimse", "pull", "ours"]
+    ae_title: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Series:
     """What is kept of a series; nothing of the patient."""
 
@@ -113,14 +126,14 @@ class Archive:
         return len(left)
 
     def admit(
-        self, staged: Sequence[Staged], compare: Callable[[Path, Path], bool], *, sender: str
+        self, staged: Sequence[Staged], compare: Callable[[Path, Path], bool], *, sent: Sent
     ) -> list[Outcome]:
         """Takes files in, all in one transaction.
 
         Args:
             staged: On our disk.
             compare: Whether two files, the kept one and the new one, say the same.
-            sender: Who brought them: an AE title, or the way they came.
+            sent: How they came.
 
         Returns:
             For each: stored; already (same bytes, or other bytes that say the same); conflict
@@ -138,7 +151,7 @@ class Archive:
                     if outcome != "already"
                 }
             )
-            overtaken = self._record(staged, outcomes, known, sender)
+            overtaken = self._record(staged, outcomes, known, sent)
             if not overtaken:
                 return outcomes
             known |= self.known(overtaken)  # another process was first with these: judge again
@@ -183,7 +196,7 @@ class Archive:
         staged: Sequence[Staged],
         outcomes: Sequence[Outcome],
         known: dict[str, Kept],
-        sender: str,
+        sent: Sent,
     ) -> set[str]:
         """Writes the rows; instead, and nothing of them, the UIDs that somebody else took first."""
         at = now().isoformat()
@@ -206,14 +219,15 @@ class Archive:
                             "series_uid": belongs[file.header.sop_instance_uid],
                             "file_digest": file.file_digest,
                             "outcome": outcome,
-                            "sender": sender,
+                            "door": sent.door,
+                            "sender": sent.ae_title,
                             "at": at,
                         }
                         for file, outcome in zip(staged, outcomes, strict=True)
                     ],
                 )
                 new = [f for f, o in zip(staged, outcomes, strict=True) if o == "stored"]
-                self._note_series(index, new, sender, at)
+                self._note_series(index, new, sent, at)
         except _OvertakenError as race:
             return race.sop_uids
         return set()
@@ -233,7 +247,7 @@ class Archive:
         }
         return index.execute(self.index.insert_new(instance, row)).rowcount == 1
 
-    def _note_series(self, index: Connection, new: Sequence[Staged], sender: str, at: str) -> None:
+    def _note_series(self, index: Connection, new: Sequence[Staged], sent: Sent, at: str) -> None:
         for uid, file in {f.header.series_instance_uid: f for f in new}.items():
             head = file.header
             key = patient_key(head.patient)
@@ -254,10 +268,11 @@ class Archive:
                         "modality": file.modality,
                         "patient_key": key,
                         "facts_json": facts_of(head),
-                        "sender": sender,
+                        "door": sent.door,
+                        "sender": sent.ae_title,
                         "counted_json": [],
                         "last_arrival_at": at,
-                        "state": "arriving",
+                        "state": _fresh(file.modality),
                         "reason": "",
                     },
                 )
@@ -265,7 +280,7 @@ class Archive:
             index.execute(
                 update(series)
                 .where(series.c.uid == uid)
-                .values(last_arrival_at=at, state="arriving", released_at=None)
+                .values(last_arrival_at=at, state=_fresh(file.modality), released_at=None)
             )
 
     # What there is
@@ -366,11 +381,12 @@ class _OvertakenError(Exception):
 
 
 def patient_key(who: Patient) -> str:
-    """A patient as a key that says nothing to a reader; empty when the file names no ID."""
-    issuer, patient_id = who.issuer.strip(), who.patient_id.strip()
-    if not patient_id:
-        return ""
-    return hashlib.sha256(f"{issuer}\0{patient_id}".encode()).hexdigest()[:32]
+    """A patient ID as a key that says nothing to a reader; empty when the file names none.
+
+    Two patients of different issuers may share one: what belongs to whom, matching decides.
+    """
+    patient_id = who.patient_id.strip(" \0")
+    return hashlib.sha256(patient_id.encode()).hexdigest()[:32] if patient_id else ""
 
 
 def facts_of(head: Header) -> dict[str, Any]:
@@ -395,6 +411,11 @@ def instance_key(series_uid: str, file_digest: str) -> str:
     """Where an instance lies in the store."""
     folder = hashlib.sha256(series_uid.encode()).hexdigest()[:32]
     return f"instances/{folder}/{file_digest}.dcm"
+
+
+def _fresh(modality: str) -> str:
+    """The state of a series of which something came: of images there may be more to come."""
+    return "arriving" if modality == "CT" else "whole"
 
 
 def _key(file: Staged, outcome: str) -> str:

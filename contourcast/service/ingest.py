@@ -30,7 +30,7 @@ from contourcast.imaging.dicom.pixels import pixel_digest
 from contourcast.imaging.dicom.registration_in import read_registration
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import ContourcastError, DicomError, InputError
-from contourcast.service.archive import Archive, Outcome, Staged
+from contourcast.service.archive import Archive, Outcome, Sent, Staged
 from contourcast.service.jobs.results import dump
 from contourcast.service.problems import ConflictError, Problem, TooLargeError, problem_of
 from contourcast.service.settings import ServiceSettings
@@ -84,12 +84,12 @@ def take_files(
     archive: Archive,
     settings: ServiceSettings,
     *,
-    sender: str = "",
+    sent: Sent,
 ) -> list[Answer]:
     """Takes files in, as many at a time as are flushed together.
 
     Of each file comes its name, which is shown to the sender alone, and its content, which is
-    closed once it is read. The sender is an AE title, or says how they came.
+    closed once it is read.
     """
     archive.require_space()
     answers: list[Answer] = []
@@ -99,7 +99,7 @@ def take_files(
             for name, content in batch:
                 with content:
                     landed.append(_land(name, content, archive, settings.file_limit_mib * MIB))
-            answers += _admit(landed, archive, sender)
+            answers += _admit(landed, archive, sent)
         finally:
             _clear(landed)
     log.info("instances_taken", **_counts(answers))
@@ -107,7 +107,7 @@ def take_files(
 
 
 def take_zip(
-    packed: Path, archive: Archive, settings: ServiceSettings, *, sender: str = ""
+    packed: Path, archive: Archive, settings: ServiceSettings, *, sent: Sent
 ) -> list[Answer]:
     """Takes the files of a zip; one fault of the archive and nothing of it is stored.
 
@@ -132,7 +132,7 @@ def take_zip(
                 remedy="pack it again, stored or deflated, and send it again",
             ) from error
         for batch in _batches(landed):
-            answers += _admit(batch, archive, sender)
+            answers += _admit(batch, archive, sent)
     finally:
         _clear(landed)
     log.info("instances_taken", **_counts(answers))
@@ -162,7 +162,7 @@ def _land(name: str, content: IO[bytes], archive: Archive, limit_bytes: int) -> 
     return Answer(name=name, outcome="refused", problem=problem_of(error))
 
 
-def _admit(landed: Sequence[_Landed | Answer], archive: Archive, sender: str) -> list[Answer]:
+def _admit(landed: Sequence[_Landed | Answer], archive: Archive, sent: Sent) -> list[Answer]:
     """Reads the headers and takes in what is sound; answers in the order given."""
     answers: list[Answer | None] = []
     staged: list[Staged] = []
@@ -185,7 +185,7 @@ def _admit(landed: Sequence[_Landed | Answer], archive: Archive, sender: str) ->
                 modality=TAKEN[header.sop_class_uid],
             )
         )
-    outcomes = archive.admit(staged, say_the_same, sender=sender)
+    outcomes = archive.admit(staged, say_the_same, sent=sent)
     taken = iter(zip(staged, outcomes, strict=True))
     return [
         answer if answer is not None else _taken(file.name, *next(taken))

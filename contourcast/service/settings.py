@@ -40,6 +40,23 @@ class ServiceSettings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on (loopback only).")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one.")
 
+    dicom_aet: str = Field(
+        default="CONTOURCAST", min_length=1, max_length=16, description="AE title of our node."
+    )
+    dicom_host: str = Field(default="127.0.0.1", description="Address that the node listens on.")
+    dicom_port: int = Field(default=11112, ge=0, le=65535, description="TCP port of the node.")
+    dicom_callers: dict[str, tuple[str, ...]] = Field(
+        default={},
+        description="Who may call the node: AE title and the addresses or networks it calls from.",
+    )
+    dicom_certificate: Path | None = Field(
+        default=None, description="PEM file; with it, the node speaks TLS."
+    )
+    dicom_key: Path | None = Field(default=None, description="PEM file of its key.")
+    dicom_authority: Path | None = Field(
+        default=None, description="PEM file of who must have signed the callers' certificates."
+    )
+
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where registration and networks run."
     )

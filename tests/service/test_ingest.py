@@ -17,7 +17,7 @@ from pydicom.dataset import FileDataset
 from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from contourcast.imaging.errors import ContourcastError, InputError
-from contourcast.service.archive import Archive
+from contourcast.service.archive import Archive, Sent
 from contourcast.service.ingest import Answer, take_files, take_zip
 from contourcast.service.problems import DiskFullError, TooLargeError
 from contourcast.service.records import open_records
@@ -50,7 +50,9 @@ def ct(tmp_path: Path) -> CtFiles:
 
 
 def take(archive: Archive, *paths: Path) -> list[Answer]:
-    return take_files(((p.name, p.open("rb")) for p in paths), archive, SETTINGS)
+    return take_files(
+        ((p.name, p.open("rb")) for p in paths), archive, SETTINGS, sent=Sent(door="rest")
+    )
 
 
 def outcomes(answers: list[Answer]) -> list[str]:
@@ -267,7 +269,7 @@ def send_zip(archive: Archive, content: bytes) -> list[Answer]:
     path = archive.incoming()
     path.write_bytes(content)
     try:
-        return take_zip(path, archive, SETTINGS)
+        return take_zip(path, archive, SETTINGS, sent=Sent(door="rest"))
     finally:
         path.unlink()
 

@@ -177,7 +177,7 @@ def test_a_worker_that_dies_is_started_again(seed: Seed, tmp_path: Path) -> None
     os.kill(server.worker_pid(), signal.SIGKILL)
     server.done(seed.id)
     server.stop()
-    assert any('"worker_died"' in line for line in server.lines)
+    assert any('"child_died"' in line for line in server.lines)
     assert results(folder, seed.id) == seed.results
 
 

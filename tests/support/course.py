@@ -56,7 +56,7 @@ def make_course(
         spacing_xyz_mm=SPACING_XYZ_MM,
         origin_xyz_mm=_origin_xyz_mm(),
         name=f"{name}-cbct",
-        change=_named,
+        change=_cone_beam,
     )
     z_mm = planning.positions_xyz_mm[:, 2] - TUMOUR_XYZ_MM[2]
     loops = [
@@ -112,6 +112,11 @@ def _origin_xyz_mm() -> tuple[float, float, float]:
     nz, ny, nx = SHAPE_ZYX
     x, y, z = (-(n - 1) / 2 * s for n, s in zip((nx, ny, nz), SPACING_XYZ_MM, strict=True))
     return x, y, z
+
+
+def _cone_beam(dataset: FileDataset, number: int) -> None:
+    _named(dataset, number)
+    dataset.SeriesDescription = "CBCT"
 
 
 def _named(dataset: FileDataset, _: int) -> None:

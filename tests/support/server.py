@@ -25,8 +25,10 @@ START_S = 180.0
 class Server:
     """``contourcast serve`` over a data folder, on a port of its own."""
 
-    def __init__(self, data_folder: Path) -> None:
+    def __init__(self, data_folder: Path, *options: str, **settings: str) -> None:
         self.data_folder = data_folder
+        self.options = options
+        self.settings = {f"CONTOURCAST_{n.upper()}": value for n, value in settings.items()}
         self.lines: list[str] = []
         self._process: subprocess.Popen[str] | None = None
         self._listening = threading.Event()
@@ -34,10 +36,18 @@ class Server:
 
     def start(self) -> Self:
         """Starts it and waits until it answers."""
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "CONTOURCAST_DEVICE": "cpu"}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "CONTOURCAST_DEVICE": "cpu",
+            "CONTOURCAST_INTAKE": "on_request",
+            **self.settings,
+        }
         command = [sys.executable, "-m", "contourcast", "serve", "--port", "0", "--data"]
         self._process = subprocess.Popen(
-            [*command, str(self.data_folder)], stderr=subprocess.PIPE, text=True, env=environment
+            [*command, str(self.data_folder), *self.options],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         threading.Thread(target=self._read, args=(self._process,), daemon=True).start()
         assert self._listening.wait(START_S), "\n".join(self.lines)
@@ -148,9 +158,9 @@ def form_files(paths: list[Path]) -> list[tuple[str, tuple[str, bytes, str]]]:
 
 
 @contextmanager
-def serving(data_folder: Path) -> Iterator[Server]:
+def serving(data_folder: Path, *options: str, **settings: str) -> Iterator[Server]:
     """A server for a block."""
-    server = Server(data_folder).start()
+    server = Server(data_folder, *options, **settings).start()
     try:
         yield server
     finally:

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from contourcast.imaging.errors import InputError
 from contourcast.service.api.context import in_thread
-from contourcast.service.archive import Archive
+from contourcast.service.archive import Archive, Sent
 from contourcast.service.ingest import MIB, Answer, take_files, take_zip
 from contourcast.service.problems import SlowUploadError, TooLargeError, UnsupportedMediaError
 from contourcast.service.settings import ServiceSettings
@@ -21,7 +21,7 @@ from contourcast.service.store.disk import writing
 
 
 async def take_body(
-    request: Request, archive: Archive, settings: ServiceSettings, *, in_memory: int, sender: str
+    request: Request, archive: Archive, settings: ServiceSettings, *, in_memory: int, sent: Sent
 ) -> list[Answer]:
     """Receives a body of any kind that we take, and takes its files in.
 
@@ -30,7 +30,7 @@ async def take_body(
         archive: Where they go.
         settings: The limits.
         in_memory: Files of at most a slice's size that may wait in memory.
-        sender: Who sends.
+        sent: How it came.
 
     Raises:
         UnsupportedMediaError: It is of another kind.
@@ -41,15 +41,15 @@ async def take_body(
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     body = limited(request, settings)
     if kind == "multipart/form-data":
-        return await _take_form(request, body, archive, settings, in_memory, sender)
+        return await _take_form(request, body, archive, settings, in_memory, sent)
     if kind in ("application/zip", "application/dicom"):
         path = archive.incoming()
         try:
             await save(body, path)
             if kind == "application/zip":
-                return await in_thread(_zip, path, archive, settings, sender)
+                return await in_thread(_zip, path, archive, settings, sent)
             with path.open("rb") as file:
-                return await in_thread(_files, [("", file)], archive, settings, sender)
+                return await in_thread(_files, [("", file)], archive, settings, sent)
         finally:
             path.unlink(missing_ok=True)
     raise UnsupportedMediaError(
@@ -64,7 +64,7 @@ async def _take_form(
     archive: Archive,
     settings: ServiceSettings,
     in_memory: int,
-    sender: str,
+    sent: Sent,
 ) -> list[Answer]:
     parser = _Parts(
         request.headers, body, max_files=settings.files_limit, max_fields=settings.files_limit
@@ -82,17 +82,17 @@ async def _take_form(
         if not files:
             raise InputError("the multipart body holds no file", remedy="send form files")
         named = ((f.filename or "", f.file) for f in files)
-        return await in_thread(_files, named, archive, settings, sender)
+        return await in_thread(_files, named, archive, settings, sent)
     finally:
         await form.close()
 
 
-def _files(files: object, archive: Archive, settings: ServiceSettings, sender: str) -> list[Answer]:
-    return take_files(files, archive, settings, sender=sender)  # type: ignore[arg-type]
+def _files(files: object, archive: Archive, settings: ServiceSettings, sent: Sent) -> list[Answer]:
+    return take_files(files, archive, settings, sent=sent)  # type: ignore[arg-type]
 
 
-def _zip(path: Path, archive: Archive, settings: ServiceSettings, sender: str) -> list[Answer]:
-    return take_zip(path, archive, settings, sender=sender)
+def _zip(path: Path, archive: Archive, settings: ServiceSettings, sent: Sent) -> list[Answer]:
+    return take_zip(path, archive, settings, sent=sent)
 
 
 async def save(body: AsyncIterator[bytes], path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -32,19 +31,6 @@ class Context:
     settings: ServiceSettings
     records: Records
     served_network: Callable[[], tuple[str, str]]
-
-
-def network_of(settings: ServiceSettings) -> Callable[[], tuple[str, str]]:
-    """Name and digest of the network, read when they are first asked for."""
-
-    @functools.lru_cache(maxsize=1)
-    def served_network() -> tuple[str, str]:
-        from contourcast.models.predictor import load_network
-
-        network = load_network(settings.weights, device="cpu")
-        return network.name, network.digest
-
-    return served_network
 
 
 async def in_thread(function: Callable[..., Result], *args: object) -> Result:

@@ -1,8 +1,8 @@
 """Every table, on one page.
 
 Times are ISO 8601 in UTC, so that they sort as text; what orders anything is a number that the
-database gives. `*_json` columns hold JSON. Columns that say who a patient is are in `patient`
-alone; everything else knows a patient by a key.
+database gives. `*_json` columns hold JSON. Who a patient is stands in `patient` and in the
+facts of `series` alone; everything else knows a patient by a key.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ schema_version = Table("schema_version", metadata, Column("version", Integer, pr
 patient = Table(
     "patient",
     metadata,
-    Column("key", String, primary_key=True),  # of issuer and ID; says nothing to a reader
+    Column("key", String, primary_key=True),  # of the patient ID; says nothing to a reader
     Column("identity_json", JSON, nullable=False),  # ID, issuer, name, birth date, as last sent
 )
 
@@ -62,7 +62,8 @@ series = Table(
     Column("modality", String, nullable=False, index=True),
     Column("patient_key", String, nullable=False, index=True),
     Column("facts_json", JSON, nullable=False),  # of the header: maker, description, times …
-    Column("sender", String, nullable=False),  # AE title, or how it came
+    Column("door", String, nullable=False),  # rest | stow | dimse | pull | ours
+    Column("sender", String, nullable=False),  # AE title, where there is one
     Column("expected_instances", Integer),  # what the sender said is all of it
     Column("counted_json", JSON, nullable=False),  # what an archive counted, and when
     Column("released_at", String),  # its association ended
@@ -82,6 +83,7 @@ arrival = Table(
     Column("series_uid", String, nullable=False, index=True),
     Column("file_digest", String, nullable=False),
     Column("outcome", String, nullable=False),
+    Column("door", String, nullable=False),
     Column("sender", String, nullable=False),
     Column("at", String, nullable=False),
     sqlite_autoincrement=True,
@@ -96,7 +98,7 @@ revision = Table(
     Column("members_json", JSON, nullable=False),  # [SOP UID, file digest] in slice order
     Column("reason", String, nullable=False),  # why it is whole
     Column("made_at", String, nullable=False),
-    Column("matched", Integer, nullable=False, default=0),  # 1 once matching has looked at it
+    Column("matched", Integer, nullable=False),  # 1 once matching has looked at it
     UniqueConstraint("series_uid", "number"),
 )
 
@@ -121,10 +123,13 @@ fraction = Table(
     Column("patient_key", String, nullable=False, index=True),
     Column("course_id", String, index=True),
     Column("acquired_at", String, nullable=False),
-    Column("state", String, nullable=False, index=True),  # matched | needs_person | superseded
+    Column(
+        "state", String, nullable=False, index=True
+    ),  # matched | needs_person | not_ours | superseded
     Column("reasons_json", JSON, nullable=False),
     Column("question_json", JSON, nullable=False),  # {} when there is none
     Column("answers_json", JSON, nullable=False),  # of a person
+    Column("looked_at", BigInteger, nullable=False),  # number of the last arrival that was known
     Column("made_at", String, nullable=False),
 )
 
@@ -188,6 +193,7 @@ review = Table(
     Column("reviewer", String, nullable=False),
     Column("at", String, nullable=False),
     Column("structures_uid", String),  # of the signed set
+    Column("registration_uid", String),  # of the one that brings it home to the planning CT
     Column("figures_json", JSON, nullable=False),
     sqlite_autoincrement=True,
 )

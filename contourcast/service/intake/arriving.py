@@ -12,7 +12,6 @@ from sqlalchemy import Connection, Row, func, select, update
 
 from contourcast.imaging.dicom.instance import CT_IMAGE
 from contourcast.service.index.database import Index, now
-from contourcast.service.index.notices import tell
 from contourcast.service.index.tables import instance, revision, series
 from contourcast.service.intake.completeness import (
     PATIENCE,
@@ -27,6 +26,7 @@ from contourcast.service.intake.completeness import (
     Whole,
     judge,
 )
+from contourcast.service.pacs.notices import Kind, Notices
 from contourcast.service.problems import NotFoundError
 
 # Series that one look judges, so that a look stays short however much arrives.
@@ -40,11 +40,13 @@ class Arriving:
 
     Args:
         index: Where it is written down.
+        notices: Who is told.
         patience: How long silence has to last.
     """
 
-    def __init__(self, index: Index, patience: Patience = PATIENCE) -> None:
+    def __init__(self, index: Index, notices: Notices, patience: Patience = PATIENCE) -> None:
         self.index = index
+        self._notices = notices
         self.patience = patience
 
     def look(self, at_time: datetime | None = None) -> int:
@@ -79,7 +81,7 @@ class Arriving:
             if (state, judged.reason) != (row.state, row.reason):
                 _note(at, series_uid, state=state, reason=judged.reason)
                 if isinstance(judged, Incomplete):
-                    tell(at, "series.incomplete", series_uid, {"reason": judged.reason})
+                    self._notices.tell(at, Kind.INCOMPLETE, series_uid, reason=judged.reason)
                     log.warning("series_incomplete", series=series_uid, reason=judged.reason)
             assert isinstance(judged, Waiting | Incomplete)
         return False
@@ -93,7 +95,9 @@ class Arriving:
             ).scalar()
             at.execute(revision.insert().values(_row_of(kept, judged.reason, int(last or 0) + 1)))
             if last:
-                tell(at, "series.revised", row.uid, {"revision": kept.id, "number": last + 1})
+                self._notices.tell(
+                    at, Kind.REVISION, row.uid, revision=kept.id, number=int(last) + 1
+                )
         _note(at, row.uid, state="whole", reason=judged.reason, revision=kept.id)
         log.info("series_whole", series=row.uid, revision=kept.id, reason=judged.reason)
 

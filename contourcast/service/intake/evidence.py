@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
@@ -24,7 +25,7 @@ from contourcast.imaging.dicom.registration_in import read_registration
 from contourcast.imaging.dicom.rtplan_in import read_plan
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import ContourcastError
-from contourcast.service.archive import Archive, Kept
+from contourcast.service.archive import Archive
 from contourcast.service.index.tables import course, fraction, propagation, review, series
 from contourcast.service.ingest import RT_PLAN
 from contourcast.service.intake.facts import (
@@ -34,6 +35,7 @@ from contourcast.service.intake.facts import (
     RegistrationFacts,
     SeriesFacts,
     StructureSetFacts,
+    moment,
     plan_facts,
     registration_facts,
     series_facts,
@@ -72,7 +74,7 @@ class Evidence:
             courses, priors = _courses(at, patient_key), _priors(at, patient_key)
         scans = [row for row in rows if row.modality == "CT"]
         objects = [
-            self._object(kept)
+            self._object(kept.series_uid, kept.file_digest, kept.sop_class_uid)
             for row in rows
             if row.modality != "CT"
             for kept in self.archive.instances_of(row.uid)
@@ -95,15 +97,15 @@ class Evidence:
         )
         return series_facts(headers, sender=sender) if headers else None
 
-    def _read_object(self, kept: Kept) -> StructureSetFacts | PlanFacts | RegistrationFacts | None:
-        path = self.archive.path(kept)
-        if kept.sop_class_uid == STRUCTURE_SET:
-            return _readable(
-                lambda: structure_set_facts(read_structure_set(path), read_header(path))
-            )
-        if kept.sop_class_uid == RT_PLAN:
+    def _read_object(
+        self, series_uid: str, file_digest: str, sop_class_uid: str
+    ) -> StructureSetFacts | PlanFacts | RegistrationFacts | None:
+        path = self.archive.file_of(series_uid, file_digest)
+        if sop_class_uid == STRUCTURE_SET:
+            return _readable(partial(_structure_set, path))
+        if sop_class_uid == RT_PLAN:
             return _readable(lambda: plan_facts(read_plan(path)))
-        if kept.sop_class_uid == SPATIAL_REGISTRATION:
+        if sop_class_uid == SPATIAL_REGISTRATION:
             return _readable(lambda: registration_facts(read_registration(path), read_header(path)))
         return None
 
@@ -114,6 +116,11 @@ def _readable(read: Callable[[], T]) -> T | None:
     except ContourcastError as error:
         log.warning("evidence_unreadable", kind=error.code, uid=error.uid)
         return None
+
+
+def _structure_set(path: Path) -> StructureSetFacts:
+    found = read_structure_set(path)
+    return structure_set_facts(found, read_header(path), drawn_at=moment(found.date, found.time))
 
 
 def _found(things: Iterable[T | None]) -> list[T]:

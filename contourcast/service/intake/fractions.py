@@ -17,7 +17,6 @@ from sqlalchemy import Connection, Row, func, select, update
 
 from contourcast.imaging.errors import InputError
 from contourcast.service.index.database import now
-from contourcast.service.index.notices import tell
 from contourcast.service.index.tables import (
     arrival,
     course,
@@ -34,6 +33,7 @@ from contourcast.service.intake.outcomes import Answer, Item, Match, NeedsPerson
 from contourcast.service.intake.rules import SiteRules
 from contourcast.service.jobs.orders import MatchedOrder, order_id, order_of_match
 from contourcast.service.jobs.propagations import TODAY, Origin, Propagations
+from contourcast.service.pacs.notices import Kind, Notices
 from contourcast.service.problems import ConflictError, NotFoundError
 
 AT_A_LOOK: Final = 50
@@ -48,6 +48,7 @@ class Fractions:
     Args:
         evidence: What is here.
         propagations: Where work is promised.
+        notices: Who is told.
         rules: Of the site.
         served_network: Name and digest of the network that is drawn with.
         methods: What is drawn with; None: everything.
@@ -57,6 +58,7 @@ class Fractions:
         self,
         evidence: Evidence,
         propagations: Propagations,
+        notices: Notices,
         rules: SiteRules,
         *,
         served_network: Callable[[], tuple[str, str]],
@@ -65,6 +67,7 @@ class Fractions:
         self.evidence = evidence
         self.propagations = propagations
         self.index = propagations.index
+        self._notices = notices
         self.rules = rules
         self._served_network = served_network
         self._methods = methods
@@ -235,7 +238,7 @@ class Fractions:
                 "reasons_json": [asdict(reason) for reason in outcome.reasons],
             }
             if asked is None or asked.question_json != question:
-                tell(at, "fraction.needs_person", row.id, {"question": outcome.question})
+                self._notices.tell(at, Kind.NEEDS_PERSON, row.id, question=outcome.question)
         else:
             reason = {"question": "cbct", "rule": "", "sentence": outcome.reason}
             values |= {"state": "not_ours", "reasons_json": [reason]}
@@ -291,7 +294,7 @@ class Fractions:
             same_roi = [o for o in older if self._is_of(at, o, item.roi.number)]
             why = "superseded: more of the series, or another prior, is here"
             for signed in self.propagations.supersede(at, same_roi, propagation_id, why):
-                tell(at, "propagation.signed_but_newer", signed, {"newer": propagation_id})
+                self._notices.tell(at, Kind.SIGNED_OVERTAKEN, signed, newer=propagation_id)
 
     @staticmethod
     def _is_of(at: Connection, propagation_id: str, roi_number: int) -> bool:

@@ -30,7 +30,7 @@ class Duty:
 
     name: str
     every_s: float
-    run: Callable[[], None]
+    run: Callable[[], object]
     alone: bool = True
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import InputError
 from contourcast.imaging.structures import StructureSet
+from contourcast.imaging.transform import RigidTransform
 from contourcast.propagate import ALL_METHODS, KNOWN_METHODS, Case, Settings, is_network
 from contourcast.registration.methods import METHODS
 from contourcast.registration.result import Focus
@@ -27,7 +29,9 @@ from contourcast.service.jobs.inputs import read_case
 from contourcast.service.problems import NotFoundError
 
 # Part of every order: raised when the same inputs no longer give the same result.
-ORDER_VERSION: Final = 1
+ORDER_VERSION: Final = 2
+# The number of the one ROI of a set that was signed here.
+SIGNED_ROI: Final = 1
 Uid = str
 
 
@@ -62,6 +66,12 @@ class PropagationRequest(BaseModel):
         description="SOP Instance UID of a Spatial Registration to start from.",
         max_length=64,
     )
+    prior_registration: Uid | None = Field(
+        default=None,
+        description="SOP Instance UID of a Spatial Registration that ties the prior's frame to the "
+        "planning CT's.",
+        max_length=64,
+    )
     focus: Focus = Field(
         default="body", description="Which registration carries the prior: body or target."
     )
@@ -90,8 +100,9 @@ def make_order(
     structures = _structures(request, archive)
     drawn = read_structure_set(archive.path(structures))
     prior = _instance(archive, request.prior, "RTSTRUCT") if request.prior else None
-    (drawn if prior is None else read_structure_set(archive.path(prior))).roi(request.roi)
-    registration = _instance(archive, request.registration, "REG") if request.registration else None
+    source = drawn if prior is None else read_structure_set(archive.path(prior))
+    roi = source.roi(request.roi)
+    named = [request.registration, request.prior_registration]
     wanted = request.methods or (*METHODS, network[0])
     settings = settings_of([m for m in KNOWN_METHODS if m in wanted], request.focus)
     return {
@@ -101,14 +112,79 @@ def make_order(
             archive, request.planning_ct or _drawn_on(drawn, archive), "planning CT"
         ),
         "structures": _file(structures),
-        "prior": _file(prior),
-        "registration": _file(registration),
+        "prior": None if prior is None else _file(prior),
+        "registrations": [_file(_instance(archive, uid, "REG")) for uid in named if uid],
+        "start_shift_xyz_mm": None,
         "roi": request.roi,
+        "roi_number": roi.number,
         "vouched": request.vouch,
+        "doubts": [],
         "methods": list(settings.methods),
         "settings": asdict(settings.registration),
         "focus": request.focus,
         "network": network[1],
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchedOrder:
+    """What matching found, by UIDs.
+
+    Attributes:
+        cbct_files: SHA-256 of the files of the CBCT's revision.
+        roi_number: Of the ROI in the planning structure set.
+        prior: The signed set to carry from; empty: the planning contour.
+        prior_registration: The one that brings the prior home; empty: none is needed.
+        registration: A Spatial Registration to start from; empty: none.
+        start_shift_xyz_mm: Where registration may start, where no object says.
+        doubts: What is so and need not be.
+        vouched: What a person answered against the references.
+        methods: None: all.
+    """
+
+    cbct: Uid
+    cbct_files: tuple[str, ...]
+    planning_ct: Uid
+    structures: Uid
+    roi_number: int
+    prior: Uid
+    prior_registration: Uid
+    registration: Uid
+    start_shift_xyz_mm: tuple[float, float, float] | None
+    doubts: tuple[str, ...]
+    vouched: str
+    methods: Sequence[str] | None
+
+
+def order_of_match(
+    found: MatchedOrder, archive: Archive, *, network: tuple[str, str]
+) -> dict[str, Any]:
+    """The order of one ROI of a match.
+
+    Raises:
+        ContourcastError: Something of it is not here any more, or cannot be read.
+    """
+    order = make_order(
+        PropagationRequest(
+            cbct=found.cbct,
+            roi=f"#{SIGNED_ROI if found.prior else found.roi_number}",
+            planning_ct=found.planning_ct,
+            structures=found.structures,
+            methods=None if found.methods is None else list(found.methods),
+            prior=found.prior or None,
+            registration=found.registration or None,
+            prior_registration=found.prior_registration or None,
+            vouch=found.vouched,
+        ),
+        archive,
+        network=network,
+    )
+    shift = found.start_shift_xyz_mm
+    return order | {
+        "cbct": {"series": found.cbct, "files": sorted(found.cbct_files)},
+        "roi_number": found.roi_number,
+        "start_shift_xyz_mm": None if shift is None else list(shift),
+        "doubts": list(found.doubts),
     }
 
 
@@ -142,17 +218,30 @@ def case_of(order: dict[str, Any], archive: Archive) -> Case:
     Raises:
         ContourcastError: They cannot be read, or do not belong together.
     """
-    registration = _path(order["registration"], archive)
-    structures = _path(order["structures"], archive)
-    assert structures is not None, "an order always has a structure set"
-    return read_case(
+    prior = order["prior"]
+    case = read_case(
         planning_ct=_paths(order["planning_ct"], archive),
-        structures=structures,
+        structures=_paths(order["structures"], archive)[0],
         cbct=_paths(order["cbct"], archive),
         roi=order["roi"],
-        prior_structures=_path(order["prior"], archive),
-        registrations=[registration] if registration else [],
+        prior_structures=None if prior is None else _paths(prior, archive)[0],
+        registrations=[_paths(each, archive)[0] for each in order["registrations"]],
         vouched=order["vouched"],
+    )
+    return replace(case, start=case.start or _shifted(order, case), doubts=tuple(order["doubts"]))
+
+
+def _shifted(order: dict[str, Any], case: Case) -> RigidTransform | None:
+    """The start that a match found without an object that says so."""
+    shift = order["start_shift_xyz_mm"]
+    if shift is None or case.planning_ct.frame_of_reference == case.cbct.frame_of_reference:
+        return None
+    matrix = np.eye(4)
+    matrix[:3, 3] = -np.array(shift)
+    return RigidTransform(
+        matrix=matrix,
+        source_frame=case.cbct.frame_of_reference,
+        target_frame=case.planning_ct.frame_of_reference,
     )
 
 
@@ -217,13 +306,9 @@ def _series(archive: Archive, series_uid: Uid, role: str) -> dict[str, Any]:
     return {"series": series_uid, "files": sorted(kept.file_digest for kept in instances)}
 
 
-def _file(kept: Kept | None) -> dict[str, Any] | None:
-    return None if kept is None else {"series": kept.series_uid, "files": [kept.file_digest]}
+def _file(kept: Kept) -> dict[str, Any]:
+    return {"series": kept.series_uid, "files": [kept.file_digest], "sop_uid": kept.sop_uid}
 
 
 def _paths(part: dict[str, Any], archive: Archive) -> list[Path]:
     return [archive.file_of(part["series"], digest) for digest in part["files"]]
-
-
-def _path(part: dict[str, Any] | None, archive: Archive) -> Path | None:
-    return None if part is None else _paths(part, archive)[0]

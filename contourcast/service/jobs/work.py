@@ -8,18 +8,27 @@ from typing import Final
 import structlog
 from dbos import Queue
 
+from contourcast.service.intake.arriving import Arriving
+from contourcast.service.intake.evidence import Evidence
+from contourcast.service.intake.fractions import Fractions
+from contourcast.service.intake.rules import SiteRules, read_rules
 from contourcast.service.intake.states import STOPPED
 from contourcast.service.jobs import take_over
 from contourcast.service.jobs.duties import Duty, on_duty
 from contourcast.service.jobs.engine import POLL_S, running
+from contourcast.service.jobs.network import served_network
 from contourcast.service.jobs.propagations import Job, Propagations
 from contourcast.service.jobs.queues import chosen
 from contourcast.service.jobs.steps import Steps
 from contourcast.service.jobs.workflow import Work, define, workflow_id
-from contourcast.service.records import open_records
+from contourcast.service.pacs.destinations import webhooks
+from contourcast.service.pacs.notices import Notices
+from contourcast.service.records import Records, open_records
 from contourcast.service.settings import ServiceSettings
 
 END_S: Final = 5.0
+# Between two looks at what arrives.
+LOOK_S: Final = 0.5
 # Jobs that the duty of handing over looks at: those that are waited for come first.
 AT_A_LOOK: Final = 500
 
@@ -68,6 +77,7 @@ def work(settings: ServiceSettings, stop: threading.Event) -> None:
                         run=lambda: take_over.end_given_up(records.propagations),
                     ),
                     _handing_over(records.propagations, defined),
+                    *_intake(settings, records),
                 ],
                 stop,
             )
@@ -85,6 +95,24 @@ def resolve_device(wanted: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _intake(settings: ServiceSettings, records: Records) -> list[Duty]:
+    """What watches series arrive, and what finds to what they belong."""
+    notices = Notices(records.index, webhooks(settings.destinations))
+    arriving = Arriving(records.index, notices)
+    duties = [Duty(name="arriving", every_s=LOOK_S, run=arriving.look)]
+    if settings.intake == "automatic":
+        fractions = Fractions(
+            Evidence(records.archive),
+            records.propagations,
+            notices,
+            read_rules(settings.rules) if settings.rules else SiteRules(),
+            served_network=served_network(settings),
+            methods=settings.methods or None,
+        )
+        duties.append(Duty(name="matching", every_s=LOOK_S, run=fractions.look))
+    return duties
 
 
 def _handing_over(propagations: Propagations, defined: Work) -> Duty:

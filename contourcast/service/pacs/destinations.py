@@ -121,6 +121,11 @@ Archive = OrthancDestination | DicomWebDestination | DimseDestination
 Destination = Annotated[Archive | WebhookDestination, Field(discriminator="kind")]
 
 
+def webhooks(destinations: Sequence[Destination]) -> tuple[WebhookDestination, ...]:
+    """Those that are told, and sent nothing."""
+    return tuple(d for d in destinations if isinstance(d, WebhookDestination))
+
+
 def by_name(destinations: Sequence[Destination]) -> dict[str, Destination]:
     """Destinations by their names.
 

@@ -29,6 +29,7 @@ class Kind(StrEnum):
     REJECTED = "propagation.rejected"  # waits for a person; the machine's verdict is reject
     FAILED = "propagation.failed"
     NEEDS_PERSON = "needs_person"  # a question with choices
+    INCOMPLETE = "series.incomplete"  # slices are missing, and nobody sends them
     CONFLICT = "conflict"  # two contents under one UID, here or at a destination
     REVISION = "revision"  # slices came after a series was whole
     SIGNED_OVERTAKEN = "signed.overtaken"  # a later arrival would supersede what is signed

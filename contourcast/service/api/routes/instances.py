@@ -10,11 +10,9 @@ from pydantic import BaseModel, Field
 
 from contourcast.service.api.bodies import take_body
 from contourcast.service.api.context import Context, in_thread
-from contourcast.service.archive import Outcome
+from contourcast.service.archive import Outcome, Sent
 from contourcast.service.ingest import Answer
 from contourcast.service.problems import BusyError, Problem, document_for, respond
-
-SENDER = "rest"
 
 
 class InstanceAnswer(BaseModel):
@@ -73,7 +71,9 @@ def routes(context: Context) -> APIRouter:
         uploads.add(request)
         try:
             in_memory = settings.upload_memory_mib // len(uploads)
-            taken = await take_body(request, archive, settings, in_memory=in_memory, sender=SENDER)
+            taken = await take_body(
+                request, archive, settings, in_memory=in_memory, sent=Sent(door="rest")
+            )
         finally:
             uploads.remove(request)
         answer: InstancesAnswer = _judged(taken)
