@@ -507,7 +507,13 @@ class _Session:
             refusal = self._judge()
         finally:
             if refusal is not None:
-                log.info("association_rejected", reason=_REASONS[refusal], address=self._address)
+                log.info(
+                    "association_rejected",
+                    reason=_REASONS[refusal],
+                    address=self._address,
+                    calling=self._assoc.requestor.primitive.calling_ae_title,
+                    called=self._assoc.requestor.primitive.called_ae_title,
+                )
                 self._assoc.acse.send_reject(*refusal)
                 self._assoc.kill()
 
@@ -655,8 +661,8 @@ class _Server(ThreadedAssociationServer):
             if self._changed.wait_for(lambda: not self._associations, within_s):
                 return
             left = list(self._associations)
-        for assoc in left:
-            assoc.abort()
+        for assoc in left:  # each waits for what its reader does at the moment
+            threading.Thread(target=assoc.abort, daemon=True).start()
         with self._changed:
             self._changed.wait_for(lambda: not self._associations, self.node.settings.bounds.pdu_s)
 

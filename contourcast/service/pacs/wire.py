@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol, cast
 
+import structlog
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     UID,
@@ -47,7 +48,7 @@ from pynetdicom.pdu_primitives import A_P_ABORT, P_DATA
 from pynetdicom.transport import AddressInformation, AssociationSocket
 
 from contourcast.imaging.dicom.modules import IMPLEMENTATION_CLASS_UID
-from contourcast.imaging.errors import ContourcastError, DicomError
+from contourcast.imaging.errors import DicomError
 from contourcast.service.problems import SettingsError
 
 UNCOMPRESSED: Final = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian)
@@ -148,6 +149,9 @@ class Tls:
         return context
 
 
+log = structlog.get_logger()
+
+
 class BreachError(Exception):
     """What came breaks the protocol or its bounds; the association ends."""
 
@@ -182,7 +186,7 @@ class Body(io.BytesIO):
         self._begun = False
         self.path: Path | None = None
         self.size_bytes = 0
-        self.refusal: ContourcastError | OSError | None = None
+        self.refusal: Exception | None = None
 
     @property
     def digest(self) -> str:
@@ -211,7 +215,9 @@ class Body(io.BytesIO):
         if self.refusal is None:
             try:
                 self._store(piece)
-            except (ContourcastError, OSError) as error:
+            except BreachError:
+                raise
+            except Exception as error:  # whoever answers says what it means for the sender
                 self.refusal = error
                 self.discard()
         return len(piece)
@@ -372,7 +378,8 @@ class Messages(DIMSEServiceProvider):
                 one = P_DATA()
                 one.presentation_data_value_list.append(value)
                 self._receive(one)
-        except Exception:  # of whatever kind, it came of what the peer sent
+        except Exception as error:  # of whatever kind, it came of what the peer sent
+            log.info("association_garbled", kind=type(error).__name__)
             self.dul.event_queue.put("Evt19")
 
     def end(self) -> None:
