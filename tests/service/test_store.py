@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,16 @@ def test_a_list_has_every_key_that_begins_so_in_order(place: Place, tmp_path: Pa
     assert list(store.list("")) == here
     for prefix in ("b", "b/", "bb/a", "derived/x", "derived/x.", "nothing", "a/"):
         assert list(store.list(prefix)) == [key for key in here if key.startswith(prefix)]
+
+
+def test_a_store_knows_sizes_and_ages(place: Place, tmp_path: Path) -> None:
+    store = place.open()
+    before = datetime.now(UTC) - timedelta(seconds=2)  # servers round to seconds
+    store.put({"a/one": file_of(tmp_path, b"1"), "a/three": file_of(tmp_path, b"123")})
+    after = datetime.now(UTC) + timedelta(seconds=2)
+    found = list(store.details("a/"))
+    assert [(one.key, one.size_bytes) for one in found] == [("a/one", 1), ("a/three", 3)]
+    assert all(before <= one.put_at <= after for one in found)
 
 
 def test_a_big_file_comes_back_whole(place: Place, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from contourcast.service.store.blobs import Blobs
+from contourcast.service.store.blobs import Dated
 from contourcast.service.store.open import Credentials, open_store
 from support.orthanc import free_ports
 
@@ -35,7 +35,7 @@ class Place:
     unreachable: str
     credentials: Credentials = field(default_factory=Credentials)
 
-    def open(self, *, machine: str = "one") -> Blobs:
+    def open(self, *, machine: str = "one") -> Dated:
         """The store as a machine sees it that shares nothing with another one but the store."""
         return open_store(self.url, folder=self.folder / machine, credentials=self.credentials)
 

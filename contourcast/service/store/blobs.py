@@ -11,6 +11,8 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
@@ -77,6 +79,25 @@ class Blobs(Protocol):
             InputError: No key can begin so.
             StoreError: The store cannot be reached.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detail:
+    """What a store knows of what lies under a key, without reading it."""
+
+    key: str
+    size_bytes: int
+    put_at: datetime
+
+
+class Dated(Blobs, Protocol):
+    """A store that can say how large and how old things are; every kind of ours can.
+
+    Not a verb that work depends on: for housekeeping.
+    """
+
+    def details(self, prefix: str) -> Iterator[Detail]:
+        """As `Blobs.list`, with sizes and times (UTC)."""
 
 
 def require_key(key: str) -> str:

@@ -9,12 +9,14 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from contourcast.imaging.errors import InputError
 from contourcast.service.problems import NotFoundError, StoreError
 from contourcast.service.store.blobs import (
+    Detail,
     damaged,
     digest_in,
     digest_of,
@@ -116,6 +118,17 @@ class FolderStore:
         with _told():
             self._require_mounted()
             yield from _walk(self.folder / above, f"{above}/" if above else "", prefix)
+
+    def details(self, prefix: str) -> Iterator[Detail]:
+        """See `Dated.details`."""
+        for key in self.list(prefix):
+            with _told(), contextlib.suppress(FileNotFoundError):  # deleted just then
+                told = self._path(key).stat()
+                yield Detail(
+                    key=key,
+                    size_bytes=told.st_size,
+                    put_at=datetime.fromtimestamp(told.st_mtime, UTC),
+                )
 
     def _path(self, key: str) -> Path:
         return self.folder / require_key(key)

@@ -9,7 +9,7 @@ from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from contourcast.service.problems import SettingsError
-from contourcast.service.store.blobs import PREFIX, Blobs
+from contourcast.service.store.blobs import PREFIX, Dated
 from contourcast.service.store.cache import LruCache
 from contourcast.service.store.files import FolderStore
 
@@ -43,7 +43,7 @@ def open_store(
     folder: Path,
     cache_bytes: int = 50 * GIB,
     credentials: Credentials | None = None,
-) -> Blobs:
+) -> Dated:
     """The store that a setting names; nothing is asked of a server yet.
 
     Args:

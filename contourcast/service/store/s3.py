@@ -24,6 +24,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from contourcast.service.problems import DiskFullError, NotFoundError, StoreError
 from contourcast.service.store.blobs import (
     PARALLEL,
+    Detail,
     damaged,
     digest_in,
     digest_of,
@@ -119,6 +120,10 @@ class BucketStore:
 
     def list(self, prefix: str) -> Iterator[str]:
         """See `Blobs.list`."""
+        return (detail.key for detail in self.details(prefix))
+
+    def details(self, prefix: str) -> Iterator[Detail]:
+        """See `Dated.details`."""
         require_prefix(prefix)
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket.name, Prefix=self._before + prefix
@@ -128,7 +133,7 @@ class BucketStore:
                 for one in page.get("Contents", ()):
                     key = one["Key"].removeprefix(self._before)
                     if not key.startswith("."):
-                        yield key
+                        yield Detail(key=key, size_bytes=one["Size"], put_at=one["LastModified"])
 
     def discard_drafts(self, at: datetime | None = None) -> int:
         """Ends uploads in parts that a killed process left; they cost room that no list shows.

@@ -28,7 +28,7 @@ from contourcast.service.problems import (
     PeerError,
     StoreError,
 )
-from contourcast.service.store.blobs import Blobs, digest_in, require_key, require_prefix
+from contourcast.service.store.blobs import Dated, Detail, digest_in, require_key, require_prefix
 from contourcast.service.store.cache import LruCache
 
 INSTANCES: Final = "instances/"
@@ -53,7 +53,7 @@ class PacsStore:
         cache: Of what was fetched.
     """
 
-    def __init__(self, own: Blobs, pacs: Pacs, *, cache: LruCache) -> None:
+    def __init__(self, own: Dated, pacs: Pacs, *, cache: LruCache) -> None:
         self.own = own
         self.cache = cache
         self._pacs = pacs
@@ -92,6 +92,10 @@ class PacsStore:
             if key != last:
                 yield key
             last = key
+
+    def details(self, prefix: str) -> Iterator[Detail]:
+        """See `Dated.details`; of what lies here."""
+        return (one for one in self.own.details(prefix) if not one.key.startswith(NOTES))
 
     def release(self, key: str) -> bool:
         """Gives up our copy of a CT image if the PACS holds the same; whether it does.
