@@ -37,6 +37,10 @@ class ForbiddenTransitionError(ContourcastError):
     """What it is now does not allow that."""
 
 
+class ChangedError(ContourcastError):
+    """What was looked at is not what is here now."""
+
+
 class TooLargeError(ContourcastError):
     """More bytes or files than the service takes in one go."""
 
@@ -96,6 +100,7 @@ STATUS: Final[dict[type[ContourcastError], int]] = {
     NotReadyError: 409,
     ConflictError: 409,
     ForbiddenTransitionError: 409,
+    ChangedError: 412,
     TooLargeError: 413,
     UnsupportedMediaError: 415,
     ForeignPageError: 403,

@@ -14,6 +14,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from contourcast.service.access.settings import AccessSettings
 from contourcast.service.pacs.destinations import Destination
 
 FILE_VARIABLE = "CONTOURCAST_SETTINGS_FILE"
@@ -40,6 +41,9 @@ class ServiceSettings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address to listen on (loopback only).")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one.")
 
+    access: AccessSettings = Field(
+        default_factory=AccessSettings, description="Who may enter; see docs/security.md."
+    )
     dicom_aet: str = Field(
         default="CONTOURCAST", min_length=1, max_length=16, description="AE title of our node."
     )

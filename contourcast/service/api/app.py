@@ -15,19 +15,25 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from contourcast.service import problems
 from contourcast.service.api.context import Context, in_thread
-from contourcast.service.api.routes import health, instances, propagations
+from contourcast.service.api.routes import health, instances, propagations, reviews
 from contourcast.service.jobs.network import served_network
 from contourcast.service.problems import ForeignPageError, document_for, problem_of, respond
 from contourcast.service.records import open_records
+from contourcast.service.review.decisions import Reviews
 from contourcast.service.settings import ServiceSettings
 
-ROUTES = (instances, propagations, health)
+ROUTES = (instances, propagations, reviews, health)
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
     """The application over the database and the store of the settings."""
     records = open_records(settings, role="api")
-    context = Context(settings=settings, records=records, served_network=served_network(settings))
+    context = Context(
+        settings=settings,
+        records=records,
+        served_network=served_network(settings),
+        reviews=Reviews(records),
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -11,6 +11,7 @@ from fastapi import Response
 
 from contourcast.service.problems import document_for
 from contourcast.service.records import Records
+from contourcast.service.review.decisions import Reviews
 from contourcast.service.settings import ServiceSettings
 
 # Of everything that speaks of a patient; voxels under their digest alone may be kept.
@@ -26,11 +27,13 @@ class Context:
 
     Attributes:
         served_network: Name and digest of the network that is served.
+        reviews: What people decide.
     """
 
     settings: ServiceSettings
     records: Records
     served_network: Callable[[], tuple[str, str]]
+    reviews: Reviews
 
 
 async def in_thread(function: Callable[..., Result], *args: object) -> Result:

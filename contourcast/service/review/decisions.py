@@ -1,0 +1,314 @@
+"""What a person decided of a propagation, and the signed structure set that follows from it.
+
+A signature makes a new object: an APPROVED structure set with one ROI, whose predecessor is the
+machine's set. The machine's contour stays beside it for ever. The signed set is taken into the
+archive like anything that came in, with the registration that brings it home to the planning CT;
+so it is the prior of the fractions that come after.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from sqlalchemy import Connection, Row, select, update
+
+from contourcast.imaging.dicom.check import check_structure_set
+from contourcast.imaging.dicom.ct_series import read_ct_series
+from contourcast.imaging.dicom.instance import read_header
+from contourcast.imaging.dicom.rtstruct_in import read_structure_set
+from contourcast.imaging.dicom.rtstruct_out import Approval, write_structure_set
+from contourcast.imaging.errors import ContourcastError, InputError
+from contourcast.imaging.structures import Roi, StructureSet
+from contourcast.service.archive import Sent, Staged
+from contourcast.service.index.database import now
+from contourcast.service.index.tables import fraction, propagation, review, revision
+from contourcast.service.ingest import TAKEN, say_the_same
+from contourcast.service.intake.states import SIGNED, State
+from contourcast.service.jobs.orders import SIGNED_ROI
+from contourcast.service.jobs.propagations import Job
+from contourcast.service.problems import ConflictError
+from contourcast.service.records import Records
+
+Decision = Literal["approved", "rejected"]
+# The short list of CLINICAL_SERVICE §1.6.
+Why = Literal[
+    "registration wrong",
+    "target wrong",
+    "image artefact",
+    "wrong patient or plan",
+    "anatomy changed: physician needed",
+    "other",
+]
+SIGNED_FILE: Final = "RS-signed-{number}.dcm"
+
+Announce = Callable[[Connection, Job, str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Review:
+    """One decision; they are counted, and none is ever changed.
+
+    Attributes:
+        structures_uid: SOP Instance UID of the signed set; empty when it was rejected.
+    """
+
+    number: int
+    propagation: str
+    decision: str
+    method: str
+    reason: str
+    reviewer: str
+    at: str
+    structures_uid: str
+
+
+def to_nobody(at: Connection, job: Job, file: str) -> None:
+    """Where there is no destination, nothing is sent."""
+    del at, job, file
+
+
+class Reviews:
+    """Decisions over one index and store.
+
+    Args:
+        records: Index and store.
+        announce: Called in the transaction of a signature, with the name of the signed file:
+            notes what goes to which archive.
+    """
+
+    def __init__(self, records: Records, announce: Announce = to_nobody) -> None:
+        self.records = records
+        self._announce = announce
+
+    def of(self, propagation_id: str) -> list[Review]:
+        """Every decision on a propagation, the first first."""
+        query = (
+            select(review).where(review.c.propagation == propagation_id).order_by(review.c.number)
+        )
+        with self.records.index.read() as at:
+            return [_review(row) for row in at.execute(query)]
+
+    def reject(self, job: Job, *, reviewer: str, why: str, text: str = "") -> Review:
+        """None of the contours may be used.
+
+        Raises:
+            InputError: The reason is none of the list, or ``other`` without words.
+            ForbiddenTransitionError: It cannot be decided in its state.
+        """
+        if why not in get_args(Why):
+            raise InputError(
+                f"'{why}' is no reason to reject", remedy=f"choose: {', '.join(get_args(Why))}"
+            )
+        if why == "other" and not text.strip():
+            raise InputError("the reason is other, and not told", remedy="say it in words: text")
+        reason = f"{why}: {text.strip()}" if text.strip() else why
+        with self.records.index.write() as at:
+            self.records.propagations.move(at, job.id, State.REJECTED, "rejected by a reviewer")
+            number = self._write(at, job, "rejected", "", reason, reviewer, "", "")
+        return self._one(number)
+
+    def approve(self, job: Job, *, method: str, reviewer: str, reason: str = "") -> Review:
+        """One method's contour, unchanged, is the contour of the day.
+
+        Args:
+            job: As it was shown to the reviewer.
+            method: Whose contour.
+            reviewer: Who signs, as written into the structure set.
+            reason: In words, if any.
+
+        Raises:
+            InputError: The method drew nothing.
+            ConflictError: Somebody else decided at the same moment.
+            ForbiddenTransitionError: It cannot be decided in its state.
+        """
+        made = self._machine_set(job)
+        chosen = _contour_of(job, made, method)
+        at_time = now().replace(microsecond=0)
+        before = self.of(job.id)
+        draft = self.records.archive.incoming().with_suffix("")
+        draft.mkdir()
+        try:
+            signed = draft / SIGNED_FILE.format(number=len(before) + 1)
+            uid = self._write_signed(
+                signed, job, made, chosen, method, reviewer, at_time, len(before)
+            )
+            kept = draft / "kept.dcm"
+            shutil.copyfile(signed, kept)
+            self.records.derived.put_results(job.id, {signed.name: signed})
+            tie = self._keep(job, kept)
+            with self.records.index.write() as at:
+                if len(_numbers(at, job.id)) != len(before):
+                    raise ConflictError(
+                        "somebody else decided on this propagation meanwhile",
+                        remedy="read it again, then decide",
+                    )
+                self.records.propagations.move(at, job.id, State.APPROVED, "approved by a reviewer")
+                number = self._write(at, job, "approved", method, reason, reviewer, uid, tie)
+                self._announce(at, job, signed.name)
+                _match_again(at, job)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return self._one(number)
+
+    def _machine_set(self, job: Job) -> StructureSet:
+        if "RS.dcm" not in job.files:
+            raise ConflictError(
+                "there is nothing to sign yet", remedy="wait until the propagation is done"
+            )
+        return read_structure_set(self.records.derived.result(job.id, "RS.dcm"))
+
+    def _write_signed(
+        self,
+        path: Path,
+        job: Job,
+        made: StructureSet,
+        chosen: Roi,
+        method: str,
+        reviewer: str,
+        at_time: datetime,
+        decisions: int,
+    ) -> str:
+        cbct = job.order["cbct"]
+        files = [self.records.archive.file_of(cbct["series"], d) for d in cbct["files"]]
+        scan = read_ct_series(files, role="CBCT")
+        parts = (job.files["RS.dcm"], method, reviewer, str(decisions), "signed")
+        uid = write_structure_set(
+            path,
+            rois=[
+                Roi(
+                    number=SIGNED_ROI,
+                    name=chosen.name.removesuffix(method).strip() or chosen.name,
+                    contours=chosen.loops,
+                    frame_of_reference=scan.frame_of_reference,
+                    interpreted_type=chosen.interpreted_type or "GTV",
+                    generation_algorithm="AUTOMATIC",
+                    description=chosen.description,
+                )
+            ],
+            reference=scan,
+            label="CC " + at_time.strftime("%Y%m%d") + " S",
+            series_description="Contourcast, signed",
+            description=f"{method}, signed unchanged",
+            digest=hashlib.sha256("\0".join(parts).encode()).hexdigest(),
+            drawn_at=at_time,
+            predecessor_uid=made.sop_instance_uid,
+            approval=Approval(status="APPROVED", reviewer=reviewer, at=at_time),
+        )
+        if findings := check_structure_set(path, scan):
+            raise ContourcastError(
+                f"what was to be signed does not pass our own check: {findings[0]}",
+                uid=uid,
+                remedy="nothing was signed; report this",
+            )
+        return uid
+
+    def _keep(self, job: Job, signed: Path) -> str:
+        """Takes the signed set, and the way home, into the archive; the registration's UID."""
+        files = [signed]
+        tie = ""
+        if "REG.dcm" in job.files:
+            copy = signed.with_name("tie.dcm")
+            shutil.copyfile(self.records.derived.result(job.id, "REG.dcm"), copy)
+            files.append(copy)
+            tie = read_header(copy).sop_instance_uid
+        self.records.archive.admit(
+            [_staged(path) for path in files], say_the_same, sent=Sent(door="ours")
+        )
+        return tie
+
+    def _write(
+        self,
+        at: Connection,
+        job: Job,
+        decision: Decision,
+        method: str,
+        reason: str,
+        reviewer: str,
+        structures_uid: str,
+        registration_uid: str,
+    ) -> int:
+        written = at.execute(
+            review.insert().values(
+                propagation=job.id,
+                course_id=job.origin.course_id,
+                acquired_at=job.origin.acquired_at,
+                decision=decision,
+                method=method,
+                reason=reason,
+                reviewer=reviewer,
+                at=now().isoformat(),
+                structures_uid=structures_uid or None,
+                registration_uid=registration_uid or None,
+                figures_json={},
+            )
+        )
+        (number,) = written.inserted_primary_key or (0,)
+        return int(number)
+
+    def _one(self, number: int) -> Review:
+        with self.records.index.read() as at:
+            return _review(at.execute(select(review).where(review.c.number == number)).one())
+
+
+def _contour_of(job: Job, made: StructureSet, method: str) -> Roi:
+    """The ROI that a method drew: they are numbered in the order of the methods."""
+    methods: Sequence[str] = job.order["methods"]
+    if method not in methods:
+        raise InputError(f"no contour is of '{method}'", remedy=f"choose: {', '.join(methods)}")
+    roi = made.roi(f"#{methods.index(method) + 1}")
+    if not roi.loops:
+        raise InputError(f"{method} drew nothing", remedy="choose another method, or reject")
+    return roi
+
+
+def _staged(path: Path) -> Staged:
+    header = read_header(path)
+    content = path.read_bytes()
+    return Staged(
+        path=path,
+        file_digest=hashlib.sha256(content).hexdigest(),
+        size_bytes=len(content),
+        header=header,
+        modality=TAKEN[header.sop_class_uid],
+    )
+
+
+def _numbers(at: Connection, propagation_id: str) -> list[int]:
+    query = select(review.c.number).where(review.c.propagation == propagation_id)
+    return list(at.execute(query).scalars())
+
+
+def _match_again(at: Connection, job: Job) -> None:
+    """Later fractions of the course that nobody has signed get the new prior."""
+    if job.origin.course_id is None:
+        return
+    signed = select(propagation.c.revision_id).where(
+        propagation.c.course_id == job.origin.course_id,
+        propagation.c.state.in_([state.value for state in SIGNED]),
+    )
+    later = select(fraction.c.revision_id).where(
+        fraction.c.course_id == job.origin.course_id,
+        fraction.c.state == "matched",
+        fraction.c.acquired_at > job.origin.acquired_at,
+        fraction.c.revision_id.not_in(signed),
+    )
+    at.execute(update(revision).where(revision.c.id.in_(later)).values(matched=0))
+
+
+def _review(row: Row[Any]) -> Review:
+    return Review(
+        number=row.number,
+        propagation=row.propagation,
+        decision=row.decision,
+        method=row.method,
+        reason=row.reason,
+        reviewer=row.reviewer,
+        at=row.at,
+        structures_uid=row.structures_uid or "",
+    )
