@@ -602,6 +602,27 @@ def test_a_series_that_cannot_be_listed_holds_up_no_other(shelf: Shelf, tmp_path
     assert shelf.memory.failed == (series,)
 
 
+def test_an_instance_that_cannot_be_placed_makes_it_look_back(shelf: Shelf, tmp_path: Path) -> None:
+    instance = "-".join(["0" * 8] * 5)
+    line = f'{{"Seq": 1, "ChangeType": "NewInstance", "Date": "t", "ID": "{instance}"}}'.encode()
+
+    def answer(asked: Asked) -> Says:
+        if asked.path.startswith("/changes"):
+            return Says(body=b'{"Changes": [' + line + b'], "Last": 1, "Done": true}')
+        if asked.path == "/tools/find":
+            return Says(body=b"[]")
+        return Says(status=500)
+
+    shelf.memory = Memory(position=Position(seq=0, mark=""))
+    with (
+        stub(answer) as server,
+        Orthanc(Peer(name="orthanc", url=server.url)) as client,
+    ):
+        reconciler = started(client, shelf, tmp_path)
+        assert reconciler.look(NOW).position.seq == 1, "it holds nothing up"
+        assert [reconciler.look(NOW).back for _ in range(2)] == ["start", None]
+
+
 def test_a_diary_that_cannot_be_read_is_told(shelf: Shelf, tmp_path: Path) -> None:
     with (
         stub(lambda asked: Says(status=500)) as server,

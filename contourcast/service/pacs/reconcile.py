@@ -317,6 +317,8 @@ class Reconciler:
         self._behind = self._behind[len(behind) :]
         if back is not None:
             self._last_back = at
+        if pull.lost:
+            self._last_back = None
         return look
 
     def _read(self, position: Position | None) -> Reading:
@@ -343,7 +345,14 @@ class Reconciler:
         while left:
             instance = next(iter(left))
             del left[instance]
-            series_of_it = self._archive.series_of(instance)
+            try:
+                series_of_it = self._archive.series_of(instance)
+            except PeerUnreachableError:
+                raise
+            except PeerError as error:
+                log.warning("instance_not_placed", orthanc_id=instance, code=error.code)
+                pull.lost = True
+                continue
             if series_of_it is not None and series_of_it not in fresh:
                 self._settle(series_of_it, fresh, left, pull)
         return fresh
@@ -427,7 +436,11 @@ class Reconciler:
 
 @dataclass(kw_only=True)
 class _Pull:
-    """What gathers in the course of one look."""
+    """What gathers in the course of one look.
+
+    Attributes:
+        lost: Whether an instance could not be placed: only looking back finds its series.
+    """
 
     at: datetime
     before: dict[str, Count]
@@ -436,6 +449,7 @@ class _Pull:
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     refused: list[str] = field(default_factory=list)
     failed: dict[str, None] = field(default_factory=dict)
+    lost: bool = False
 
     def fail(self, series: str, error: PeerError) -> None:
         if series not in self.failed:
