@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import ssl
 import struct
@@ -28,6 +29,7 @@ from pydicom.uid import (
     RLELossless,
 )
 from pynetdicom import AE, build_role
+from pynetdicom.dsutils import encode
 
 from contourcast.imaging.dicom.pixels import pixel_digest
 from contourcast.imaging.errors import DicomError
@@ -641,22 +643,18 @@ def test_a_query_of_many_megabytes_ends_the_association(door: FolderDoor) -> Non
             )
             wire.send(fragment(find, last=True, is_command=True))
             piece = fragment(bytes(100_000), last=False, is_command=False)
-            assert ended(wire, piece * 60)
+            await_end(wire, piece * 60)
         linac(ours).echo()
 
 
-def ended(wire: Wire, data: bytes) -> bool:
-    """Whether the node ends the association over this; the rest may not even be sent."""
+def await_end(wire: Wire, data: bytes) -> None:
+    """Sends this and waits for the association to end; the rest may not even be sent."""
     try:
         wire.send(data)
     except OSError:
-        return True
-    while True:
-        kind, _ = wire.receive()
-        if kind in (ABORT, CLOSED):
-            return True
-        if kind != 4:
-            return False
+        return
+    while wire.receive()[0] not in (ABORT, CLOSED):
+        pass
 
 
 # What no decent peer sends
@@ -724,10 +722,46 @@ def test_garbage_within_an_association_ends_it(door: FolderDoor, data: bytes) ->
     with node(door) as ours:
         with Wire(ours.port) as wire:
             wire.associate()
-            assert ended(wire, data)
+            await_end(wire, data)
         linac(ours).echo()
     assert door.kept() == set()
     assert door.on_their_way() == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_is_changed_in_a_session_it_ends(door: FolderDoor, seed: int) -> None:
+    chance = random.Random(seed)
+    sound = [
+        associate_request(),
+        fragment(store_command(uid("changed")), last=True, is_command=True),
+        fragment(small(uid("changed")), last=True, is_command=False),
+        pdu(5, bytes(4)),
+    ]
+    with node(door, bounds=SOON) as ours:
+        for _ in range(15):
+            parts = list(sound)
+            which = chance.randrange(len(parts))
+            parts[which] = changed(parts[which], chance)
+            with Wire(ours.port) as wire:
+                wire.send(parts[0])
+                kind = wire.receive()[0] if which else ACCEPT
+                assert kind == ACCEPT
+                await_end(wire, b"".join(parts[1:]))
+        linac(ours).echo()
+    assert door.on_their_way() == []
+
+
+def changed(data: bytes, chance: random.Random) -> bytes:
+    """The data with up to three places overwritten, cut out, or filled in."""
+    made = bytearray(data)
+    for _ in range(chance.randrange(1, 4)):
+        at = chance.randrange(len(made))
+        piece = chance.randbytes(chance.randrange(1, 6))
+        cut = chance.choice([0, len(piece), 1])
+        made[at : at + cut] = chance.choice([piece, b"", b"\xff" * 4, bytes(4)])
+        if not made:
+            break
+    return bytes(made)
 
 
 def test_requests_that_do_not_wait_for_their_answers_end_the_association(
@@ -744,7 +778,7 @@ def test_requests_that_do_not_wait_for_their_answers_end_the_association(
     with node(door) as ours:
         with Wire(ours.port) as wire:
             wire.associate(contexts=[(VERIFICATION, (EXPLICIT,))])
-            assert ended(wire, fragment(echo, last=True, is_command=True) * 2000)
+            await_end(wire, fragment(echo, last=True, is_command=True) * 2000)
         linac(ours).echo()
 
 
@@ -1050,6 +1084,27 @@ def test_a_commitment_is_handed_on(door: FolderDoor) -> None:
         (uid("lost"), "status 0112, no such instance")
     ]
     assert sender.aet == "ARCHIVE"
+
+
+def test_an_archive_that_names_no_role_may_report(door: FolderDoor) -> None:
+    """Role selection is asked for (PS3.4 J.3.3.1), and left out by some."""
+    heard = Heard()
+    elements = {
+        0x0002: COMMITMENT.encode(),
+        0x0100: struct.pack("<H", 0x0100),
+        0x0110: struct.pack("<H", 1),
+        0x0800: struct.pack("<H", 1),
+        0x1000: COMMITMENT.encode() + b".1",
+        0x1002: struct.pack("<H", 1),
+    }
+    information = encode(answer_of(), False, True)
+    assert information is not None
+    with node(door, heard=heard, callers=("ARCHIVE",)) as ours, Wire(ours.port) as wire:
+        wire.associate(calling="ARCHIVE", contexts=[(COMMITMENT, (EXPLICIT,))])
+        wire.send(fragment(command(elements), last=True, is_command=True))
+        wire.send(fragment(information, last=True, is_command=False))
+        assert wire.status() == 0
+    assert [one.transaction_uid for one, _ in heard.commitments] == [uid("transaction")]
 
 
 def test_a_commitment_that_says_nothing_is_refused(door: FolderDoor) -> None:
