@@ -1,0 +1,62 @@
+"""The overlay of a propagation with its verdict above it, as one picture without a patient."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Final
+
+import numpy as np
+from jaxtyping import UInt8
+
+DPI: Final = 110
+LINE_PX: Final = 26
+CHARACTERS: Final = 150  # of a line, at this size of type and the overlay's width
+LINES_AT_MOST: Final = 4
+COLORS: Final = {"accept": "#3fb950", "look": "#e3b341", "reject": "#ff7b72"}
+NOTICE: Final = "Contourcast: proposal of a machine, not reviewed. Not a medical device."
+
+
+def picture_rgb(
+    overlay_png: bytes, *, verdict: str, reasons: Sequence[str]
+) -> UInt8[np.ndarray, "rows columns 3"]:
+    """Three planes with the contours, and above them what the machine says of it.
+
+    Args:
+        overlay_png: As `pictures.overlay_png` draws it.
+        verdict: ``accept``, ``look``, ``reject``.
+        reasons: Why it is not ``accept``; as many as there is room for.
+    """
+    from matplotlib import image
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    overlay = image.imread(BytesIO(overlay_png), format="png")
+    rows, columns = overlay.shape[:2]
+    lines = textwrap.wrap("; ".join(reasons), CHARACTERS)[:LINES_AT_MOST]
+    band = LINE_PX * (2 + len(lines))
+    height = rows + band
+    figure = Figure(figsize=(columns / DPI, height / DPI), dpi=DPI, facecolor="black")
+    FigureCanvasAgg(figure)
+    figure.figimage(overlay, 0, 0)
+    for n, (line, color) in enumerate(
+        [
+            (f"verdict: {verdict}", COLORS.get(verdict, "white")),
+            *((line, "white") for line in lines),
+            (NOTICE, "#b0b8c0"),
+        ]
+    ):
+        figure.text(
+            0.01,
+            1 - (n + 0.7) * LINE_PX / height,
+            line,
+            color=color,
+            fontsize=11 if n else 13,
+            weight="normal" if n else "bold",
+            va="center",
+        )
+    raw = BytesIO()
+    figure.savefig(raw, format="rgba", dpi=DPI, facecolor="black")
+    rgba = np.frombuffer(raw.getvalue(), np.uint8).reshape(height, columns, 4)
+    return rgba[..., :3].copy()
