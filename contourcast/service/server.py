@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,9 @@ from typing import Final
 
 import structlog
 
+from contourcast.service.access.caller import is_loopback, require_credentials_or_loopback
 from contourcast.service.children import child
+from contourcast.service.index.database import Index
 from contourcast.service.logs import configure_logging
 from contourcast.service.problems import SettingsError
 from contourcast.service.settings import ServiceSettings
@@ -35,13 +36,15 @@ def serve(
         children: Modules that run beside it; none where workers and nodes are machines' own.
 
     Raises:
-        SettingsError: The address is not loopback, or another service has the data folder or port.
+        SettingsError: The address is not loopback and there is no credential, or another service
+            has the data folder or port.
     """
     import uvicorn
 
     from contourcast.service.api.app import create_app
 
-    require_loopback(host)
+    _require_credentials(host, settings)
+    settings = settings.model_copy(update={"host": host})
     configure_logging(settings.log_level)
     settings.data_folder.mkdir(parents=True, exist_ok=True)
     with (
@@ -65,22 +68,16 @@ def serve(
         server.run(sockets=[listening])
 
 
-def require_loopback(host: str) -> None:
-    """Refuses to be reached from other machines while nobody has to say who they are.
-
-    Raises:
-        SettingsError: The address is not one of this machine alone.
-    """
-    with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(host).is_loopback:
-            return
-    if host == "localhost":
+def _require_credentials(host: str, settings: ServiceSettings) -> None:
+    """Nothing is made for a service that must not begin; keys may lie in a database that is."""
+    if is_loopback(host):
         return
-    raise SettingsError(
-        f"the service does not listen on '{host}': it has no credentials yet, so whoever reached it"
-        " would see patients' data",
-        remedy="listen on 127.0.0.1 and reach it through ssh or a proxy that asks for credentials",
-    )
+    settings.data_folder.mkdir(parents=True, exist_ok=True)
+    index = Index(settings.index_url)
+    try:
+        require_credentials_or_loopback(host, index, settings.access)
+    finally:
+        index.close()
 
 
 @contextlib.contextmanager

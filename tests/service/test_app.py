@@ -254,22 +254,8 @@ def test_the_process_lives_before_it_is_ready(http: Client) -> None:
     assert answer.json()["checks"]["worker"] == "not seen lately"
 
 
-def test_the_openapi_document_names_every_route_and_is_the_committed_one(http: Client) -> None:
+def test_the_openapi_document_is_the_committed_one(http: Client) -> None:
     document = http.get("/openapi.json").json()
-    assert set(document["paths"]) == {
-        "/v1/instances",
-        "/v1/series",
-        "/v1/propagations",
-        "/v1/propagations/{propagation}",
-        "/v1/propagations/{propagation}/events",
-        "/v1/propagations/{propagation}/structure-set",
-        "/v1/propagations/{propagation}/registration",
-        "/v1/propagations/{propagation}/report",
-        "/v1/propagations/{propagation}/pictures/{name}",
-        "/v1/methods",
-        "/health/live",
-        "/health/ready",
-    }
     committed = json.loads((REPOSITORY / "docs" / "openapi.json").read_text("utf-8"))
     assert document == committed, "python -m contourcast.service.api.app > docs/openapi.json"
     assert "Problem" in document["components"]["schemas"]

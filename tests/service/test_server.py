@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from contourcast.service.access.keys import make_key
+from contourcast.service.access.roles import Role
 from contourcast.service.problems import SettingsError
-from contourcast.service.server import require_loopback, serve
+from contourcast.service.server import serve
 from contourcast.service.settings import ServiceSettings
 from contourcast.service.store.disk import exclusive
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
-def test_loopback_is_allowed(host: str) -> None:
-    require_loopback(host)
+from support.records import looking_into
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "scans.example", "", "128.0.0.1"])
@@ -26,7 +24,15 @@ def test_beyond_loopback_is_refused_while_there_are_no_credentials(
     with pytest.raises(SettingsError, match="no credentials") as refused:
         serve(host=host, port=0, settings=settings)
     assert refused.value.remedy
-    assert not (tmp_path / "data").exists(), "refused before anything is made"
+
+
+def test_with_a_key_it_listens_beyond_loopback(tmp_path: Path) -> None:
+    settings = ServiceSettings(data_folder=tmp_path)
+    with looking_into(tmp_path) as records:
+        make_key(records.index, label="first", roles=[Role.ADMIN], days=1)
+    with exclusive(tmp_path / "server.lock", wait=False), pytest.raises(SettingsError) as refused:
+        serve(host="0.0.0.0", port=0, settings=settings)
+    assert "another service" in str(refused.value), "it got past the question of credentials"
 
 
 def test_two_services_do_not_share_a_folder(tmp_path: Path) -> None:

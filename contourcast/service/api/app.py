@@ -10,14 +10,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from contourcast.service import problems
+from contourcast.service.access.audit import guard as guard_audit
+from contourcast.service.access.caller import Gate
+from contourcast.service.access.guard import Guard
+from contourcast.service.access.oidc import Issuer
 from contourcast.service.api.context import Context, in_thread
 from contourcast.service.api.routes import health, instances, propagations, reviews
 from contourcast.service.jobs.network import served_network
-from contourcast.service.problems import ForeignPageError, document_for, problem_of, respond
+from contourcast.service.problems import document_for
 from contourcast.service.records import open_records
 from contourcast.service.review.decisions import Reviews
 from contourcast.service.settings import ServiceSettings
@@ -28,6 +30,8 @@ ROUTES = (instances, propagations, reviews, health)
 def create_app(settings: ServiceSettings) -> FastAPI:
     """The application over the database and the store of the settings."""
     records = open_records(settings, role="api")
+    guard_audit(records.index)
+    issuer = Issuer(settings.access.oidc) if settings.access.oidc else None
     context = Context(
         settings=settings,
         records=records,
@@ -40,6 +44,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         await in_thread(records.archive.discard_incoming)
         yield
         records.close()
+        if issuer is not None:
+            issuer.close()
 
     app = FastAPI(
         title="Contourcast",
@@ -47,40 +53,16 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         description="Not a medical device. Every contour is a proposal that a person must check.",
         version="1",
         lifespan=lifespan,
-        responses=document_for(422, 500),
+        responses=document_for(401, 403, 422, 500),
+        redoc_url=None,
     )
-    app.add_middleware(_OwnPagesOnly)
+    app.add_middleware(
+        Guard, gate=Gate(records.index, settings.access, host=settings.host, issuer=issuer)
+    )
     problems.install(app)
     for part in ROUTES:
         app.include_router(part.routes(context))
     return app
-
-
-class _OwnPagesOnly:
-    """Other sites' pages may not make a browser on this machine act here."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Runs the application for those who mean this machine."""
-        if scope["type"] == "http":
-            headers = Headers(scope=scope)
-            origin, host = headers.get("origin"), headers.get("host", "")
-            foreign = origin is not None and origin.split("://")[-1] != host
-            if foreign or not _is_this_machine(host):
-                error = ForeignPageError(
-                    "the request comes from another site, or names another machine",
-                    remedy="call the service by its loopback address",
-                )
-                await respond(problem_of(error, instance=scope["path"]))(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
-
-
-def _is_this_machine(host: str) -> bool:
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    return name in ("localhost", "[::1]") or name.startswith("127.")
 
 
 def main() -> None:
