@@ -26,7 +26,7 @@ from contourcast.service.access.caller import (
     is_loopback,
     require_credentials_or_loopback,
 )
-from contourcast.service.access.guard import Guard, note
+from contourcast.service.access.guard import STRANGERS_EVERY_S, Guard, note
 from contourcast.service.access.keys import make_key, revoke_key
 from contourcast.service.access.roles import Role
 from contourcast.service.access.sessions import NewSession, open_session
@@ -41,6 +41,7 @@ from support.issuer import issuing
 HERE = [("Host", "127.0.0.1:8000")]
 SERIES = "1.2.840.113619.2.55"
 JOB = "ab" * 32
+CLOCK = [1000.0]
 
 
 def asks(
@@ -339,7 +340,7 @@ def door(index: Index) -> Iterator[tuple[Client, dict[Role, dict[str, str]]]]:
     def live(request: Request) -> dict[str, bool]:
         return {"known": request.state.caller is not None}
 
-    app.add_middleware(Guard, gate=gate_of(index))
+    app.add_middleware(Guard, gate=gate_of(index), clock=lambda: CLOCK[0])
     problems.install(app)
     keys = {
         role: dict([bearer(make_key(index, label=role, roles=[role], days=1)[1])])
@@ -403,6 +404,22 @@ def test_a_refusal_is_written_down_too(index: Index, door: Door) -> None:
     assert (second["roles"], second["detail"]) == (["auditor"], "forbidden")
 
 
+def test_strangers_do_not_fill_the_log(index: Index, door: Door) -> None:
+    http, keys = door
+    for _ in range(4):
+        assert http.get(f"/v1/series/{SERIES}").status_code == 401
+    assert len(happenings(index)) == 1
+    CLOCK[0] += STRANGERS_EVERY_S
+    http.get(f"/v1/series/{SERIES}")
+    assert [row["detail"] for row in happenings(index)] == [
+        "unauthorized",
+        "unauthorized, the last of 4",
+    ]
+    for _ in range(2):  # whoever is known is written down each time
+        http.get(f"/v1/series/{SERIES}", headers=keys[Role.AUDITOR])
+    assert len(happenings(index)) == 4
+
+
 def test_what_a_handler_knows_is_noted_and_a_failure_is_one(index: Index, door: Door) -> None:
     http, keys = door
     http.post("/v1/propagations", headers=keys[Role.REVIEWER])
@@ -441,7 +458,7 @@ def test_what_somebody_typed_is_in_no_row(index: Index, door: Door, typed: str) 
         http.get(f"/v1/series/{typed}", params={"PatientName": typed}, headers=headers)
         http.get(f"/v1/{typed}", headers=headers)
     kept = " ".join(row.line() for row in rows(index))
-    assert len(happenings(index)) >= 3
+    assert len(happenings(index)) == 2
     assert typed not in kept.replace(happenings(index)[0]["who"], "")
 
 

@@ -255,8 +255,9 @@ def digest_of(*, number: int, at: str, happening: dict[str, Any], previous: str)
 def adding_role(name: str, *, database: str) -> list[str]:
     """SQL that makes a Postgres role for the service: all but changing and deleting the log.
 
-    The owner of the tables runs it once, after the first start, and after each new version that
-    brought tables; its password is set apart, and belongs into no file of ours.
+    The owner of the tables runs it once, and after each new version that brought tables. That it
+    may create in the database is for the job engine, which makes a schema of its own. Its
+    password is set apart, and belongs into no file of ours.
 
     Raises:
         InputError: The name is none that needs no quotes.
@@ -270,7 +271,7 @@ def adding_role(name: str, *, database: str) -> list[str]:
     return [
         f"DO $$ BEGIN IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = '{name}')"
         f" THEN CREATE ROLE {name} LOGIN; END IF; END $$",
-        f"GRANT CONNECT ON DATABASE {database} TO {name}",
+        f"GRANT CONNECT, CREATE ON DATABASE {database} TO {name}",
         f"GRANT USAGE ON SCHEMA public TO {name}",
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {name}",
         f"GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO {name}",

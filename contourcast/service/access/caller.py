@@ -96,9 +96,10 @@ class Gate:
             ForbiddenError: It is known, and may not come this way.
             PeerError: Only the issuer could say, and it does not answer.
         """
+        headers = list(headers)
         said = self._read(headers)
         proxy = self._is_proxy(address)
-        place = _last_hop(said.get(FORWARDED, ""), address) if proxy else address
+        place = self.seen_from(headers, address=address)
         authorization = said.get("authorization")
         if authorization is not None:
             return self._by_token(authorization, place, at)
@@ -111,6 +112,16 @@ class Gate:
         if cookie is not None:
             return self._by_cookie(cookie, said, method, place, at)
         return self._by_place(said, address)
+
+    def seen_from(self, headers: Iterable[tuple[str, str]], *, address: str) -> str:
+        """Where a request comes from, as far as that can be believed.
+
+        That is the other end of the connection; behind a named proxy, whom the proxy itself saw.
+        """
+        if not self._is_proxy(address):
+            return address
+        hops = [value for name, value in headers if name.lower() == FORWARDED]
+        return _last_hop(hops[-1] if hops else "", address)
 
     def _read(self, headers: Iterable[tuple[str, str]]) -> dict[str, str]:
         read: dict[str, str] = {}

@@ -7,8 +7,9 @@ have never reaches the application; nothing of a patient leaves before its row i
 from __future__ import annotations
 
 import re
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,6 +29,9 @@ from contourcast.service.problems import NotFoundError, Problem, problem_of, res
 
 log = structlog.get_logger()
 
+STRANGERS_EVERY_S: Final = 10.0
+MOST_STRANGERS: Final = 10_000
+
 # A path may hold whatever somebody typed; only what can be no name goes into the log.
 _ID: Final = re.compile(r"[0-2](\.[0-9]{1,39}){2,31}|[0-9a-f]{16,64}")
 _KEYED: Final = {
@@ -46,6 +50,29 @@ class Noted:
     objects: list[str] = field(default_factory=list)
 
 
+class _Strangers:
+    """Refusals of those who are not known: one row for each address and a while.
+
+    Else anybody could fill the disk with rows, and hold the lock under which they are written.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._seen: dict[str, tuple[float, int]] = {}
+
+    def came(self, address: str) -> int | None:
+        """How many since the last row, or none where this one goes without."""
+        now_s = self._clock()
+        since_s, left_out = self._seen.get(address, (-STRANGERS_EVERY_S, 0))
+        if now_s - since_s < STRANGERS_EVERY_S:
+            self._seen[address] = (since_s, left_out + 1)
+            return None
+        if len(self._seen) >= MOST_STRANGERS:
+            self._seen.clear()
+        self._seen[address] = (now_s, 0)
+        return left_out + 1
+
+
 class Guard:
     """Lets in who may, and writes down what they did.
 
@@ -55,10 +82,14 @@ class Guard:
     Args:
         app: The application.
         gate: Who is who.
+        clock: Seconds that only grow.
     """
 
-    def __init__(self, app: ASGIApp, *, gate: Gate) -> None:
+    def __init__(
+        self, app: ASGIApp, *, gate: Gate, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.app, self.gate = app, gate
+        self._strangers = _Strangers(clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs the application for whoever may call the route."""
@@ -91,10 +122,14 @@ class Guard:
         rule = rule_of(scope["method"], template) if template is not None else None
         if rule is not None and rule.public:
             return None
-        headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"]]
         return await anyio.to_thread.run_sync(
-            lambda: self.gate.identify(headers, method=scope["method"], address=_address(scope))
+            lambda: self.gate.identify(
+                _headers(scope), method=scope["method"], address=_address(scope)
+            )
         )
+
+    def _seen_from(self, scope: Scope) -> str:
+        return self.gate.seen_from(_headers(scope), address=_address(scope))
 
     async def _audited(
         self,
@@ -143,7 +178,7 @@ class Guard:
         return Happening.by(
             caller,
             what,
-            **({} if caller else {"address": _address(scope)}),
+            **({} if caller else {"address": self._seen_from(scope)}),
             **known,
             action=f"{scope['method']} {template}",
             patient=noted.patient or _patient_of(self.gate.index, template, named),
@@ -161,19 +196,22 @@ class Guard:
         receive: Receive,
         send: Send,
     ) -> None:
-        happening = Happening.by(
-            caller,
-            What.REFUSAL,
-            action=f"{scope['method']} {template or 'elsewhere'}",
-            objects=tuple(_ids(template or "", scope["path"])),
-            outcome="refused",
-            detail=error.code,
-            **({} if caller else {"address": _address(scope)}),
-        )
-        try:
-            await anyio.to_thread.run_sync(lambda: record(self.gate.index, happening))
-        except ContourcastError as worse:
-            error = worse
+        address = self._seen_from(scope)
+        times = 1 if caller else self._strangers.came(address)
+        if times is not None:
+            happening = Happening.by(
+                caller,
+                What.REFUSAL,
+                action=f"{scope['method']} {template or 'elsewhere'}",
+                objects=tuple(_ids(template or "", scope["path"])),
+                outcome="refused",
+                detail=error.code if times == 1 else f"{error.code}, the last of {times}",
+                **({} if caller else {"address": address}),
+            )
+            try:
+                await anyio.to_thread.run_sync(record, self.gate.index, happening)
+            except ContourcastError as worse:
+                error = worse
         await respond(_problem(error, scope))(scope, receive, send)
 
     async def _nowhere(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -240,3 +278,7 @@ def _problem(error: ContourcastError, scope: Scope) -> Problem:
 def _address(scope: Scope) -> str:
     client = scope.get("client")
     return str(client[0]) if client else ""
+
+
+def _headers(scope: Scope) -> list[tuple[str, str]]:
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
