@@ -15,6 +15,8 @@ LINE_PX: Final = 26
 CHARACTERS: Final = 150  # of a line, at this size of type and the overlay's width
 LINES_AT_MOST: Final = 4
 COLORS: Final = {"accept": "#3fb950", "look": "#e3b341", "reject": "#ff7b72"}
+WHITE: Final = "#ffffff"
+SOFT: Final = "#b0b8c0"
 NOTICE: Final = "Contourcast: proposal of a machine, not reviewed. Not a medical device."
 
 
@@ -32,31 +34,21 @@ def picture_rgb(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    overlay = image.imread(BytesIO(overlay_png), format="png")
-    rows, columns = overlay.shape[:2]
-    lines = textwrap.wrap("; ".join(reasons), CHARACTERS)[:LINES_AT_MOST]
-    band = LINE_PX * (2 + len(lines))
-    height = rows + band
+    overlay = np.rint(image.imread(BytesIO(overlay_png), format="png") * 255).astype(np.uint8)
+    columns = overlay.shape[1]
+    told = textwrap.wrap("; ".join(reasons), CHARACTERS)[:LINES_AT_MOST]
+    lines = [
+        (f"verdict: {verdict}", COLORS.get(verdict, WHITE), "bold"),
+        *((line, WHITE, "normal") for line in told),
+        (NOTICE, SOFT, "normal"),
+    ]
+    height = LINE_PX * len(lines)
     figure = Figure(figsize=(columns / DPI, height / DPI), dpi=DPI, facecolor="black")
     FigureCanvasAgg(figure)
-    figure.figimage(overlay, 0, 0)
-    for n, (line, color) in enumerate(
-        [
-            (f"verdict: {verdict}", COLORS.get(verdict, "white")),
-            *((line, "white") for line in lines),
-            (NOTICE, "#b0b8c0"),
-        ]
-    ):
-        figure.text(
-            0.01,
-            1 - (n + 0.7) * LINE_PX / height,
-            line,
-            color=color,
-            fontsize=11 if n else 13,
-            weight="normal" if n else "bold",
-            va="center",
-        )
+    for n, (line, color, weight) in enumerate(lines):
+        y = 1 - (n + 0.5) / len(lines)
+        figure.text(0.01, y, line, color=color, weight=weight, fontsize=11, va="center")
     raw = BytesIO()
     figure.savefig(raw, format="rgba", dpi=DPI, facecolor="black")
-    rgba = np.frombuffer(raw.getvalue(), np.uint8).reshape(height, columns, 4)
-    return rgba[..., :3].copy()
+    band = np.frombuffer(raw.getvalue(), np.uint8).reshape(height, columns, 4)
+    return np.concatenate((band[..., :3], overlay[..., :3]))
