@@ -14,15 +14,19 @@ from contourcast.service.intake.fractions import Fractions
 from contourcast.service.intake.rules import SiteRules, read_rules
 from contourcast.service.intake.states import STOPPED
 from contourcast.service.jobs import take_over
+from contourcast.service.jobs.delivering import define as delivering_defined
+from contourcast.service.jobs.delivering import handing_over
 from contourcast.service.jobs.duties import Duty, on_duty
 from contourcast.service.jobs.engine import POLL_S, running
 from contourcast.service.jobs.network import served_network
 from contourcast.service.jobs.propagations import Job, Propagations
-from contourcast.service.jobs.queues import chosen
+from contourcast.service.jobs.queues import DELIVER, chosen
 from contourcast.service.jobs.steps import Steps
 from contourcast.service.jobs.workflow import Work, define, workflow_id
 from contourcast.service.pacs.destinations import webhooks
 from contourcast.service.pacs.notices import Notices
+from contourcast.service.pacs.deliveries import Deliveries
+from contourcast.service.pacs.destinations import require_secrets
 from contourcast.service.records import Records, open_records
 from contourcast.service.settings import ServiceSettings
 
@@ -45,9 +49,18 @@ def work(settings: ServiceSettings, stop: threading.Event) -> None:
     records = open_records(settings, role=settings.worker_slot)
     discarded = records.archive.discard_incoming()
     queues: dict[str, Queue] = {}
-    steps = Steps(records, device=resolve_device(settings.device), weights=settings.weights)
-    defined = define(steps, lambda: queues)
     listen = chosen(settings.queues)
+    if DELIVER in listen:
+        require_secrets(settings.destinations)
+    deliveries = Deliveries(records, settings.destinations)
+    steps = Steps(
+        records,
+        device=resolve_device(settings.device),
+        weights=settings.weights,
+        send=deliveries.plan,
+    )
+    defined = define(steps, lambda: queues)
+    delivering = delivering_defined(deliveries, lambda: queues)
     try:
         with running(settings, listen) as registered:
             queues.update(registered)
@@ -77,6 +90,7 @@ def work(settings: ServiceSettings, stop: threading.Event) -> None:
                         run=lambda: take_over.end_given_up(records.propagations),
                     ),
                     _handing_over(records.propagations, defined),
+                    handing_over(deliveries, delivering),
                     *_intake(settings, records),
                 ],
                 stop,

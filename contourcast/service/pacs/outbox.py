@@ -175,6 +175,13 @@ class Outbox:
             .limit(limit)
         )
 
+    def busy(self) -> Sequence[str]:
+        """The destinations for which something waits, or that are to be asked something."""
+        open_ = or_(delivery.c.state == DeliveryState.WAITING, delivery.c.confirm_at.is_not(None))
+        query = select(delivery.c.destination).where(open_).distinct()
+        with self.index.read() as at:
+            return sorted(at.execute(query).scalars())
+
     def counts(self) -> dict[tuple[str, str], int]:
         """How many are in each state, by destination and state."""
         query = select(delivery.c.destination, delivery.c.state, func.count().label("count"))
