@@ -10,7 +10,7 @@ from contourcast.service.index.database import Index
 from contourcast.service.jobs.derived import Derived
 from contourcast.service.jobs.propagations import Propagations
 from contourcast.service.jobs.workers import Workers
-from contourcast.service.pacs.destinations import WebhookDestination
+from contourcast.service.pacs.destinations import webhooks
 from contourcast.service.pacs.notices import Notices
 from contourcast.service.settings import ServiceSettings
 from contourcast.service.store.files import FolderStore
@@ -54,9 +54,7 @@ def open_records(settings: ServiceSettings, *, role: str) -> Records:
         incoming=settings.data_folder / "incoming" / role,
         disk_reserve_bytes=settings.disk_reserve_mib * MIB,
     )
-    notices = Notices(
-        index, [one for one in settings.destinations if isinstance(one, WebhookDestination)]
-    )
+    notices = Notices(index, webhooks(settings.destinations))
     return Records(
         index=index,
         archive=archive,

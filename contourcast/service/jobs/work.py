@@ -23,8 +23,6 @@ from contourcast.service.jobs.propagations import Job, Propagations
 from contourcast.service.jobs.queues import DELIVER, chosen
 from contourcast.service.jobs.steps import Steps
 from contourcast.service.jobs.workflow import Work, define, workflow_id
-from contourcast.service.pacs.destinations import webhooks
-from contourcast.service.pacs.notices import Notices
 from contourcast.service.pacs.deliveries import Deliveries
 from contourcast.service.pacs.destinations import require_secrets
 from contourcast.service.records import Records, open_records
@@ -113,7 +111,7 @@ def resolve_device(wanted: str) -> str:
 
 def _intake(settings: ServiceSettings, records: Records) -> list[Duty]:
     """What watches series arrive, and what finds to what they belong."""
-    notices = Notices(records.index, webhooks(settings.destinations))
+    notices = records.notices
     arriving = Arriving(records.index, notices)
     duties = [Duty(name="arriving", every_s=LOOK_S, run=arriving.look)]
     if settings.intake == "automatic":
