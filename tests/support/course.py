@@ -46,7 +46,7 @@ def make_course(
         folder / "ct",
         thorax_hu(np.zeros(3), noise_hu=10.0, seed=seed),
         spacing_xyz_mm=SPACING_XYZ_MM,
-        origin_xyz_mm=_origin_xyz_mm(),
+        origin_xyz_mm=origin_xyz_mm(),
         name=f"{name}-ct",
         change=_named,
     )
@@ -54,7 +54,7 @@ def make_course(
         folder / "cbct",
         thorax_hu(shift, noise_hu=25.0, seed=seed + 1),
         spacing_xyz_mm=SPACING_XYZ_MM,
-        origin_xyz_mm=_origin_xyz_mm(),
+        origin_xyz_mm=origin_xyz_mm(),
         name=f"{name}-cbct",
         change=_cone_beam,
     )
@@ -104,11 +104,12 @@ def thorax_hu(shift_xyz_mm: np.ndarray, *, noise_hu: float, seed: int) -> np.nda
 
 def _world() -> np.ndarray:
     z, y, x = np.meshgrid(*(np.arange(n) for n in SHAPE_ZYX), indexing="ij")
-    origin = _origin_xyz_mm()
+    origin = origin_xyz_mm()
     return np.stack([origin[a] + SPACING_XYZ_MM[a] * v for a, v in enumerate((x, y, z))])
 
 
-def _origin_xyz_mm() -> tuple[float, float, float]:
+def origin_xyz_mm() -> tuple[float, float, float]:
+    """The first voxel, so that the middle of the volume is at zero."""
     nz, ny, nx = SHAPE_ZYX
     x, y, z = (-(n - 1) / 2 * s for n, s in zip((nx, ny, nz), SPACING_XYZ_MM, strict=True))
     return x, y, z

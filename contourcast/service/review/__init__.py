@@ -1,1 +1,1 @@
-"""A person decides: approve, reject; the signed contour is the clinical record and the next prior."""
+"""A person decides; what was signed is the clinical record, and the next prior."""

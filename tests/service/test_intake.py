@@ -1,0 +1,264 @@
+"""From files in any order to what is promised on them; from a signature to the next prior."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from contourcast.imaging.dicom.rtstruct_in import read_structure_set
+from contourcast.imaging.errors import InputError
+from contourcast.service.archive import Sent
+from contourcast.service.index.database import now
+from contourcast.service.index.tables import course, fraction, notice, revision
+from contourcast.service.ingest import take_files
+from contourcast.service.intake.arriving import Arriving
+from contourcast.service.intake.evidence import Evidence
+from contourcast.service.intake.fractions import Fractions
+from contourcast.service.intake.outcomes import Answer
+from contourcast.service.intake.rules import SiteRules
+from contourcast.service.intake.states import State
+from contourcast.service.jobs.propagations import Job
+from contourcast.service.jobs.steps import Steps
+from contourcast.service.pacs.notices import Notices
+from contourcast.service.problems import ConflictError, ForbiddenTransitionError
+from contourcast.service.records import Records
+from contourcast.service.review.decisions import Reviews
+from contourcast.service.settings import ServiceSettings
+from support.records import looking_into
+from support.treatment import Treatment, make_treatment
+
+LATER = timedelta(seconds=20)
+SETTINGS = ServiceSettings(disk_reserve_mib=0)
+
+
+class Department:
+    """The intake of a service, its clock in our hands."""
+
+    def __init__(self, records: Records) -> None:
+        self.records = records
+        notices = Notices(records.index)
+        self.arriving = Arriving(records.index, notices)
+        self.fractions = Fractions(
+            Evidence(records.archive),
+            records.propagations,
+            notices,
+            SiteRules(),
+            served_network=lambda: ("", ""),
+            methods=["translation"],
+        )
+        self.reviews = Reviews(records)
+
+    def send(self, paths: Sequence[Path]) -> None:
+        take_files(
+            ((p.name, p.open("rb")) for p in paths),
+            self.records.archive,
+            SETTINGS,
+            sent=Sent(door="rest"),
+        )
+
+    def wait(self) -> None:
+        """Long enough for what arrived to be whole."""
+        self.arriving.look(now() + LATER)
+        self.fractions.look()
+
+    def draw(self, job: Job) -> Job:
+        """What a worker does, here and now."""
+        steps = Steps(self.records, device="cpu", weights=None)
+        registered = steps.register(job.id)
+        drawn = steps.draw(job.id, "translation", registered["registrations"], registered["r_ct"])
+        steps.end(job.id, steps.finish(job.id, registered, [drawn["drawn"]]))
+        return self.records.propagations.job(job.id)
+
+    def jobs(self) -> dict[str, Job]:
+        """By the series of its CBCT: the propagation that counts."""
+        found = self.records.propagations.jobs()
+        return {j.order["cbct"]["series"]: j for j in found if j.state is not State.SUPERSEDED}
+
+    def rows(self, table: Any) -> list[Any]:
+        with self.records.index.read() as at:
+            return list(at.execute(select(table)))
+
+    def told(self) -> list[str]:
+        return [row.kind for row in self.rows(notice)]
+
+
+@pytest.fixture
+def department(tmp_path: Path) -> Iterator[Department]:
+    with looking_into(tmp_path / "data") as records:
+        yield Department(records)
+
+
+@pytest.fixture(scope="module")
+def patients(tmp_path_factory: pytest.TempPathFactory) -> tuple[Treatment, Treatment]:
+    folder = tmp_path_factory.mktemp("patients")
+    return (
+        make_treatment(folder / "a", patient="A", fractions=2, seed=1),
+        make_treatment(folder / "b", patient="B", fractions=2, seed=7),
+    )
+
+
+def test_two_patients_in_scrambled_order_each_find_their_own_plan(
+    department: Department, patients: tuple[Treatment, Treatment]
+) -> None:
+    paths = [p for patient in patients for p in patient.paths]
+    random.Random(3).shuffle(paths)
+    for start in range(0, len(paths), 17):
+        department.send(paths[start : start + 17])
+        department.fractions.look()
+    department.wait()
+    jobs = department.jobs()
+    assert len(jobs) == 4
+    for patient in patients:
+        for cbct in patient.fractions:
+            order = jobs[cbct.series_uid].order
+            assert order["planning_ct"]["series"] == patient.planning_ct.series_uid
+            assert order["structures"]["sop_uid"] == patient.structures_uid
+            assert len(order["cbct"]["files"]) == len(cbct.paths)
+    assert len(department.rows(course)) == 2
+    states = {row.state for row in department.rows(fraction)}
+    assert states == {"matched", "not_ours"}, "planning CTs are looked at and left alone"
+
+
+def test_a_late_slice_makes_a_revision_and_another_propagation(
+    department: Department, patients: tuple[Treatment, Treatment]
+) -> None:
+    patient = patients[0]
+    cbct = patient.fractions[0]
+    department.send([*patient.plan_paths, *cbct.paths[:-1]])
+    department.wait()
+    first = department.jobs()[cbct.series_uid]
+    department.send(cbct.paths[-1:])
+    department.wait()
+    second = department.jobs()[cbct.series_uid]
+    assert second.id != first.id
+    old = department.records.propagations.job(first.id)
+    assert (old.state, old.superseded_by, old.ended) == (State.SUPERSEDED, second.id, True)
+    numbers = [r.number for r in department.rows(revision) if r.series_uid == cbct.series_uid]
+    assert numbers == [1, 2]
+    assert "revision" in department.told()
+    department.send(cbct.paths)
+    department.wait()
+    assert department.jobs()[cbct.series_uid].id == second.id, "the same again changes nothing"
+
+
+def test_a_cbct_that_comes_before_its_plan_is_matched_when_that_comes(
+    department: Department, patients: tuple[Treatment, Treatment]
+) -> None:
+    patient = patients[0]
+    cbct = patient.fractions[0]
+    department.send(cbct.paths)
+    department.wait()
+    assert not department.jobs()
+    (asked,) = department.rows(fraction)
+    assert (asked.state, asked.question_json["question"]) == ("needs_person", "planning_ct")
+    assert department.told().count("needs_person") == 1
+    department.fractions.look()
+    assert department.told().count("needs_person") == 1, "one question, told once"
+    department.send(patient.plan_paths)
+    department.wait()
+    assert set(department.jobs()) == {cbct.series_uid}
+
+
+def test_a_person_answers_from_the_choices_alone(
+    department: Department, tmp_path: Path, patients: tuple[Treatment, Treatment]
+) -> None:
+    patient = patients[0]
+    cbct = patient.fractions[0]
+    department.send(cbct.paths)
+    department.wait()
+    (asked,) = department.rows(fraction)
+    answer = Answer(question="planning_ct", choice=("1.2.3",))
+    with pytest.raises(InputError, match="none of the choices"):
+        department.fractions.answer(asked.revision_id, answer, by="somebody")
+    wrong = Answer(question="roi", choice=("1",))
+    with pytest.raises(ConflictError, match="not open"):
+        department.fractions.answer(asked.revision_id, wrong, by="somebody")
+    none = Answer(question="planning_ct", choice=("none",))
+    department.fractions.answer(asked.revision_id, none, by="somebody")
+    (settled,) = department.rows(fraction)
+    assert settled.state == "not_ours"
+    assert settled.answers_json[0]["by"] == "somebody"
+
+
+def test_a_signed_contour_is_the_prior_of_later_fractions_and_of_no_earlier_one(
+    department: Department, patients: tuple[Treatment, Treatment], tmp_path: Path
+) -> None:
+    patient = make_treatment(tmp_path / "three", patient="C", fractions=3, seed=4)
+    early, middle, late = patient.fractions
+    department.send([*patient.plan_paths, *middle.paths])
+    department.wait()
+    drawn = department.draw(department.jobs()[middle.series_uid])
+    assert drawn.state is State.AWAITING_REVIEW
+    signed = department.reviews.approve(drawn, method="translation", reviewer="Someone Signing")
+    assert department.records.propagations.job(drawn.id).state is State.APPROVED
+    kept = department.records.archive.instance(signed.structures_uid)
+    assert kept is not None
+    found = read_structure_set(department.records.archive.path(kept))
+    assert found.approval_status == "APPROVED"
+    assert [roi.name for roi in found.rois] == ["GTV"]
+
+    department.send([*early.paths, *late.paths])
+    department.wait()
+    jobs = department.jobs()
+    assert jobs[early.series_uid].order["prior"] is None, "an older fraction keeps the plan's"
+    prior = jobs[late.series_uid].order["prior"]
+    assert prior["sop_uid"] == signed.structures_uid
+    assert len(jobs[late.series_uid].order["registrations"]) == 1, "the way home is known"
+    again = department.draw(jobs[late.series_uid])
+    assert again.state is State.AWAITING_REVIEW, again.problem
+    volumes = [j.figures["methods"]["translation"]["volume_cc"] for j in (drawn, again)]
+    assert volumes[1] == pytest.approx(volumes[0], rel=0.05), "carried, not grown"
+
+
+def test_a_signature_draws_later_fractions_anew_unless_somebody_signed_them(
+    department: Department, patients: tuple[Treatment, Treatment]
+) -> None:
+    patient = patients[0]
+    first, second = patient.fractions
+    department.send(patient.paths)
+    department.wait()
+    before = department.jobs()
+    for job in before.values():
+        department.draw(job)
+    jobs = department.jobs()
+    department.reviews.approve(
+        jobs[first.series_uid], method="translation", reviewer="Someone Signing"
+    )
+    department.fractions.look()
+    after = department.jobs()[second.series_uid]
+    assert after.id != before[second.series_uid].id
+    assert after.order["prior"] is not None
+    assert after.state is State.MATCHED, "waits for a worker"
+
+
+def test_what_was_decided_stays_and_another_decision_is_another_object(
+    department: Department, patients: tuple[Treatment, Treatment]
+) -> None:
+    patient = patients[1]
+    department.send([*patient.plan_paths, *patient.fractions[0].paths])
+    department.wait()
+    (job,) = department.jobs().values()
+    with pytest.raises(ConflictError, match="nothing to sign yet"):
+        department.reviews.approve(job, method="translation", reviewer="Someone")
+    with pytest.raises(ForbiddenTransitionError):
+        department.reviews.reject(job, reviewer="Someone", why="target wrong")
+    drawn = department.draw(job)
+    with pytest.raises(InputError, match="no contour is of 'rigid'"):
+        department.reviews.approve(drawn, method="rigid", reviewer="Someone")
+    with pytest.raises(InputError, match="no reason to reject"):
+        department.reviews.reject(drawn, reviewer="Someone", why="bored")
+    with pytest.raises(InputError, match="not told"):
+        department.reviews.reject(drawn, reviewer="Someone", why="other")
+    rejected = department.reviews.reject(drawn, reviewer="Someone", why="target wrong")
+    signed = department.reviews.approve(drawn, method="translation", reviewer="Someone")
+    twice = department.reviews.approve(drawn, method="translation", reviewer="Someone")
+    found = department.reviews.of(job.id)
+    assert [r.number for r in found] == [rejected.number, signed.number, twice.number]
+    assert signed.structures_uid != twice.structures_uid
+    assert rejected.structures_uid == ""
