@@ -27,7 +27,12 @@ from contourcast.service.access.roles import Role
 from contourcast.service.access.sessions import find_session, open_session
 from contourcast.service.index.database import Index
 from contourcast.service.index.tables import account
-from contourcast.service.problems import ConflictError, NotFoundError, UnauthorizedError
+from contourcast.service.problems import (
+    BusyError,
+    ConflictError,
+    NotFoundError,
+    UnauthorizedError,
+)
 from support.access import NOON, PASSWORD, after, cluster, index, url  # noqa: F401  fixtures
 
 WRONG = "seven small green pears"
@@ -122,6 +127,28 @@ def test_guesses_side_by_side_gain_nothing(ann: Index) -> None:
         thread.join()
     assert opened == []
     assert list_accounts(ann)[0].failures == FREE_FAILURES
+
+
+def test_a_flood_of_sign_ins_is_told_to_come_again_and_ends(ann: Index) -> None:
+    said: list[type[Exception]] = []
+    start = threading.Barrier(24)
+
+    def enter() -> None:
+        start.wait()
+        try:
+            sign_in(ann, "nobody", PASSWORD, at=NOON)
+        except (BusyError, UnauthorizedError) as error:
+            said.append(type(error))
+
+    threads = [threading.Thread(target=enter) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(said) == 24
+    assert BusyError in said
+    assert UnauthorizedError in said
+    assert sign_in(ann, "ann", PASSWORD, at=NOON).name == "ann"
 
 
 def test_a_hash_of_other_parameters_is_renewed_at_the_next_sign_in(ann: Index) -> None:

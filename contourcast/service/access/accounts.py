@@ -23,7 +23,12 @@ from contourcast.service.access.keys import require_name, require_roles
 from contourcast.service.access.roles import Role
 from contourcast.service.index.database import Index, now
 from contourcast.service.index.tables import account, session
-from contourcast.service.problems import ConflictError, NotFoundError, UnauthorizedError
+from contourcast.service.problems import (
+    BusyError,
+    ConflictError,
+    NotFoundError,
+    UnauthorizedError,
+)
 
 LOCAL: Final = "local:"  # before the name, so that no issuer's person is taken for ours
 SHORTEST: Final = 15  # NIST SP 800-63B-4 §3.1.1.2, a password that is the only factor
@@ -33,8 +38,10 @@ FIRST_WAIT: Final = timedelta(seconds=30)
 LONGEST_WAIT: Final = timedelta(minutes=15)
 
 _hasher: Final = PasswordHasher()
-# Each verification takes 64 MiB; a flood of sign-ins queues instead of filling the memory.
+# Each verification takes 64 MiB and a core: few run side by side, few wait for their turn, and the
+# rest is told to come again, so that a flood of sign-ins holds up nothing but sign-ins.
 _verifying: Final = threading.BoundedSemaphore(2)
+_at_once: Final = threading.BoundedSemaphore(8)
 _decoy: Final = _hasher.hash("nobody's password")
 
 
@@ -87,32 +94,14 @@ def sign_in(index: Index, name: str, password: str, *, at: datetime | None = Non
 
     Raises:
         UnauthorizedError: They open none, or it waits after failures.
+        BusyError: Too many sign in at the same time.
     """
-    at = at or now()
-    # an UPDATE in each case: an unknown name is not to be told by how long its answer takes
-    with index.write() as connection:
-        row = connection.execute(select(account).where(account.c.name == name)).one_or_none()
-        waits = row is None or row.disabled_at is not None or _is_locked(row, at)
-        failures = 0 if row is None else row.failures + (not waits)
-        until = row.locked_until if row is not None and waits else _wait_after(failures, at)
-        connection.execute(
-            account.update()
-            .where(account.c.name == name)
-            .values(failures=failures, locked_until=until)
-        )
-    with _verifying:
-        right = _matches(_decoy if row is None else row.password_hash, password)
-    if row is None or waits or not right:
-        raise UnauthorizedError(
-            "name and password open no account now",
-            remedy="after several failures an account waits for up to a quarter of an hour",
-        )
-    kept: dict[str, Any] = {"failures": 0, "locked_until": None}
-    if _hasher.check_needs_rehash(row.password_hash):
-        kept["password_hash"] = _hasher.hash(_normal(password))
-    with index.write() as connection:
-        connection.execute(account.update().where(account.c.name == name).values(**kept))
-        return _account(_row(connection, name))
+    if not _at_once.acquire(blocking=False):
+        raise BusyError("too many sign in at the same time", remedy="try again in a moment")
+    try:
+        return _sign_in(index, name, password, at or now())
+    finally:
+        _at_once.release()
 
 
 def list_accounts(index: Index) -> list[Account]:
@@ -149,6 +138,33 @@ def set_roles(index: Index, name: str, roles: Collection[Role]) -> None:
     """
     require_roles(roles)
     _change(index, name, roles_json=sorted(set(roles)))
+
+
+def _sign_in(index: Index, name: str, password: str, at: datetime) -> Account:
+    # an UPDATE in each case: an unknown name is not to be told by how long its answer takes
+    with index.write() as connection:
+        row = connection.execute(select(account).where(account.c.name == name)).one_or_none()
+        waits = row is None or row.disabled_at is not None or _is_locked(row, at)
+        failures = 0 if row is None else row.failures + (not waits)
+        until = row.locked_until if row is not None and waits else _wait_after(failures, at)
+        connection.execute(
+            account.update()
+            .where(account.c.name == name)
+            .values(failures=failures, locked_until=until)
+        )
+    with _verifying:
+        right = _matches(_decoy if row is None else row.password_hash, password)
+    if row is None or waits or not right:
+        raise UnauthorizedError(
+            "name and password open no account now",
+            remedy="after several failures an account waits for up to a quarter of an hour",
+        )
+    kept: dict[str, Any] = {"failures": 0, "locked_until": None}
+    if _hasher.check_needs_rehash(row.password_hash):
+        kept["password_hash"] = _hasher.hash(_normal(password))
+    with index.write() as connection:
+        connection.execute(account.update().where(account.c.name == name).values(**kept))
+        return _account(_row(connection, name))
 
 
 def _change(index: Index, name: str, **values: Any) -> None:
