@@ -16,15 +16,41 @@ from contourcast.service.access.audit import guard as guard_audit
 from contourcast.service.access.caller import Gate
 from contourcast.service.access.guard import Guard
 from contourcast.service.access.oidc import Issuer
+from contourcast.service.api.conditional import Conditional
 from contourcast.service.api.context import Context, in_thread
-from contourcast.service.api.routes import health, instances, propagations, reviews
+from contourcast.service.api.routes import (
+    courses,
+    deliveries,
+    health,
+    instances,
+    methods,
+    orthanc,
+    propagations,
+    reviews,
+    series,
+    worklist,
+)
+from contourcast.service.intake.evidence import Evidence
+from contourcast.service.intake.fractions import Fractions
+from contourcast.service.intake.rules import SiteRules, read_rules
 from contourcast.service.jobs.network import served_network
 from contourcast.service.problems import document_for
 from contourcast.service.records import open_records
 from contourcast.service.review.decisions import Reviews
 from contourcast.service.settings import ServiceSettings
 
-ROUTES = (instances, propagations, reviews, health)
+ROUTES = (
+    instances,
+    series,
+    courses,
+    propagations,
+    reviews,
+    worklist,
+    deliveries,
+    methods,
+    orthanc,
+    health,
+)
 
 
 def create_app(settings: ServiceSettings) -> FastAPI:
@@ -32,11 +58,21 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     records = open_records(settings, role="api")
     guard_audit(records.index)
     issuer = Issuer(settings.access.oidc) if settings.access.oidc else None
+    network = served_network(settings)
     context = Context(
         settings=settings,
         records=records,
-        served_network=served_network(settings),
+        served_network=network,
         reviews=Reviews(records),
+        fractions=Fractions(
+            Evidence(records.archive),
+            records.propagations,
+            records.notices,
+            read_rules(settings.rules) if settings.rules else SiteRules(),
+            served_network=network,
+            methods=settings.methods or None,
+        ),
+        issuer=issuer,
     )
 
     @asynccontextmanager
@@ -56,6 +92,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         responses=document_for(401, 403, 422, 500),
         redoc_url=None,
     )
+    app.add_middleware(Conditional)
     app.add_middleware(
         Guard, gate=Gate(records.index, settings.access, host=settings.host, issuer=issuer)
     )

@@ -9,6 +9,8 @@ from typing import Any, Final, TypeVar
 import anyio.to_thread
 from fastapi import Response
 
+from contourcast.service.access.oidc import Issuer
+from contourcast.service.intake.fractions import Fractions
 from contourcast.service.problems import document_for
 from contourcast.service.records import Records
 from contourcast.service.review.decisions import Reviews
@@ -28,12 +30,16 @@ class Context:
     Attributes:
         served_network: Name and digest of the network that is served.
         reviews: What people decide.
+        fractions: What belongs to what, and what people answer to that.
+        issuer: Who vouches for people, where there is one.
     """
 
     settings: ServiceSettings
     records: Records
     served_network: Callable[[], tuple[str, str]]
     reviews: Reviews
+    fractions: Fractions
+    issuer: Issuer | None
 
 
 async def in_thread(function: Callable[..., Result], *args: object) -> Result:

@@ -1,15 +1,14 @@
-"""What comes in, and what is here."""
+"""What comes in."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from contourcast.service.api.bodies import take_body
-from contourcast.service.api.context import Context, in_thread
+from contourcast.service.api.context import Context
 from contourcast.service.archive import Outcome, Sent
 from contourcast.service.ingest import Answer
 from contourcast.service.problems import BusyError, Problem, document_for, respond
@@ -29,28 +28,6 @@ class InstancesAnswer(BaseModel):
     """What became of each file, in the order sent."""
 
     instances: list[InstanceAnswer]
-
-
-class SeriesItem(BaseModel):
-    """A series that is here; nothing of the patient."""
-
-    series_uid: str
-    study_uid: str
-    modality: str
-    frames_of_reference: list[str]
-    instances: int
-    size_bytes: int
-    conflicts: int = Field(description="Instances that came with other content than the first.")
-    last_arrival_at: str
-    state: str = Field(description="arriving, whole or incomplete.")
-    reason: str = Field(description="Why it is thought so.")
-    revision: str | None = Field(description="The newest set of slices that was whole.")
-
-
-class SeriesAnswer(BaseModel):
-    """Every series that is here."""
-
-    series: list[SeriesItem]
 
 
 def routes(context: Context) -> APIRouter:
@@ -78,12 +55,6 @@ def routes(context: Context) -> APIRouter:
             uploads.remove(request)
         answer: InstancesAnswer = _judged(taken)
         return answer
-
-    @router.get("/v1/series")
-    async def get_series() -> SeriesAnswer:
-        """What is here."""
-        found = await in_thread(archive.series)
-        return SeriesAnswer(series=[SeriesItem.model_validate(asdict(s)) for s in found])
 
     return router
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import hashlib
 import json
-from collections.abc import AsyncIterator
+import re
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Header, Response
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, Field
+from sqlalchemy import func, select, tuple_
 
-from contourcast.imaging.errors import ContourcastError
-from contourcast.propagate import NETWORK
-from contourcast.registration.methods import METHODS
+from contourcast.service.access.guard import note
+from contourcast.service.api.asked import caller_of, only_own, remember, require_seen
+from contourcast.service.api.conditional import etag, require_unchanged
 from contourcast.service.api.context import PRIVATE, Context, a_file, also, in_thread
+from contourcast.service.api.paging import USUAL, Cursor, Limit, after, lead_on
+from contourcast.service.index.tables import event, propagation
 from contourcast.service.intake.states import State
 from contourcast.service.jobs.orders import (
     PropagationRequest,
@@ -25,7 +29,7 @@ from contourcast.service.jobs.orders import (
     settings_of,
     wants_network,
 )
-from contourcast.service.jobs.propagations import Job, Origin
+from contourcast.service.jobs.propagations import EVALUATION, TODAY, Event, Job, Origin
 from contourcast.service.problems import (
     NotFoundError,
     NotReadyError,
@@ -34,10 +38,26 @@ from contourcast.service.problems import (
 )
 from contourcast.service.records import Records
 
-EVENT_POLL_S: Final = 0.2
+POLL_S: Final = 0.2
 EVENT_SILENCE_S: Final = 15.0  # proxies close what is silent for longer
+LONGEST_WAIT_S: Final = 60.0
+RETRY_AFTER: Final = {"Retry-After": "2"}  # of what was accepted and is not done
 PICTURES: Final = ("overlay.png",)
-ASKED_HERE: Final = "request"
+PREFERRED: Final = re.compile(r"(?:^|[,;\s])wait=(\d{1,4})(?=$|[,;\s])")  # RFC 7240 §4.3
+PRIORITIES: Final = {"today": TODAY, "evaluation": EVALUATION}
+
+Wait = Annotated[
+    float,
+    Query(ge=0, le=LONGEST_WAIT_S, description="Answers when it has ended, or after so long, s."),
+]
+
+
+class PropagationOrder(PropagationRequest):
+    """What to draw, and how soon."""
+
+    priority: Literal["today", "evaluation"] = Field(
+        default="today", description="What is waited for comes before what is evaluated."
+    )
 
 
 class PropagationAnswer(BaseModel):
@@ -62,25 +82,34 @@ class PropagationAnswer(BaseModel):
     links: dict[str, str]
 
 
-class MethodItem(BaseModel):
-    """A way to draw today's contour."""
+class PropagationsAnswer(BaseModel):
+    """Propagations, newest first."""
 
-    name: str
-    kind: Literal["registration", "network"]
-    weights_digest: str = ""
-    unavailable: str = Field(default="", description="Why it cannot be asked for, if so.")
+    propagations: list[PropagationAnswer]
 
 
-class MethodsAnswer(BaseModel):
-    """Every method that a propagation may ask for."""
+class EventItem(BaseModel):
+    """One step of a job."""
 
-    methods: list[MethodItem]
+    number: int
+    at: str
+    state: State
+    sentence: str
+    done: float
+
+
+class EventsAnswer(BaseModel):
+    """What happened since."""
+
+    events: list[EventItem]
+    ended: bool
 
 
 def routes(context: Context) -> APIRouter:
     """The routes over one application's records."""
     router = APIRouter(tags=["propagations"])
     records = context.records
+    index = records.index
 
     @router.post(
         "/v1/propagations",
@@ -88,74 +117,149 @@ def routes(context: Context) -> APIRouter:
         response_model=PropagationAnswer,
         responses=also(200, {"model": PropagationAnswer}) | document_for(404, 507),
     )
-    async def post_propagation(request: PropagationRequest, response: Response) -> Any:
+    async def post_propagation(
+        order: PropagationOrder,
+        request: Request,
+        response: Response,
+        prefer: Annotated[
+            str, Header(description="`wait=20`: 200 with the result if it is done in time.")
+        ] = "",
+    ) -> Any:
         """Ask for today's contours. The same request again is the same propagation."""
-        job, new = await in_thread(_open, context, request)
-        response.status_code = 202 if new else 200
+        by = caller_of(request).name
+        job, new = await in_thread(functools.partial(_open, context, order, by=by))
+        wanted = PREFERRED.search(prefer)
+        if wanted is not None:
+            wait_s = min(float(wanted[1]), LONGEST_WAIT_S)
+            job = await _until_ended(records, job.id, wait_s)
+            response.headers["Preference-Applied"] = f"wait={wait_s:.0f}"
+        response.status_code = 202 if new and not job.ended else 200
+        if not job.ended:
+            response.headers.update(RETRY_AFTER)
         response.headers["Location"] = f"/v1/propagations/{job.id}"
+        note(request, patient=job.origin.patient_key, objects=[job.id])
         return await in_thread(shown, job, records)
+
+    @router.get("/v1/propagations")
+    async def get_propagations(
+        request: Request,
+        response: Response,
+        state: State | None = None,
+        verdict: Literal["accept", "look", "reject"] | None = None,
+        cbct: Annotated[str | None, Query(max_length=64)] = None,
+        course: Annotated[str | None, Query(max_length=64)] = None,
+        cohort: Annotated[str | None, Query(max_length=64)] = None,
+        limit: Limit = USUAL,
+        cursor: Cursor = "",
+    ) -> PropagationsAnswer:
+        """What was asked for, newest first; an uploader sees its own."""
+        equal = {
+            propagation.c.state: state,
+            propagation.c.verdict: verdict,
+            propagation.c.cbct_series_uid: cbct,
+            propagation.c.course_id: course,
+            propagation.c.cohort_id: cohort,
+        }
+        wanted = [column == value for column, value in equal.items() if value is not None]
+        last, own = after(cursor, int), only_own(request)
+        if last is not None:
+            wanted.append(propagation.c.number < last[0])
+        if own is not None:
+            wanted.append(own)
+        query = select(propagation).where(*wanted).order_by(propagation.c.number.desc())
+
+        def find() -> tuple[list[Job], list[PropagationAnswer]]:
+            jobs = records.propagations.select(query.limit(limit + 1))
+            return jobs, _all_shown(jobs[:limit], records)
+
+        jobs, answers = await in_thread(find)
+        if len(jobs) > limit:
+            lead_on(request, response, jobs[limit - 1].number)
+        note(request, objects=[job.id for job in jobs[:limit]])
+        return PropagationsAnswer(propagations=answers)
 
     @router.get("/v1/propagations/{propagation}", responses=document_for(404))
     async def get_propagation(
-        propagation: str, if_none_match: Annotated[str | None, Header()] = None
+        propagation: str, request: Request, response: Response, wait: Wait = 0.0
     ) -> PropagationAnswer:
         """State, progress and figures."""
-        job = await in_thread(records.propagations.job, propagation)
+        await in_thread(require_seen, request, index, propagation)
+        job = await _until_ended(records, propagation, wait)
         answer = await in_thread(shown, job, records)
-        tag = etag(answer)
-        if if_none_match == tag:
-            return Response(status_code=304, headers={"ETag": tag})  # type: ignore[return-value]
-        return JSONResponse(  # type: ignore[return-value]
-            answer.model_dump(mode="json"), headers={"ETag": tag, **PRIVATE}
-        )
+        response.headers["ETag"] = etag(answer)
+        if not job.ended:
+            response.headers.update(RETRY_AFTER)
+        return answer
 
-    @router.delete("/v1/propagations/{propagation}", responses=document_for(404, 409))
-    async def cancel_propagation(propagation: str) -> PropagationAnswer:
+    @router.delete("/v1/propagations/{propagation}", responses=document_for(404, 409, 412))
+    async def cancel_propagation(
+        propagation: str,
+        request: Request,
+        if_match: Annotated[
+            str | None, Header(description="The ETag of what was looked at.")
+        ] = None,
+    ) -> PropagationAnswer:
         """Stop it. What was written stays; asked for again, it is taken up again."""
-        job = await in_thread(
-            functools.partial(records.propagations.cancel, propagation, by="request")
+        await in_thread(require_seen, request, index, propagation)
+        seen = await in_thread(records.propagations.job, propagation)
+        require_unchanged(if_match, await in_thread(shown, seen, records))
+        cancel = functools.partial(
+            records.propagations.cancel, propagation, by=caller_of(request).name
         )
-        return await in_thread(shown, job, records)
+        return await in_thread(shown, await in_thread(cancel), records)
 
     @router.get(
         "/v1/propagations/{propagation}/events",
-        response_class=StreamingResponse,
-        responses=also(200, {"content": {"text/event-stream": {}}}) | document_for(404),
+        response_class=Response,
+        responses=also(
+            200,
+            {
+                "description": "A stream that ends with the job; with `wait`, a page of JSON.",
+                "content": {
+                    "text/event-stream": {"schema": {"type": "string"}},
+                    "application/json": {"schema": EventsAnswer.model_json_schema()},
+                },
+            },
+        )
+        | document_for(404),
     )
     async def get_events(
-        propagation: str, last_event_id: Annotated[str | None, Header()] = None
-    ) -> StreamingResponse:
+        propagation: str,
+        request: Request,
+        last_event_id: Annotated[str | None, Header()] = None,
+        wait: Annotated[
+            float | None,
+            Query(ge=0, le=LONGEST_WAIT_S, description="JSON, once there are any, s at most."),
+        ] = None,
+    ) -> Response:
         """Progress as Server-Sent Events; ends with the job; `Last-Event-ID` resumes."""
-        await in_thread(records.propagations.job, propagation)
-        after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else 0
+        await in_thread(require_seen, request, index, propagation)
+        known = _number(last_event_id or "")
+        if wait is not None:
+            answer = await _news(records, propagation, known, wait)
+            return Response(answer.model_dump_json(), media_type="application/json")
         return StreamingResponse(
-            _events(records, propagation, after), media_type="text/event-stream", headers=PRIVATE
+            _events(records, propagation, known), media_type="text/event-stream", headers=PRIVATE
         )
 
     @router.get("/v1/propagations/{propagation}/structure-set", **a_file("application/dicom"))
-    async def get_structure_set(
-        propagation: str, if_none_match: Annotated[str | None, Header()] = None
-    ) -> Response:
+    async def get_structure_set(propagation: str, request: Request) -> Response:
         """Today's contours as an RT Structure Set."""
-        return await _result(records, propagation, "RS.dcm", "application/dicom", if_none_match)
+        return await _result(records, request, propagation, "RS.dcm", "application/dicom")
 
     @router.get("/v1/propagations/{propagation}/registration", **a_file("application/dicom"))
-    async def get_registration(
-        propagation: str, if_none_match: Annotated[str | None, Header()] = None
-    ) -> Response:
+    async def get_registration(propagation: str, request: Request) -> Response:
         """Where the planning CT is today, as a Spatial Registration; none when it was rejected."""
-        return await _result(records, propagation, "REG.dcm", "application/dicom", if_none_match)
+        return await _result(records, request, propagation, "REG.dcm", "application/dicom")
 
     @router.get("/v1/propagations/{propagation}/report", **a_file("application/json", "text/html"))
     async def get_report(
-        propagation: str,
-        accept: Annotated[str, Header()] = "*/*",
-        if_none_match: Annotated[str | None, Header()] = None,
+        propagation: str, request: Request, accept: Annotated[str, Header()] = "*/*"
     ) -> Response:
         """The report: JSON, or a page where `Accept` prefers `text/html`."""
         html = accept.split(",")[0].strip().startswith("text/html")
         name, kind = ("report.html", "text/html") if html else ("report.json", "application/json")
-        response = await _result(records, propagation, name, kind, if_none_match)
+        response = await _result(records, request, propagation, name, kind)
         response.headers["Vary"] = "Accept"
         if html:
             response.headers["Content-Security-Policy"] = (
@@ -164,38 +268,43 @@ def routes(context: Context) -> APIRouter:
         return response
 
     @router.get("/v1/propagations/{propagation}/pictures/{name}", **a_file("image/png"))
-    async def get_picture(
-        propagation: str, name: str, if_none_match: Annotated[str | None, Header()] = None
-    ) -> Response:
+    async def get_picture(propagation: str, name: str, request: Request) -> Response:
         """A picture: `overlay.png`."""
         if name not in PICTURES:
             raise NotFoundError("no picture has that name", remedy=", ".join(PICTURES))
-        return await _result(records, propagation, name, "image/png", if_none_match)
-
-    @router.get("/v1/methods")
-    async def get_methods() -> MethodsAnswer:
-        """What a propagation may ask for."""
-        name, digest, reason = NETWORK, "", ""
-        try:
-            name, digest = await in_thread(context.served_network)
-        except ContourcastError as error:
-            reason = str(error)
-        network = MethodItem(name=name, kind="network", weights_digest=digest, unavailable=reason)
-        carried = [MethodItem(name=method, kind="registration") for method in METHODS]
-        return MethodsAnswer(methods=[*carried, network])
+        return await _result(records, request, propagation, name, "image/png")
 
     return router
 
 
-def etag(answer: BaseModel) -> str:
-    """A strong entity tag (RFC 9110 §8.8.3) of an answer."""
-    return f'"{hashlib.sha256(answer.model_dump_json().encode()).hexdigest()}"'
-
-
 def shown(job: Job, records: Records) -> PropagationAnswer:
     """A propagation as the API shows it."""
+    return _shown(job, records.propagations.events(job.id)[-1])
+
+
+def _all_shown(jobs: Sequence[Job], records: Records) -> list[PropagationAnswer]:
+    last = (
+        select(event.c.propagation, func.max(event.c.number))
+        .where(event.c.propagation.in_([job.id for job in jobs]))
+        .group_by(event.c.propagation)
+    )
+    query = select(event).where(tuple_(event.c.propagation, event.c.number).in_(last))
+    with records.index.read() as at:
+        events = {
+            row.propagation: Event(
+                number=row.number,
+                at=row.at,
+                state=State(row.state),
+                sentence=row.sentence,
+                done=row.done,
+            )
+            for row in at.execute(query)
+        }
+    return [_shown(job, events[job.id]) for job in jobs]
+
+
+def _shown(job: Job, last: Event) -> PropagationAnswer:
     here = f"/v1/propagations/{job.id}"
-    last = records.propagations.events(job.id)[-1]
     links = {"self": here, "events": f"{here}/events"}
     for file, part in (
         ("RS.dcm", "structure-set"),
@@ -226,50 +335,85 @@ def shown(job: Job, records: Records) -> PropagationAnswer:
     )
 
 
-def _open(context: Context, request: PropagationRequest) -> tuple[Job, bool]:
-    settings_of(request.methods, request.focus)  # refuses a wrong name before anything is read
-    network = context.served_network() if wants_network(request) else ("", "")
+def _open(context: Context, order: PropagationOrder, *, by: str) -> tuple[Job, bool]:
+    settings_of(order.methods, order.focus)  # refuses a wrong name before anything is read
+    network = context.served_network() if wants_network(order) else ("", "")
     archive = context.records.archive
-    order = make_order(request, archive, network=network)
+    asked_for = make_order(order, archive, network=network)
     origin = Origin(
-        patient_key=archive.patient_of(request.cbct),
-        acquired_at=archive.acquired_at(request.cbct),
-        asked_by=ASKED_HERE,
+        patient_key=archive.patient_of(order.cbct),
+        acquired_at=archive.acquired_at(order.cbct),
+        asked_by=by,
+        priority=PRIORITIES[order.priority],
     )
-    return context.records.propagations.open(order_id(order), order, origin)
+    job, new = context.records.propagations.open(order_id(asked_for), asked_for, origin)
+    remember(context.records.index, job.id, by)
+    return job, new
 
 
-async def _events(records: Records, propagation: str, after: int) -> AsyncIterator[str]:
+def _number(last_event_id: str) -> int:
+    """The number of the last event that is known; what is no number is none."""
+    told = re.fullmatch(r"[0-9]{1,15}", last_event_id, re.ASCII)
+    return int(told[0]) if told else 0
+
+
+async def _until_ended(records: Records, propagation: str, wait_s: float) -> Job:
+    """The job once it has ended, or as it is after so long."""
+    until_s = time.monotonic() + wait_s
+    while True:
+        job = await in_thread(records.propagations.job, propagation)
+        if job.ended or time.monotonic() >= until_s:
+            return job
+        await asyncio.sleep(POLL_S)
+
+
+async def _news(records: Records, propagation: str, known: int, wait_s: float) -> EventsAnswer:
+    """The events after one, once there are any, or after so long."""
+    until_s = time.monotonic() + wait_s
+    news = functools.partial(records.propagations.events, propagation, after=known)
+    while True:
+        ended = (await in_thread(records.propagations.job, propagation)).ended
+        events = await in_thread(news)
+        if events or ended or time.monotonic() >= until_s:
+            items = [EventItem(number=e.number, **_told(e)) for e in events]
+            return EventsAnswer(events=items, ended=ended)
+        await asyncio.sleep(POLL_S)
+
+
+async def _events(records: Records, propagation: str, known: int) -> AsyncIterator[str]:
     silent_s = 0.0
     while True:
         # whether it ended is asked before the events are, or one is lost
         ended = (await in_thread(records.propagations.job, propagation)).ended
         events = await in_thread(
-            functools.partial(records.propagations.events, propagation, after=after)
+            functools.partial(records.propagations.events, propagation, after=known)
         )
-        for event in events:
-            data = json.dumps(
-                {
-                    "at": event.at,
-                    "state": event.state.value,
-                    "sentence": event.sentence,
-                    "done": event.done,
-                }
-            )
-            yield f"id: {event.number}\nevent: {event.state.value}\ndata: {data}\n\n"
-            after = event.number
+        for told in events:
+            data = json.dumps(_told(told))
+            yield f"id: {told.number}\nevent: {told.state.value}\ndata: {data}\n\n"
+            known = told.number
         if ended:
             return
-        silent_s = 0.0 if events else silent_s + EVENT_POLL_S
+        silent_s = 0.0 if events else silent_s + POLL_S
         if silent_s >= EVENT_SILENCE_S:
             yield ": still at it\n\n"
             silent_s = 0.0
-        await asyncio.sleep(EVENT_POLL_S)
+        await asyncio.sleep(POLL_S)
+
+
+def _told(told: Event) -> Mapping[str, Any]:
+    return {
+        "at": told.at,
+        "state": told.state.value,
+        "sentence": told.sentence,
+        "done": told.done,
+    }
 
 
 async def _result(
-    records: Records, propagation: str, name: str, media_type: str, if_none_match: str | None
+    records: Records, request: Request, propagation: str, name: str, media_type: str
 ) -> Response:
+    await in_thread(require_seen, request, records.index, propagation)
     job = await in_thread(records.propagations.job, propagation)
     if not job.files:
         raise NotReadyError(
@@ -282,8 +426,6 @@ async def _result(
             "this propagation has no such result",
             remedy="a rejected registration is in the report, and nowhere else",
         )
-    tag = f'"{job.files[name]}"'
-    if if_none_match == tag:
-        return Response(status_code=304, headers={"ETag": tag})
     path = await in_thread(records.derived.result, propagation, name)
+    tag = f'"{job.files[name]}"'
     return FileResponse(path, media_type=media_type, headers={"ETag": tag, **PRIVATE})

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from contourcast.imaging.errors import InputError
 from contourcast.service.access.caller import Caller
 from contourcast.service.access.sessions import require_proof
+from contourcast.service.api.conditional import etag
 from contourcast.service.api.context import Context, in_thread
-from contourcast.service.api.routes.propagations import etag, shown
+from contourcast.service.api.routes.propagations import shown
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.problems import ChangedError, ForbiddenError, document_for
 from contourcast.service.review.decisions import Review, Reviews

@@ -1,0 +1,266 @@
+"""What waits for a person, in the order in which it should be looked at.
+
+Rejected first, then questions and failures, then what should be looked at, then what the machine
+would accept, then what is still on its way; inside each, what has waited longest comes first.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field
+from sqlalchemy import Connection, Row, Select, and_, case, literal, select, tuple_, union_all
+
+from contourcast.service.access.guard import note
+from contourcast.service.api.context import Context, in_thread
+from contourcast.service.api.paging import USUAL, Cursor, Limit, after, lead_on
+from contourcast.service.api.routes.courses import fraction_numbers
+from contourcast.service.index.tables import fraction, patient, propagation, series
+from contourcast.service.intake.states import DECIDED, State
+
+Verdict = Literal["accept", "look", "reject"]
+# A person is through with these; they are shown when asked for by state.
+_THROUGH: Final = DECIDED | {State.SUPERSEDED, State.CANCELLED}
+
+
+class PatientItem(BaseModel):
+    """Who it is, for those who may know."""
+
+    key: str
+    id: str
+    name: str
+    birth_date: str
+
+
+class WorklistItem(BaseModel):
+    """One scan that somebody has to look at."""
+
+    kind: Literal["propagation", "question"]
+    id: str = Field(description="Of the propagation; of the fraction, where it is a question.")
+    link: str
+    patient: PatientItem | None
+    course: str | None
+    fraction: int | None = Field(description="1, 2 … in the order of being taken.")
+    cbct: str
+    acquired_at: str = Field(description="As its machine wrote it: no zone.")
+    arrived_at: str = Field(description="When it was first asked for, or in question.")
+    machine: str = Field(description="Manufacturer and model.")
+    state: State
+    verdict: str = Field(description="accept, look or reject; empty until it is known.")
+    reason: str = Field(description="The first of the verdict's, or what is asked.")
+    roi: str
+    volumes_cc: dict[str, float | None] = Field(description="Of each method.")
+    volume_change_percent: float | None = Field(
+        description="Of the recommended method against the prior; null until it is known."
+    )
+
+
+class WorklistAnswer(BaseModel):
+    """What waits, the most urgent first."""
+
+    items: list[WorklistItem]
+
+
+def routes(context: Context) -> APIRouter:
+    """The routes over one application's records."""
+    router = APIRouter(tags=["worklist"])
+    index = context.records.index
+
+    @router.get("/v1/worklist")
+    async def get_worklist(
+        request: Request,
+        response: Response,
+        state: Annotated[
+            list[State] | None, Query(description="Left out: what nobody has decided on.")
+        ] = None,
+        verdict: Annotated[list[Verdict] | None, Query()] = None,
+        machine: Annotated[
+            str | None, Query(max_length=128, description="Manufacturer and model.")
+        ] = None,
+        course: Annotated[str | None, Query(max_length=64)] = None,
+        since: Annotated[
+            str | None, Query(max_length=40, description="RFC 3339: what arrived from then on.")
+        ] = None,
+        limit: Limit = USUAL,
+        cursor: Cursor = "",
+    ) -> WorklistAnswer:
+        """What waits for a person, in the order of triage."""
+        wanted = _conditions(state, verdict, machine, course, since)
+
+        def find() -> tuple[list[WorklistItem], tuple[Any, ...] | None]:
+            with index.read() as at:
+                return _page(at, wanted, after(cursor, int, str, str), limit)
+
+        items, last = await in_thread(find)
+        if last is not None:
+            lead_on(request, response, *last)
+        note(request, objects=[item.id for item in items])
+        return WorklistAnswer(items=items)
+
+    return router
+
+
+def _conditions(
+    states: list[State] | None,
+    verdicts: list[Verdict] | None,
+    machine: str | None,
+    course: str | None,
+    since: str | None,
+) -> tuple[list[Any], list[Any] | None]:
+    """What propagations have to be, and what questions; None: no question can be that."""
+    drawn: list[Any] = [
+        propagation.c.state.in_(states) if states else propagation.c.state.not_in(_THROUGH)
+    ]
+    asked: list[Any] | None = [fraction.c.state == "needs_person"]
+    if (states and State.NEEDS_PERSON not in states) or verdicts or course:
+        asked = None
+    if verdicts:
+        drawn.append(propagation.c.verdict.in_(verdicts))
+    if course:
+        drawn.append(propagation.c.course_id == course)
+    if since:
+        drawn.append(propagation.c.made_at >= since)
+        if asked is not None:
+            asked.append(fraction.c.made_at >= since)
+    if machine:
+        made_by = series.c.facts_json["manufacturer"].as_string()
+        model = series.c.facts_json["model"].as_string()
+        scans = select(series.c.uid).where(made_by + " " + model == machine)
+        drawn.append(propagation.c.cbct_series_uid.in_(scans))
+        if asked is not None:
+            asked.append(fraction.c.series_uid.in_(scans))
+    return drawn, asked
+
+
+def _page(
+    at: Connection,
+    wanted: tuple[list[Any], list[Any] | None],
+    last: tuple[Any, ...] | None,
+    limit: int,
+) -> tuple[list[WorklistItem], tuple[Any, ...] | None]:
+    """One page, and the key of its last item where there is another."""
+    drawn, asked = wanted
+    waiting = propagation.c.state == State.AWAITING_REVIEW
+    rank = case(
+        (waiting & (propagation.c.verdict == "reject"), 0),
+        (propagation.c.state.in_([State.NEEDS_PERSON, State.FAILED]), 1),
+        (waiting & (propagation.c.verdict == "look"), 2),
+        (waiting, 3),
+        (propagation.c.state.in_(_THROUGH), 5),
+        else_=4,
+    )
+    parts: list[Select[Any]] = [
+        select(
+            rank.label("rank"),
+            propagation.c.made_at.label("at"),
+            propagation.c.id.label("id"),
+            literal("propagation").label("kind"),
+        ).where(and_(*drawn))
+    ]
+    if asked is not None:
+        parts.append(
+            select(
+                literal(1).label("rank"),
+                fraction.c.made_at.label("at"),
+                fraction.c.revision_id.label("id"),
+                literal("question").label("kind"),
+            ).where(and_(*asked))
+        )
+    every = union_all(*parts).subquery()
+    key = (every.c.rank, every.c.at, every.c.id)
+    query = select(every).order_by(*key).limit(limit + 1)
+    if last is not None:
+        query = query.where(tuple_(*key) > tuple_(*map(literal, last)))
+    found = at.execute(query).all()
+    shown = found[:limit]
+    more = (shown[-1].rank, shown[-1].at, shown[-1].id) if len(found) > limit else None
+    return _items(at, shown), more
+
+
+def _items(at: Connection, shown: list[Row[Any]] | Any) -> list[WorklistItem]:
+    ids = {kind: [r.id for r in shown if r.kind == kind] for kind in ("propagation", "question")}
+    rows: dict[str, Row[Any]] = {
+        row.id: row
+        for row in at.execute(select(propagation).where(propagation.c.id.in_(ids["propagation"])))
+    }
+    rows |= {
+        row.revision_id: row
+        for row in at.execute(select(fraction).where(fraction.c.revision_id.in_(ids["question"])))
+    }
+    people = {
+        row.key: row.identity_json
+        for row in at.execute(
+            select(patient).where(patient.c.key.in_({row.patient_key for row in rows.values()}))
+        )
+    }
+    scans = {_scan(row) for row in rows.values()}
+    facts = {
+        row.uid: row.facts_json
+        for row in at.execute(
+            select(series.c.uid, series.c.facts_json).where(series.c.uid.in_(scans))
+        )
+    }
+    numbers = fraction_numbers(at, {row.course_id for row in rows.values() if row.course_id})
+    return [
+        _item(each.kind, rows[each.id], people, facts, numbers) for each in shown if each.id in rows
+    ]
+
+
+def _scan(row: Row[Any]) -> str:
+    return str(row.cbct_series_uid if "cbct_series_uid" in row._fields else row.series_uid)
+
+
+def _item(
+    kind: Literal["propagation", "question"],
+    row: Row[Any],
+    people: dict[str, dict[str, str]],
+    facts: dict[str, dict[str, Any]],
+    numbers: dict[tuple[str, str], int],
+) -> WorklistItem:
+    who, scan = people.get(row.patient_key), _scan(row)
+    about = facts.get(scan, {})
+    common: dict[str, Any] = {
+        "kind": kind,
+        "patient": None
+        if who is None
+        else PatientItem(
+            key=row.patient_key,
+            id=who["patient_id"],
+            name=who["name"],
+            birth_date=who["birth_date"],
+        ),
+        "course": row.course_id,
+        "fraction": numbers.get((row.course_id, scan)),
+        "cbct": scan,
+        "acquired_at": row.acquired_at,
+        "arrived_at": row.made_at,
+        "machine": f"{about.get('manufacturer', '')} {about.get('model', '')}".strip(),
+    }
+    if kind == "question":
+        return WorklistItem(
+            **common,
+            id=row.revision_id,
+            link=f"/v1/courses/{row.revision_id}",
+            state=State.NEEDS_PERSON,
+            verdict="",
+            reason=row.question_json.get("why", ""),
+            roi="",
+            volumes_cc={},
+            volume_change_percent=None,
+        )
+    figures = row.figures_json
+    reasons = [*figures.get("reasons", []), *figures.get("registration", {}).get("reasons", [])]
+    return WorklistItem(
+        **common,
+        id=row.id,
+        link=f"/v1/propagations/{row.id}",
+        state=State(row.state),
+        verdict=row.verdict,
+        reason=(reasons or [row.problem_json.get("cause", "")])[0],
+        roi=row.order_json["roi"],
+        volumes_cc={
+            name: drawn.get("volume_cc") for name, drawn in figures.get("methods", {}).items()
+        },
+        volume_change_percent=figures.get("volume_change_percent"),
+    )
