@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
+from contourcast.imaging.dicom.instance import CT_IMAGE, STRUCTURE_SET, read_header
+from contourcast.imaging.dicom.modules import MANUFACTURER
+from contourcast.imaging.dicom.rtstruct_in import read_structure_set
+from contourcast.imaging.errors import ContourcastError
 from contourcast.service.archive import Archive, Sent, Staged
-from contourcast.service.ingest import TAKEN, say_the_same, take_files
+from contourcast.service.ingest import TAKEN, Answer, say_the_same, take_files
 from contourcast.service.pacs import door, node
 from contourcast.service.settings import ServiceSettings
+
+OURS: Final = "ours"
 
 
 class NodeDoor:
@@ -50,18 +57,39 @@ class ArchiveDoor:
         self._settings = settings
 
     def take(self, files: Sequence[Path], *, source: str) -> Sequence[door.Taken]:
-        """Judges each file by itself and keeps what is sound."""
+        """Judges each file by itself and keeps what is sound.
+
+        What we sent there ourselves comes back from it: it is left where it is.
+        """
+        theirs = [path for path in files if not _is_our_proposal(path)]
         answers = take_files(
-            ((path.name, path.open("rb")) for path in files),
+            ((path.name, path.open("rb")) for path in theirs),
             self._archive,
             self._settings,
             sent=Sent(door="pull", ae_title=source),
         )
-        return [
-            door.Taken(
-                outcome=answer.outcome,
-                sop_instance_uid=answer.sop_instance_uid,
-                code=answer.problem.type.rsplit("/", 1)[-1] if answer.problem else "",
-            )
-            for answer in answers
-        ]
+        taken = dict(zip(theirs, answers, strict=True))
+        return [_told(taken.get(path)) for path in files]
+
+
+def _told(answer: Answer | None) -> door.Taken:
+    if answer is None:
+        return door.Taken(outcome="refused", code=OURS)
+    return door.Taken(
+        outcome=answer.outcome,
+        sop_instance_uid=answer.sop_instance_uid,
+        code=answer.problem.type.rsplit("/", 1)[-1] if answer.problem else "",
+    )
+
+
+def _is_our_proposal(path: Path) -> bool:
+    """Whether this service, or its like, wrote it and no person signed it."""
+    try:
+        header = read_header(path)
+        if header.manufacturer.strip() != MANUFACTURER or header.sop_class_uid == CT_IMAGE:
+            return False
+        if header.sop_class_uid == STRUCTURE_SET:
+            return read_structure_set(path).approval_status != "APPROVED"
+    except ContourcastError:  # whoever takes files says what is wrong with them
+        return False
+    return True

@@ -34,6 +34,7 @@ from contourcast.service.intake.evidence import Evidence
 from contourcast.service.intake.fractions import Fractions
 from contourcast.service.intake.rules import SiteRules, read_rules
 from contourcast.service.jobs.network import served_network
+from contourcast.service.pacs.deliveries import Deliveries
 from contourcast.service.problems import document_for
 from contourcast.service.records import open_records
 from contourcast.service.review.decisions import Reviews
@@ -63,7 +64,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         settings=settings,
         records=records,
         served_network=network,
-        reviews=Reviews(records),
+        reviews=Reviews(records, Deliveries(records, settings.destinations).plan_signed),
         fractions=Fractions(
             Evidence(records.archive),
             records.propagations,

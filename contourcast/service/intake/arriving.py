@@ -31,6 +31,8 @@ from contourcast.service.problems import NotFoundError
 
 # Series that one look judges, so that a look stays short however much arrives.
 AT_A_LOOK: Final = 200
+# Of an archive's counts: enough for two that lie apart, at a look each 20 s.
+LOOKS_KEPT: Final = 8
 
 log = structlog.get_logger()
 
@@ -120,10 +122,14 @@ class Arriving:
     def counted(self, series_uid: str, instances: int) -> None:
         """An archive says how many instances it has of a series."""
         with self.index.write() as at:
-            row = at.execute(select(series).where(series.c.uid == series_uid)).first()
-            if row is not None:
-                looks = [*row.counted_json, [now().isoformat(), instances]][-3:]
-                _note(at, series_uid, counted_json=looks)
+            self.counted_within(at, series_uid, instances)
+
+    def counted_within(self, at: Connection, series_uid: str, instances: int) -> None:
+        """`counted`, in a transaction of the caller's."""
+        row = at.execute(select(series).where(series.c.uid == series_uid)).first()
+        if row is not None and row.state != "whole":
+            looks = [*row.counted_json, [now().isoformat(), instances]]
+            _note(at, series_uid, counted_json=looks[-LOOKS_KEPT:])
 
     def pulled_again(self, series_uid: str) -> None:
         """It was fetched once more from its archive, because of a gap.

@@ -25,6 +25,7 @@ from contourcast.service.jobs.steps import Steps
 from contourcast.service.jobs.workflow import Work, define, workflow_id
 from contourcast.service.pacs.deliveries import Deliveries
 from contourcast.service.pacs.destinations import require_secrets
+from contourcast.service.pacs.watching import watching
 from contourcast.service.records import Records, open_records
 from contourcast.service.settings import ServiceSettings
 
@@ -90,6 +91,7 @@ def work(settings: ServiceSettings, stop: threading.Event) -> None:
                     _handing_over(records.propagations, defined),
                     handing_over(deliveries, delivering),
                     *_intake(settings, records),
+                    *watching(settings, records),
                 ],
                 stop,
             )

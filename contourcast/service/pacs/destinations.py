@@ -77,6 +77,9 @@ class OrthancDestination(_Archive, _OverHttp):
     """An Orthanc, over its REST API."""
 
     kind: Literal["orthanc"] = "orthanc"
+    watch: bool = Field(
+        default=False, description="Whether what arrives there is taken in here, by itself."
+    )
 
 
 class DicomWebDestination(_Archive, _OverHttp):

@@ -52,14 +52,19 @@ def way_to(archive: Archive) -> Iterator[Way]:
     if isinstance(archive, DimseDestination):
         yield _Dimse(archive)
     elif isinstance(archive, OrthancDestination):
-        with Orthanc(_http_peer(archive)) as orthanc:
+        with Orthanc(http_peer(archive)) as orthanc:
             yield orthanc
     else:
-        with DicomWeb(_http_peer(archive)) as web:
+        with DicomWeb(http_peer(archive)) as web:
             yield _Web(web)
 
 
-def _http_peer(archive: OrthancDestination | DicomWebDestination) -> Peer:
+def http_peer(archive: OrthancDestination | DicomWebDestination) -> Peer:
+    """An archive of the settings with its credentials, which lie in the environment.
+
+    Raises:
+        SettingsError: Its address or its credentials are none.
+    """
     return Peer(
         name=archive.name,
         url=archive.url,

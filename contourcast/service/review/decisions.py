@@ -47,7 +47,8 @@ Why = Literal[
 ]
 SIGNED_FILE: Final = "RS-signed-{number}.dcm"
 
-Announce = Callable[[Connection, Job, str], None]
+# Propagation, name of the signed file, SHA-256 of it.
+Announce = Callable[[Connection, str, str, str], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +69,9 @@ class Review:
     structures_uid: str
 
 
-def to_nobody(at: Connection, job: Job, file: str) -> None:
+def to_nobody(at: Connection, propagation: str, name: str, digest: str) -> None:
     """Where there is no destination, nothing is sent."""
-    del at, job, file
+    del at, propagation, name, digest
 
 
 class Reviews:
@@ -140,6 +141,7 @@ class Reviews:
             )
             kept = draft / "kept.dcm"
             shutil.copyfile(signed, kept)
+            digest = hashlib.sha256(signed.read_bytes()).hexdigest()
             self.records.derived.put_results(job.id, {signed.name: signed})
             tie = self._keep(job, kept)
             with self.records.index.write() as at:
@@ -150,7 +152,7 @@ class Reviews:
                     )
                 self.records.propagations.move(at, job.id, State.APPROVED, "approved by a reviewer")
                 number = self._write(at, job, "approved", method, reason, reviewer, uid, tie)
-                self._announce(at, job, signed.name)
+                self._announce(at, job.id, signed.name, digest)
                 _match_again(at, job)
         finally:
             shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,193 @@
+"""Archives that are watched: what arrives there is taken in here, told or not.
+
+Where we are in an archive's diary, and what it counted of each series, is written down in one
+transaction with nothing in between, so that whatever dies, the next look finds the same again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, select, update
+
+from contourcast.service.doors import ArchiveDoor
+from contourcast.service.index.database import Index, now
+from contourcast.service.index.tables import cursor, series
+from contourcast.service.intake.arriving import Arriving
+from contourcast.service.jobs.duties import Duty
+from contourcast.service.pacs.destinations import Destination, OrthancDestination
+from contourcast.service.pacs.orthanc import Orthanc
+from contourcast.service.pacs.reconcile import Count, Look, Memory, Position, Reconciler
+from contourcast.service.pacs.ways import http_peer
+from contourcast.service.records import Records
+from contourcast.service.settings import ServiceSettings
+
+EVERY_S: Final = 20.0
+# A hint is looked for so often; each costs one small query.
+HINT_EVERY_S: Final = 1.0
+# SOP Instance UIDs of one archive that were not taken and are not asked for again.
+REFUSED_AT_MOST: Final = 10_000
+
+
+def watched(destinations: Sequence[Destination]) -> tuple[OrthancDestination, ...]:
+    """Those of which the arrivals are taken in."""
+    return tuple(d for d in destinations if isinstance(d, OrthancDestination) and d.watch)
+
+
+def watching(settings: ServiceSettings, records: Records) -> list[Duty]:
+    """A duty for each archive that is watched."""
+    return [
+        Duty(
+            name=f"watch-{archive.name}",
+            every_s=HINT_EVERY_S,
+            run=_looker(archive, settings, records),
+        )
+        for archive in watched(settings.destinations)
+    ]
+
+
+def hint(index: Index, archive: str) -> None:
+    """Something arrived at an archive: the next look is now."""
+    with index.write() as at:
+        _put(index, at, _hint_of(archive), {"at": now().isoformat()})
+
+
+def _looker(
+    archive: OrthancDestination, settings: ServiceSettings, records: Records
+) -> Callable[[], None]:
+    door = ArchiveDoor(records.archive, settings)
+    place = _Place(records, archive.name)
+    folder = settings.data_folder / "incoming" / settings.worker_slot
+    client = Orthanc(http_peer(archive))
+    reconciler = Reconciler(client, door, place, place, folder=folder)
+    last_look: list[datetime] = []
+
+    def look() -> None:
+        moment = now()
+        due = not last_look or (moment - last_look[-1]).total_seconds() >= EVERY_S
+        if not due and not place.hinted_since(last_look[-1]):
+            return
+        last_look[:] = [moment]
+        while not reconciler.look(datetime.now(UTC)).done:
+            pass
+
+    return look
+
+
+class _Place:
+    """How far an archive was read (see `reconcile.Cursor`), and what we have (`Holdings`)."""
+
+    def __init__(self, records: Records, archive: str) -> None:
+        self._records = records
+        self._index = records.index
+        self._archive = archive
+        self._arriving = Arriving(records.index, records.notices)
+
+    def get(self) -> Memory:
+        """What the last look left."""
+        kept = self._kept()
+        position = kept.get("position")
+        with self._index.read() as at:
+            whole = set(
+                at.execute(select(series.c.uid).where(series.c.state == "whole")).scalars()
+                if kept.get("waiting")
+                else ()
+            )
+        return Memory(
+            position=None if position is None else Position(**position),
+            waiting=tuple(
+                _count(each)
+                for each in kept.get("waiting", [])
+                if each["series_instance_uid"] not in whole
+            ),
+            failed=tuple(kept.get("failed", [])),
+        )
+
+    def set(self, look: Look) -> None:
+        """Writes down position, counts, refusals and failures, in one transaction."""
+        kept = self._kept()
+        waiting = {each["orthanc_id"]: each for each in kept.get("waiting", [])}
+        waiting |= {count.orthanc_id: _plain(count) for count in look.counts}
+        refused = [*kept.get("refused", []), *look.refused][-REFUSED_AT_MOST:]
+        value = {
+            "position": {"seq": look.position.seq, "mark": look.position.mark},
+            "waiting": [each for each in waiting.values() if self._is_open(each)],
+            "failed": list(look.failed),
+            "refused": refused,
+            "looked_at": now().isoformat(),
+        }
+        with self._index.write() as at:
+            _put(self._index, at, _name_of(self._archive), value)
+            for count in look.counts:
+                self._arriving.counted_within(at, count.series_instance_uid, count.instances)
+
+    def known(self, series_instance_uid: str) -> Collection[str]:
+        """SOP Instance UIDs that need not be pulled: held, or refused for good."""
+        here = {k.sop_uid for k in self._records.archive.instances_of(series_instance_uid)}
+        return here | set(self._kept().get("refused", []))
+
+    def md5(self, sop_instance_uid: str) -> str:
+        """The digest of the file that we hold; empty where it is ours or not here."""
+        kept = self._records.archive.instance(sop_instance_uid)
+        if kept is None:
+            return ""
+        with self._records.archive.path(kept).open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+
+    def hinted_since(self, moment: datetime) -> bool:
+        """Whether the archive told of something after that."""
+        with self._index.read() as at:
+            found = at.execute(
+                select(cursor.c.value_json).where(cursor.c.name == _hint_of(self._archive))
+            ).scalar()
+        return found is not None and found["at"] > moment.isoformat()
+
+    def _is_open(self, count: dict[str, Any]) -> bool:
+        with self._index.read() as at:
+            state = at.execute(
+                select(series.c.state).where(series.c.uid == count["series_instance_uid"])
+            ).scalar()
+        return state is not None and state != "whole"
+
+    def _kept(self) -> dict[str, Any]:
+        with self._index.read() as at:
+            found = at.execute(
+                select(cursor.c.value_json).where(cursor.c.name == _name_of(self._archive))
+            ).scalar()
+        return dict(found or {})
+
+
+def _name_of(archive: str) -> str:
+    return f"diary:{archive}"
+
+
+def _hint_of(archive: str) -> str:
+    return f"hint:{archive}"
+
+
+def _put(index: Index, at: Connection, name: str, value: dict[str, Any]) -> None:
+    at.execute(index.insert_new(cursor, {"name": name, "value_json": value}))
+    at.execute(update(cursor).where(cursor.c.name == name).values(value_json=value))
+
+
+def _plain(count: Count) -> dict[str, Any]:
+    return {
+        "series_instance_uid": count.series_instance_uid,
+        "orthanc_id": count.orthanc_id,
+        "instances": count.instances,
+        "first_at": count.first_at.isoformat(),
+        "last_at": count.last_at.isoformat(),
+    }
+
+
+def _count(kept: dict[str, Any]) -> Count:
+    return Count(
+        series_instance_uid=kept["series_instance_uid"],
+        orthanc_id=kept["orthanc_id"],
+        instances=kept["instances"],
+        first_at=datetime.fromisoformat(kept["first_at"]),
+        last_at=datetime.fromisoformat(kept["last_at"]),
+    )
