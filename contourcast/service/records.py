@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +14,7 @@ from contourcast.service.jobs.workers import Workers
 from contourcast.service.pacs.destinations import webhooks
 from contourcast.service.pacs.notices import Notices
 from contourcast.service.settings import ServiceSettings
-from contourcast.service.store.files import FolderStore
+from contourcast.service.store.open import GIB, Credentials, open_store
 
 MIB: Final = 1024 * 1024
 
@@ -50,7 +51,15 @@ def open_records(settings: ServiceSettings, *, role: str) -> Records:
     index = Index(settings.index_url)
     archive = Archive(
         index,
-        FolderStore(settings.data_folder / "store"),
+        open_store(
+            settings.store_url,
+            folder=settings.data_folder,
+            cache_bytes=round(settings.store_cache_gib * GIB),
+            credentials=Credentials(
+                user=settings.store_user,
+                password=os.environ.get(settings.store_password_env, ""),
+            ),
+        ),
         incoming=settings.data_folder / "incoming" / role,
         disk_reserve_bytes=settings.disk_reserve_mib * MIB,
     )

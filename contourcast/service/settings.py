@@ -38,6 +38,19 @@ class ServiceSettings(BaseSettings):
         description="Database of the index and of jobs, postgresql://USER@HOST/NAME; left out: "
         "SQLite files in the data folder, for one machine.",
     )
+    store: str = Field(
+        default="",
+        description="Where files lie: file:///FOLDER (all machines must see it), "
+        "s3://BUCKET/PREFIX?endpoint=https://HOST, dicomweb+https://HOST/PATH; left out: in the "
+        "data folder.",
+    )
+    store_user: str = Field(default="", description="Access key or user, where the store has one.")
+    store_password_env: str = Field(
+        default="", description="Environment variable of the store's secret key or password."
+    )
+    store_cache_gib: float = Field(
+        default=50.0, gt=0, description="Copies of what lies elsewhere, on this machine, GiB."
+    )
     host: str = Field(default="127.0.0.1", description="Address to listen on (loopback only).")
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one.")
 
@@ -119,6 +132,11 @@ class ServiceSettings(BaseSettings):
     def index_url(self) -> str:
         """The database of the index."""
         return self.database_url or f"sqlite:///{self.data_folder / 'index.sqlite3'}"
+
+    @property
+    def store_url(self) -> str:
+        """Where files lie."""
+        return self.store or (self.data_folder.absolute() / "store").as_uri()
 
     @property
     def jobs_url(self) -> str:
