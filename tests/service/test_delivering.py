@@ -1,0 +1,134 @@
+"""Deliveries on a real worker's queue: killed in the middle, and with a row that nobody can read."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from contourcast.service.intake.states import State
+from contourcast.service.pacs.destinations import DicomWebDestination
+from contourcast.service.pacs.outbox import DeliveryState
+from support.outgoing import House, KeepsWhatItGets, make_results, outgoing
+from support.stub import Asked, Says, stub
+
+LIMIT_S = 240.0
+# A worker as `contourcast worker --queues deliver` is one, without a server that watches it.
+WORKER = """
+import threading
+from contourcast.service.jobs.work import work
+from contourcast.service.settings import ServiceSettings
+work(ServiceSettings(), threading.Event())
+"""
+
+
+class Slow:
+    """Takes, and does not answer until it is let go."""
+
+    def __init__(self) -> None:
+        self.keeps = KeepsWhatItGets()
+        self.came = threading.Event()
+        self.go_on = threading.Event()
+
+    def __call__(self, asked: Asked) -> Says:
+        says = self.keeps(asked)
+        self.came.set()
+        self.go_on.wait(LIMIT_S)
+        return says
+
+
+@contextmanager
+def worker(
+    folder: Path, destinations: list[DicomWebDestination]
+) -> Iterator[subprocess.Popen[str]]:
+    environment = os.environ | {
+        "CONTOURCAST_DATA_FOLDER": str(folder),
+        "CONTOURCAST_DISK_RESERVE_MIB": "0",
+        "CONTOURCAST_DEVICE": "cpu",
+        "CONTOURCAST_QUEUES": "deliver",
+        "CONTOURCAST_INTAKE": "on_request",
+        "CONTOURCAST_DESTINATIONS": json.dumps([d.model_dump(mode="json") for d in destinations]),
+        "OMP_NUM_THREADS": "1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKER], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not reached():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(process.communicate()[1][-4000:])
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return make_results(tmp_path / "results")
+
+
+def test_killed_in_mid_delivery_it_is_one_delivery(tmp_path: Path, results: Path) -> None:
+    archive = Slow()
+    with stub(archive) as running:
+        pacs = DicomWebDestination(name="pacs", url=running.url, confirm=False)
+        with outgoing(tmp_path / "data", [pacs]) as house:
+            house.finish(results=results)
+            with worker(tmp_path / "data", [pacs]) as process:
+                until(process, archive.came.is_set)
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            assert house.one("pacs").attempts == 0
+            assert house.state() is State.DELIVERING
+            archive.go_on.set()
+            with worker(tmp_path / "data", [pacs]) as process:
+                until(process, lambda: house.one("pacs").state is DeliveryState.DELIVERED)
+            one = house.one("pacs")
+            assert (one.attempts, one.problem) == (1, {})
+            assert archive.keeps.stored == 2, "the archive heard of it twice"
+            assert len(archive.keeps.kept) == 2, "and has each instance once"
+            assert house.state() is State.AWAITING_REVIEW
+            assert house.told() == ["propagation.done"]
+
+
+def test_what_nobody_can_deliver_fails_alone_and_the_queue_goes_on(
+    tmp_path: Path, results: Path
+) -> None:
+    keeps = KeepsWhatItGets()
+    with stub(keeps) as running:
+        pacs = DicomWebDestination(name="pacs", url=running.url, confirm=False)
+        with outgoing(tmp_path / "data", [pacs]) as house:
+            broken = unreadable(house)
+            house.finish(results=results)
+            with worker(tmp_path / "data", [pacs]) as process:
+
+                def both_ended() -> bool:
+                    return all(one.attempts for one in house.deliveries.list())
+
+                until(process, both_ended)
+            failed = house.deliveries.outbox.get(broken)
+            assert (failed.state, failed.attempts) == (DeliveryState.WAITING, 1)
+            assert "did not foresee" in failed.problem["cause"]
+            assert house.state() is State.AWAITING_REVIEW
+            assert len(keeps.kept) == 2
+
+
+def unreadable(house: House) -> str:
+    """A row of another program's making."""
+    with house.records.index.write() as at:
+        return house.deliveries.outbox.put(at, destination="pacs", objects=[{"role": "signed"}])
