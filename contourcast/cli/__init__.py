@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import typer
 
-from contourcast.cli import fit, train
+from contourcast.cli import access, audit, fit, train
+from contourcast.cli.cohort import cohort
 from contourcast.cli.evidence import analyse, evaluate
 from contourcast.cli.networks import networks
 from contourcast.cli.prepare import prepare
@@ -39,15 +40,19 @@ for command in (
     serve,
     settings,
     rules,
+    cohort,
+    worker,
 ):
     app.command()(command)
-app.command()(worker)
 app.command("dicom-node")(dicom_node)
 app.add_typer(fit.app, name="fit")
 app.add_typer(train.app, name="train")
 train.app.command()(prepare)
 app.add_typer(train.models_app, name="models")
 app.add_typer(analyse, name="analyse")
+app.add_typer(access.keys, name="keys")
+app.add_typer(access.accounts, name="accounts")
+app.add_typer(audit.audit, name="audit")
 
 
 def main() -> None:

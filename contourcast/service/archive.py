@@ -61,10 +61,11 @@ class Sent:
 
     Attributes:
         door: By which way in; ``ours`` is what a person signed here.
-        ae_title: Of the DICOM node that sent it; empty by the other doors.
+        ae_title: Of the DICOM node that sent it, the id of the cohort that it belongs to; empty by
+            the other doors.
     """
 
-    door: Literal["rest", "stow", "dimse", "pull", "ours"]
+    door: Literal["rest", "stow", "dimse", "pull", "cohort", "ours"]
     ae_title: str = ""
 
 

@@ -21,5 +21,6 @@ def looking_into(folder: Path) -> Iterator[Records]:
 
 
 def stored_files(folder: Path) -> set[Path]:
-    """Every file of the store, whatever the index says."""
-    return {p for p in (folder / "store").rglob("*") if p.is_file()}
+    """Every file of the store but its own mark, whatever the index says."""
+    files = (p for p in (folder / "store").rglob("*") if p.is_file())
+    return {p for p in files if not p.name.startswith(".")}

@@ -100,10 +100,13 @@ class Index:
             connection.exec_driver_sql("COMMIT")
 
     def insert_new(self, table: Table, row: dict[str, Any]) -> Insert:
-        """An INSERT that does nothing where such a row is there already, in either dialect."""
-        if self.is_sqlite:
-            return sqlite.insert(table).values(**row).on_conflict_do_nothing()
-        return postgresql.insert(table).values(**row).on_conflict_do_nothing()
+        """An INSERT that does nothing where such a row is there already, in either dialect.
+
+        Its ``rowcount`` says whether it did; for Postgres SQLAlchemy keeps it only when asked to.
+        """
+        dialect = sqlite if self.is_sqlite else postgresql
+        new = dialect.insert(table).values(**row).on_conflict_do_nothing()
+        return new.execution_options(preserve_rowcount=True)
 
     def in_turn(self, at: Connection, name: str) -> None:
         """Until this transaction ends nobody else is in one of that name (SQLite: in any)."""

@@ -62,7 +62,7 @@ series = Table(
     Column("modality", String, nullable=False, index=True),
     Column("patient_key", String, nullable=False, index=True),
     Column("facts_json", JSON, nullable=False),  # of the header: maker, description, times …
-    Column("door", String, nullable=False),  # rest | stow | dimse | pull | ours
+    Column("door", String, nullable=False),  # see archive.Sent
     Column("sender", String, nullable=False),  # AE title, where there is one
     Column("expected_instances", Integer),  # what the sender said is all of it
     Column("counted_json", JSON, nullable=False),  # what an archive counted, and when

@@ -80,7 +80,12 @@ class Evidence:
             for kept in self.archive.instances_of(row.uid)
         ]
         return Known(
-            series=tuple(_found(self.of_series(row.uid, row.sender) for row in scans)),
+            series=tuple(
+                _found(
+                    self.of_series(row.uid, row.sender if row.door == "dimse" else "")
+                    for row in scans
+                )
+            ),
             structure_sets=tuple(o for o in objects if isinstance(o, StructureSetFacts)),
             plans=tuple(o for o in objects if isinstance(o, PlanFacts)),
             registrations=tuple(o for o in objects if isinstance(o, RegistrationFacts)),

@@ -32,7 +32,7 @@ from contourcast.service.intake.matching import match
 from contourcast.service.intake.outcomes import Answer, Item, Match, NeedsPerson, NotOurs
 from contourcast.service.intake.rules import SiteRules
 from contourcast.service.jobs.orders import MatchedOrder, order_id, order_of_match
-from contourcast.service.jobs.propagations import TODAY, Origin, Propagations
+from contourcast.service.jobs.propagations import EVALUATION, TODAY, Origin, Propagations
 from contourcast.service.pacs.notices import Kind, Notices
 from contourcast.service.problems import ConflictError, NotFoundError
 
@@ -94,7 +94,7 @@ class Fractions:
             ).first()
             # what arrives from here on is looked at again
             seen = _last_arrival(at, scan.patient_key)
-        facts = self.evidence.of_series(row.series_uid, scan.sender)
+        facts = self.evidence.of_series(row.series_uid, _ae_title(scan))
         if facts is None:
             outcome: Match | NeedsPerson | NotOurs = NotOurs(reason="it cannot be read")
         else:
@@ -278,7 +278,8 @@ class Fractions:
                 course_id=course_id,
                 revision_id=row.id,
                 asked_by=ASKED_BY,
-                priority=TODAY,
+                priority=EVALUATION if scan.door == "cohort" else TODAY,
+                cohort=scan.sender if scan.door == "cohort" else None,
             )
             propagation_id = order_id(order)
             self.propagations.open_within(at, propagation_id, order, origin)
@@ -311,6 +312,11 @@ class Fractions:
         at.execute(
             update(fraction).where(fraction.c.revision_id.in_(older)).values(state="superseded")
         )
+
+
+def _ae_title(scan: Row[Any]) -> str:
+    """Who sent it, as far as a site's rules ask for it."""
+    return str(scan.sender) if scan.door == "dimse" else ""
 
 
 def _answers(asked: Row[Any] | None) -> tuple[Answer, ...]:
