@@ -104,8 +104,9 @@ class Index:
 
         Its ``rowcount`` says whether it did; for Postgres SQLAlchemy keeps it only when asked to.
         """
-        dialect = sqlite if self.is_sqlite else postgresql
-        new = dialect.insert(table).values(**row).on_conflict_do_nothing()
+        if self.is_sqlite:
+            return sqlite.insert(table).values(**row).on_conflict_do_nothing()
+        new = postgresql.insert(table).values(**row).on_conflict_do_nothing()
         return new.execution_options(preserve_rowcount=True)
 
     def in_turn(self, at: Connection, name: str) -> None:
