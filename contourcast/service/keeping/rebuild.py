@@ -1,0 +1,152 @@
+"""The index from the store alone, when the database is lost.
+
+Every instance is read and admitted anew; the rows that no header tells come from `records`. What
+is not brought back: when and by which door an instance came, receipts of deliveries (they are sent
+again, and archives answer that they have it), sign-ins and API keys (they are made anew), and the
+chain of the audit log (its exports stay what they are; a new chain begins).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Table, select, update
+
+from contourcast.imaging.dicom.instance import read_header
+from contourcast.imaging.errors import InputError
+from contourcast.service.archive import Archive, Sent, Staged
+from contourcast.service.index.database import Index
+from contourcast.service.index.tables import event, fraction, instance, propagation
+from contourcast.service.ingest import TAKEN, say_the_same
+from contourcast.service.keeping.records import Record, read_records
+from contourcast.service.problems import ConflictError, DamagedError
+from contourcast.service.store.blobs import digest_in
+
+# Those that were first under their UID, then those that contradicted them.
+PLACES: Final = ("instances/", "quarantine/")
+RESULTS: Final = "results/"
+BATCH: Final = 64
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rebuilt:
+    """What came back, and what did not.
+
+    Attributes:
+        instances: Read and admitted.
+        conflicts: Set aside, as before.
+        rows: By table.
+        unread: Keys of files that cannot be read, each with the reason.
+        orphans: Propagations whose results are here and whose order is not; asked for again, they
+            get the same UIDs.
+    """
+
+    instances: int
+    conflicts: int
+    rows: dict[str, int]
+    unread: tuple[tuple[str, str], ...]
+    orphans: tuple[str, ...]
+
+
+def rebuild(archive: Archive, *, on_step: Callable[[int], object] = lambda _: None) -> Rebuilt:
+    """Fills an index that is empty. Nobody else may use it meanwhile.
+
+    Args:
+        archive: Over the store that is left, and a new index.
+        on_step: Is told how many files were read so far.
+
+    Raises:
+        ConflictError: The index is not empty; nothing was done.
+        BusyError, StoreError: Index or store cannot be reached; begin again with an empty index.
+    """
+    _require_empty(archive.index)
+    outcomes: list[str] = []
+    unread: list[tuple[str, str]] = []
+    for place in PLACES:
+        for keys in _batches(archive.blobs.list(place)):
+            staged = []
+            for key in keys:
+                try:
+                    staged.append(_staged(key, archive.blobs.get(key)))
+                except (DamagedError, InputError) as error:
+                    unread.append((key, error.cause))
+            outcomes += archive.admit(staged, say_the_same, sent=Sent(door="pull"))
+            on_step(len(outcomes))
+    rows: dict[str, int] = {}
+    for record in read_records(archive.blobs):
+        _restore(archive.index, record)
+        rows[record.table.name] = rows.get(record.table.name, 0) + 1
+    return Rebuilt(
+        instances=outcomes.count("stored"),
+        conflicts=outcomes.count("conflict"),
+        rows=rows,
+        unread=tuple(unread),
+        orphans=_orphans(archive),
+    )
+
+
+def _staged(key: str, path: Path) -> Staged:
+    header = read_header(path)
+    digest = digest_in(key)
+    assert digest is not None, "the keys of instances hold their digests"
+    return Staged(
+        path=path,
+        file_digest=digest,
+        size_bytes=path.stat().st_size,
+        header=header,
+        modality=TAKEN[header.sop_class_uid],
+    )
+
+
+def _require_empty(index: Index) -> None:
+    with index.read() as at:
+        for table in (instance, propagation):
+            if at.execute(select(table).limit(1)).first() is not None:
+                raise ConflictError(
+                    "the index is not empty",
+                    remedy="name a new database: CONTOURCAST_DATABASE_URL; the old one stays",
+                )
+
+
+def _restore(index: Index, record: Record) -> None:
+    """Writes a row, over the one that admission made of the headers."""
+    row = dict(record.row)
+    if record.table is fraction:
+        row["looked_at"] = 0  # counted arrivals, which begin anew
+    (column,) = record.table.primary_key.columns
+    with index.write() as at:
+        if at.execute(index.insert_new(record.table, row)).rowcount != 1:
+            changes = {name: value for name, value in row.items() if name != column.name}
+            at.execute(update(record.table).where(column == row[column.name]).values(**changes))
+        for one in record.events:
+            at.execute(index.insert_new(event, dict(one)))
+        _count_on(index, at, record.table)
+
+
+def _count_on(index: Index, at: Any, table: Table) -> None:
+    """Lets Postgres give numbers after those that came back; SQLite does so by itself."""
+    column = next((c for c in table.primary_key.columns if c.autoincrement is True), None)
+    if column is None or index.is_sqlite:
+        return
+    at.exec_driver_sql(
+        f"SELECT setval(pg_get_serial_sequence('{table.name}', '{column.name}'), "
+        f"(SELECT max({column.name}) FROM {table.name}))"
+    )
+
+
+def _orphans(archive: Archive) -> tuple[str, ...]:
+    there = sorted({key.split("/")[1] for key in archive.blobs.list(RESULTS)})
+    with archive.index.read() as at:
+        known = set(at.execute(select(propagation.c.id)).scalars())
+    return tuple(one for one in there if one not in known)
+
+
+def _batches(items: Iterable[T]) -> Iterator[list[T]]:
+    source = iter(items)
+    while batch := list(islice(source, BATCH)):
+        yield batch

@@ -1,0 +1,195 @@
+"""The database is lost: the store alone gives back what it said."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+from sqlalchemy import Table, select
+
+from contourcast.service.archive import Archive, Sent
+from contourcast.service.index.database import Index
+from contourcast.service.index.tables import (
+    course,
+    event,
+    fraction,
+    instance,
+    patient,
+    propagation,
+    review,
+    revision,
+    series,
+)
+from contourcast.service.ingest import take_files
+from contourcast.service.keeping.rebuild import rebuild
+from contourcast.service.keeping.records import Recorder, read_records
+from contourcast.service.problems import ConflictError
+from contourcast.service.settings import ServiceSettings
+from contourcast.service.store.files import FolderStore
+from support.dicom_factory import CtFiles, disc, make_ct_series, make_structure_set, uid
+from support.postgres import postgres
+from support.rows import add
+
+SAME = (patient, instance, series, revision, course, fraction, propagation, event, review)
+
+
+def archive_on(index: Index, folder: Path) -> Archive:
+    return Archive(index, FolderStore(folder / "store"), incoming=folder / "incoming")
+
+
+def rows_of(index: Index, table: Table) -> list[dict[str, Any]]:
+    with index.read() as at:
+        rows = [dict(row) for row in at.execute(select(table)).mappings()]
+    for row in rows:
+        if table is fraction:
+            del row["looked_at"]  # counts arrivals
+    return sorted(rows, key=lambda row: [str(value) for value in row.values()])
+
+
+def take(archive: Archive, paths: list[Path], folder: Path) -> list[str]:
+    answers = take_files(
+        ((path.name, path.open("rb")) for path in paths), archive,
+        ServiceSettings(data_folder=folder), sent=Sent(door="dimse", ae_title="LINAC"),
+    )  # fmt: skip
+    return [answer.outcome for answer in answers]
+
+
+@pytest.fixture
+def ct(tmp_path: Path) -> CtFiles:
+    return make_ct_series(tmp_path / "ct")
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> Iterator[Index]:
+    with closing(Index(f"sqlite:///{tmp_path / 'before.sqlite3'}")) as index:
+        yield index
+
+
+def lived(index: Index, folder: Path, ct: CtFiles) -> Archive:
+    """A service that took in, matched, drew, was asked and signed."""
+    archive = archive_on(index, folder)
+    structures = make_structure_set(
+        folder / "rs.dcm", {"GTV": [disc((0, -10, -24), 4)]}, reference=ct
+    )
+    other = pydicom.dcmread(ct.paths[0])
+    other.PixelData = b"\1" * 160
+    other.save_as(folder / "other.dcm")
+    outcomes = take(archive, [*ct.paths, structures, folder / "other.dcm"], folder)
+    assert outcomes == ["stored"] * 6 + ["conflict"]
+    with index.write() as at:
+        at.execute(series.update().values(state="whole", reason="counted", revision="r1"))
+    add(index, revision, id="r1", series_uid=ct.series_uid, number=1, members_json=[["a", "b"]])
+    add(index, course, id="c1", planning_series_uid=ct.series_uid, structures_uid=uid("rs"))
+    add(
+        index, fraction, revision_id="r1", series_uid=ct.series_uid, course_id="c1",
+        answers_json=[{"question": "roi", "choice": ["1"], "by": "somebody"}], looked_at=7,
+    )  # fmt: skip
+    for number, (state, ended) in enumerate((("awaiting_review", 1), ("drawing", 0)), start=1):
+        add(
+            index, propagation, id=f"p{number}", number=number, order_json={"cbct": "…"},
+            state=state, ended=ended, figures_json={"verdict": "look"}, verdict="look",
+        )  # fmt: skip
+        for step in (1, 2):
+            add(index, event, propagation=f"p{number}", number=step, state=state, done=0.5)
+    for number in (1, 2):
+        add(index, review, number=number, propagation="p1", decision="approved", reviewer="who")
+    result = Path(shutil.copy(ct.paths[0], folder / "result"))
+    archive.blobs.put({"results/p1/RS.dcm": result})
+    return archive
+
+
+def test_the_index_says_the_same_as_before(before: Index, ct: CtFiles, tmp_path: Path) -> None:
+    archive = lived(before, tmp_path, ct)
+    recorder = Recorder(before, archive.blobs, archive.incoming)
+    assert recorder.keep() == 9
+    assert recorder.keep() == 0
+    with closing(Index(f"sqlite:///{tmp_path / 'after.sqlite3'}")) as after:
+        read: list[int] = []
+        found = rebuild(archive_on(after, tmp_path), on_step=read.append)
+        for table in SAME:
+            assert rows_of(after, table) == rows_of(before, table), table.name
+        assert (found.instances, found.conflicts, found.unread, found.orphans) == (6, 1, (), ())
+        assert found.rows == {
+            "series": 2, "revision": 1, "course": 1, "fraction": 1, "propagation": 2, "review": 2,
+        }  # fmt: skip
+        assert read[-1] == 7
+        assert take(archive_on(after, tmp_path), list(ct.paths), tmp_path) == ["already"] * 5
+
+
+@pytest.mark.peer
+def test_on_postgres_numbers_go_on_behind_those_that_came_back(
+    before: Index, ct: CtFiles, tmp_path: Path
+) -> None:
+    archive = lived(before, tmp_path, ct)
+    Recorder(before, archive.blobs, archive.incoming).keep()
+    with postgres() as cluster, closing(Index(cluster.database("after"))) as after:
+        rebuild(archive_on(after, tmp_path))
+        for table in SAME:
+            assert rows_of(after, table) == rows_of(before, table), table.name
+        add(after, review, propagation="p2", decision="rejected")
+        assert [row["number"] for row in rows_of(after, review)] == [1, 2, 3]
+
+
+def test_only_the_newest_version_of_a_row_is_kept(
+    before: Index, ct: CtFiles, tmp_path: Path
+) -> None:
+    archive = lived(before, tmp_path, ct)
+    recorder = Recorder(before, archive.blobs, archive.incoming)
+    recorder.keep()
+    kept = len(list(archive.blobs.list("records/")))
+    for state in ("delivering", "approved"):
+        with before.write() as at:
+            at.execute(propagation.update().where(propagation.c.id == "p1").values(state=state))
+        assert Recorder(before, archive.blobs, archive.incoming).keep() == 1
+    assert len(list(archive.blobs.list("records/"))) == kept
+    states = [r.row["state"] for r in read_records(archive.blobs) if r.row.get("id") == "p1"]
+    assert states == ["approved"]
+    assert list((tmp_path / "incoming").iterdir()) == []
+
+
+def test_a_version_that_a_killed_process_left_does_not_win(
+    before: Index, ct: CtFiles, tmp_path: Path
+) -> None:
+    archive = lived(before, tmp_path, ct)
+    recorder = Recorder(before, archive.blobs, archive.incoming)
+    recorder.keep()
+    (old,) = (key for key in archive.blobs.list("records/propagation/p1/"))
+    again = tmp_path / "again"
+    shutil.copy(archive.blobs.get(old), again)
+    with before.write() as at:
+        at.execute(propagation.update().where(propagation.c.id == "p1").values(state="approved"))
+    recorder.keep()
+    archive.blobs.put({old: again})  # killed before it was deleted
+    states = [r.row["state"] for r in read_records(archive.blobs) if r.row.get("id") == "p1"]
+    assert states == ["approved"]
+    assert recorder.keep() == 0
+
+
+def test_an_index_that_is_not_empty_is_left_alone(
+    before: Index, ct: CtFiles, tmp_path: Path
+) -> None:
+    archive = lived(before, tmp_path, ct)
+    with pytest.raises(ConflictError, match="not empty"):
+        rebuild(archive)
+
+
+def test_files_that_cannot_be_read_are_told_and_the_rest_comes_back(
+    before: Index, ct: CtFiles, tmp_path: Path
+) -> None:
+    archive = lived(before, tmp_path, ct)
+    first, second, *_ = archive.blobs.list("instances/")
+    (tmp_path / "store" / first).write_bytes(b"damaged")
+    half = archive.blobs.get(second).read_bytes()[:200]
+    cut = f"{second.rpartition('/')[0]}/{hashlib.sha256(half).hexdigest()}.dcm"
+    (tmp_path / "store" / cut).write_bytes(half)
+    with closing(Index(f"sqlite:///{tmp_path / 'after.sqlite3'}")) as after:
+        found = rebuild(archive_on(after, tmp_path))
+    assert {key for key, _ in found.unread} == {first, cut}
+    assert found.instances >= 5
+    assert found.orphans == ("p1",)  # nobody wrote its row down
