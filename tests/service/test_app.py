@@ -260,7 +260,8 @@ def test_the_openapi_document_is_the_committed_one(http: Client) -> None:
     assert document == committed, "python -m contourcast.service.api.app > docs/openapi.json"
     assert "Problem" in document["components"]["schemas"]
     taken = document["paths"]["/v1/instances"]["post"]["requestBody"]["content"]
-    assert set(taken) == {"multipart/form-data", "application/zip", "application/dicom"}
+    kinds = {"multipart/form-data", "multipart/related", "application/zip", "application/dicom"}
+    assert set(taken) == kinds
     assert http.get("/docs").status_code == 200
 
 

@@ -9,25 +9,34 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError
 
+from contourcast.imaging.errors import InputError
 from contourcast.service import problems
 from contourcast.service.access.audit import guard as guard_audit
 from contourcast.service.access.caller import Gate
 from contourcast.service.access.guard import Guard
 from contourcast.service.access.oidc import Issuer
 from contourcast.service.api.conditional import Conditional
-from contourcast.service.api.context import Context, in_thread
+from contourcast.service.api.context import Context, Uploads, in_thread
+from contourcast.service.api.idempotency import Idempotent
+from contourcast.service.api.limits import SmallBodies
 from contourcast.service.api.routes import (
     courses,
     deliveries,
+    dicomweb,
     health,
     instances,
+    keys,
     methods,
     orthanc,
     propagations,
     reviews,
     series,
+    session,
+    site,
     worklist,
 )
 from contourcast.service.intake.evidence import Evidence
@@ -35,7 +44,7 @@ from contourcast.service.intake.fractions import Fractions
 from contourcast.service.intake.rules import SiteRules, read_rules
 from contourcast.service.jobs.network import served_network
 from contourcast.service.pacs.deliveries import Deliveries
-from contourcast.service.problems import document_for
+from contourcast.service.problems import document_for, problem_of, respond
 from contourcast.service.records import open_records
 from contourcast.service.review.decisions import Reviews
 from contourcast.service.settings import ServiceSettings
@@ -50,6 +59,10 @@ ROUTES = (
     deliveries,
     methods,
     orthanc,
+    dicomweb,
+    session,
+    keys,
+    site,
     health,
 )
 
@@ -74,6 +87,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
             methods=settings.methods or None,
         ),
         issuer=issuer,
+        uploads=Uploads(settings.uploads_at_once),
     )
 
     @asynccontextmanager
@@ -93,11 +107,20 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         responses=document_for(401, 403, 422, 500),
         redoc_url=None,
     )
+    app.add_middleware(SmallBodies, idle_s=settings.upload_idle_s)
+    app.add_middleware(Idempotent, index=records.index)
     app.add_middleware(Conditional)
     app.add_middleware(
         Guard, gate=Gate(records.index, settings.access, host=settings.host, issuer=issuer)
     )
     problems.install(app)
+
+    @app.exception_handler(DataError)
+    async def unheard_of(request: Request, _: DataError) -> JSONResponse:
+        """Text that no database holds, such as a NUL, names nothing that is here."""
+        error = InputError("the request holds text that nothing here can be called")
+        return respond(problem_of(error, instance=request.url.path))
+
     for part in ROUTES:
         app.include_router(part.routes(context))
     return app

@@ -53,8 +53,8 @@ async def take_body(
         finally:
             path.unlink(missing_ok=True)
     raise UnsupportedMediaError(
-        f"a body of type '{kind}' is not taken",
-        remedy="send application/dicom, multipart/form-data or application/zip",
+        "a body of that type is not taken",
+        remedy="send application/dicom, multipart/form-data, multipart/related or application/zip",
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -11,7 +12,7 @@ from fastapi import Response
 
 from contourcast.service.access.oidc import Issuer
 from contourcast.service.intake.fractions import Fractions
-from contourcast.service.problems import document_for
+from contourcast.service.problems import BusyError, document_for
 from contourcast.service.records import Records
 from contourcast.service.review.decisions import Reviews
 from contourcast.service.settings import ServiceSettings
@@ -23,6 +24,28 @@ Result = TypeVar("Result")
 Responses = dict[int | str, dict[str, Any]]
 
 
+class Uploads:
+    """How many are under way, by whichever route."""
+
+    def __init__(self, at_once: int) -> None:
+        self._at_once, self._now = at_once, 0
+
+    @contextmanager
+    def one(self) -> Iterator[int]:
+        """Counts one for a block; gives how many there are.
+
+        Raises:
+            BusyError: There are as many as may be.
+        """
+        if self._now >= self._at_once:
+            raise BusyError("as many uploads as may be are under way", remedy="send again later")
+        self._now += 1
+        try:
+            yield self._now
+        finally:
+            self._now -= 1
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """One application's settings and records.
@@ -32,6 +55,7 @@ class Context:
         reviews: What people decide.
         fractions: What belongs to what, and what people answer to that.
         issuer: Who vouches for people, where there is one.
+        uploads: Those under way.
     """
 
     settings: ServiceSettings
@@ -40,6 +64,7 @@ class Context:
     reviews: Reviews
     fractions: Fractions
     issuer: Issuer | None
+    uploads: Uploads
 
 
 async def in_thread(function: Callable[..., Result], *args: object) -> Result:

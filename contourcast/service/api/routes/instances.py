@@ -7,11 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from contourcast.service.access.guard import note
 from contourcast.service.api.bodies import take_body
-from contourcast.service.api.context import Context
+from contourcast.service.api.context import Context, in_thread
+from contourcast.service.api.related import RELATED, take_related
 from contourcast.service.archive import Outcome, Sent
 from contourcast.service.ingest import Answer
-from contourcast.service.problems import BusyError, Problem, document_for, respond
+from contourcast.service.problems import Problem, document_for, respond
 
 
 class InstanceAnswer(BaseModel):
@@ -34,7 +36,6 @@ def routes(context: Context) -> APIRouter:
     """The routes over one application's records."""
     router = APIRouter(tags=["instances"])
     archive, settings = context.records.archive, context.settings
-    uploads: set[Request] = set()
 
     @router.post(
         "/v1/instances",
@@ -43,18 +44,19 @@ def routes(context: Context) -> APIRouter:
     )
     async def post_instances(request: Request) -> InstancesAnswer:
         """Send DICOM files: one as it is, many in one multipart, or a zip of them."""
-        if len(uploads) >= settings.uploads_at_once:
-            raise BusyError("as many uploads as may be are under way", remedy="send again later")
-        uploads.add(request)
-        try:
-            in_memory = settings.upload_memory_mib // len(uploads)
-            taken = await take_body(
-                request, archive, settings, in_memory=in_memory, sent=Sent(door="rest")
-            )
-        finally:
-            uploads.remove(request)
+        with context.uploads.one() as under_way:
+            taken = await _take(request, in_memory=settings.upload_memory_mib // under_way)
+        uids = sorted({a.series_instance_uid for a in taken} - {""})
+        patient = await in_thread(archive.patient_of, uids[0]) if uids else ""
+        note(request, patient=patient, objects=uids)
         answer: InstancesAnswer = _judged(taken)
         return answer
+
+    async def _take(request: Request, *, in_memory: int) -> list[Answer]:
+        sent = Sent(door="rest")
+        if request.headers.get("content-type", "").lower().startswith(RELATED):
+            return await take_related(request, archive, settings, sent=sent)
+        return await take_body(request, archive, settings, in_memory=in_memory, sent=sent)
 
     return router
 
@@ -90,6 +92,7 @@ def _upload_document() -> dict[str, Any]:
             "required": True,
             "content": {
                 "multipart/form-data": {"schema": form},
+                "multipart/related": {"schema": binary},
                 "application/zip": {"schema": binary},
                 "application/dicom": {"schema": binary},
             },
