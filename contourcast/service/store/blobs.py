@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar, runtime_checkable
 
 from contourcast.imaging.errors import InputError
 from contourcast.service.problems import DamagedError
@@ -90,6 +90,7 @@ class Detail:
     put_at: datetime
 
 
+@runtime_checkable
 class Dated(Blobs, Protocol):
     """A store that can say how large and how old things are; every kind of ours can.
 
