@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ import pytest
 from pydicom import dcmread
 
 from contourcast.imaging.dicom.instance import read_header
+from contourcast.propagate import Settings, propagate
 from contourcast.service.intake.states import State
+from contourcast.service.jobs.inputs import read_case
 from contourcast.service.jobs.propagations import Origin
+from contourcast.service.outputs.report import write_results
 from contourcast.service.pacs.deliveries import CONFIRM_AFTER_S
 from contourcast.service.pacs.destinations import (
     Destination,
@@ -23,6 +28,7 @@ from contourcast.service.pacs.destinations import (
     DimseDestination,
     OrthancDestination,
 )
+from contourcast.service.pacs.notices import Kind
 from contourcast.service.pacs.objects import wanted
 from contourcast.service.pacs.outbox import (
     FIRST_WAIT_S,
@@ -35,11 +41,14 @@ from contourcast.service.pacs.outbox import (
 )
 from contourcast.service.pacs.profiles import Profile
 from contourcast.service.problems import ForbiddenTransitionError, NotFoundError
+from support.course import make_course
 from support.data import peer
 from support.dimse import FolderDoor, Heard, node
 from support.orthanc import PASSWORD, USER, RealOrthanc, free_ports, orthanc
-from support.outgoing import ORDER, House, KeepsWhatItGets, make_results, outgoing
-from support.stub import stub
+from support.outgoing import ORDER, START, House, KeepsWhatItGets, make_results, outgoing
+from support.postgres import Cluster, postgres
+from support.stub import Asked, Says, stub
+from support.validators import dciodvfy
 
 NOBODY = "http://127.0.0.1:1"  # a port on which nobody listens
 
@@ -548,6 +557,115 @@ def test_a_destination_that_left_the_settings_is_told(tmp_path: Path, results: P
         house.run_due()
         assert house.one("old").problem["type"] == "/problems/settings"
         assert house.state() is State.AWAITING_REVIEW
+
+
+# -------------------------------------------------------------------------------- on Postgres
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with postgres() as running:
+        yield running
+
+
+@pytest.mark.peer
+def test_on_postgres_deliveries_that_end_at_once_leave_no_propagation_behind(
+    tmp_path: Path, results: Path, cluster: Cluster
+) -> None:
+    """Each transaction sees the others' rows as they were: the last must still be the last."""
+    at_once = 6
+    barrier = threading.Barrier(at_once)
+    archives = [KeepsWhatItGets() for _ in range(at_once)]
+
+    def meeting(archive: KeepsWhatItGets) -> Callable[[Asked], Says]:
+        def answer(asked: Asked) -> Says:
+            says = archive(asked)
+            barrier.wait(60)
+            return says
+
+        return answer
+
+    with ExitStack() as stack:
+        urls = [stack.enter_context(stub(meeting(one))).url for one in archives]
+        to = [web(f"pacs-{n}", url) for n, url in enumerate(urls)]
+        house = stack.enter_context(
+            outgoing(tmp_path, to, database_url=cluster.database("deliveries"))
+        )
+        for name in ("p1", "p2", "p3"):
+            house.finish(name, results=results)
+            assert house.state(name) is State.DELIVERING
+            due = house.deliveries.list(propagation=name)
+            with ThreadPoolExecutor(at_once) as pool:
+                list(pool.map(lambda one: house.deliveries.attempt(one.id, one.attempts), due))
+            assert house.state(name) is State.AWAITING_REVIEW
+        assert house.told() == ["propagation.done"] * 3
+        assert {one.state for one in house.deliveries.list()} == {DeliveryState.DELIVERED}
+        assert all(archive.stored == 3 for archive in archives)
+
+
+@pytest.mark.peer
+def test_on_postgres_notices_become_visible_in_their_order(
+    tmp_path: Path, results: Path, cluster: Cluster
+) -> None:
+    with outgoing(tmp_path, [], database_url=cluster.database("notices")) as house:
+        telling, told = threading.Event(), []
+
+        def second() -> None:
+            with house.records.index.write() as at:
+                telling.set()
+                told.append(house.records.notices.tell(at, Kind.REVISION, "2.25.2"))
+
+        thread = threading.Thread(target=second)
+        with house.records.index.write() as at:
+            first = house.records.notices.tell(at, Kind.REVISION, "2.25.1")
+            thread.start()
+            assert telling.wait(60)
+            thread.join(0.5)
+            assert told == [], "whoever comes later waits for the earlier"
+            assert house.records.notices.list() == []
+        thread.join(60)
+        assert [one.number for one in house.records.notices.list()] == [first, *told]
+        assert first < told[0]
+
+
+# ----------------------------------------------------------------- a picture and a page of paper
+
+
+@pytest.mark.peer
+def test_a_picture_and_a_page_are_made_once_for_whoever_wants_them(
+    tmp_path: Path, archive: RealOrthanc, of_orthanc: dict[str, Destination]
+) -> None:
+    course = make_course(tmp_path / "course")
+    case = read_case(
+        planning_ct=course.planning_ct.folder,
+        structures=course.structures,
+        cbct=course.cbct.folder,
+        roi="GTV",
+    )
+    settings = Settings(methods=("translation", "rigid"))
+    done = propagate(case, settings=settings, network=None, clock=lambda: 0.0)
+    write_results(done, tmp_path / "results", made_at=START)
+    wants = of_orthanc["orthanc"].model_copy(update={"secondary_capture": True, "pdf": True})
+    with outgoing(tmp_path / "data", [wants]) as house:
+        house.finish(results=tmp_path / "results", verdict=done.verdict.value)
+        house.run_due()
+        one = house.one("orthanc")
+        assert one.state is DeliveryState.DELIVERED, one.problem
+        there = held(archive)
+        sent = {o["role"]: o for o in one.objects}
+        assert {"secondary_capture", "pdf"} <= sent.keys()
+        for role in ("secondary_capture", "pdf"):
+            path = house.records.archive.blobs.get(sent[role]["key"])
+            assert dciodvfy(path) == []
+            assert len(there[sent[role]["sop_uid"]]) == 1
+            assert dcmread(path).StudyInstanceUID == dcmread(course.cbct.paths[0]).StudyInstanceUID
+        picture = dcmread(house.records.archive.blobs.get(sent["secondary_capture"]["key"]))
+        assert picture.pixel_array.shape[2] == 3
+        made = set(house.records.derived.results("p1"))
+        house.clock.turn(CONFIRM_AFTER_S)
+        house.run_due()
+        assert house.one("orthanc").confirm_at is None
+        assert set(house.records.derived.results("p1")) == made
 
 
 # ------------------------------------------------------------------ what is no longer current

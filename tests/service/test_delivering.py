@@ -1,4 +1,4 @@
-"""Deliveries on a real worker's queue: killed in the middle, and with a row that nobody can read."""
+"""Deliveries on a real worker's queue: killed in the middle, held meanwhile, or beyond reading."""
 
 from __future__ import annotations
 
@@ -126,6 +126,26 @@ def test_what_nobody_can_deliver_fails_alone_and_the_queue_goes_on(
             assert "did not foresee" in failed.problem["cause"]
             assert house.state() is State.AWAITING_REVIEW
             assert len(keeps.kept) == 2
+
+
+def test_held_and_sent_again_while_it_goes_out_it_is_not_forgotten(
+    tmp_path: Path, results: Path
+) -> None:
+    """The attempt that is under way ends, and nobody believes it; the row is tried anew."""
+    archive = Slow()
+    with stub(archive) as running:
+        pacs = DicomWebDestination(name="pacs", url=running.url, confirm=False)
+        with outgoing(tmp_path / "data", [pacs]) as house:
+            house.finish(results=results)
+            with worker(tmp_path / "data", [pacs]) as process:
+                until(process, archive.came.is_set)
+                house.clock.turn(1)
+                house.deliveries.resend(house.deliveries.hold(house.one("pacs").id).id)
+                archive.go_on.set()
+                until(process, lambda: house.one("pacs").attempts == 1)
+                assert "set aside" in house.one("pacs").problem["cause"]
+                until(process, lambda: house.one("pacs").state is DeliveryState.DELIVERED)
+            assert len(archive.keeps.kept) == 2
 
 
 def unreadable(house: House) -> str:

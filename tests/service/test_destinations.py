@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from contourcast.service.pacs.destinations import (
     OrthancDestination,
     WebhookDestination,
     by_name,
-    require_secrets,
+    require_ready,
     secret,
 )
 from contourcast.service.pacs.profiles import DEFAULT, PROFILES, Profile
@@ -89,9 +90,9 @@ def test_credentials_are_looked_up_and_never_shown(monkeypatch: pytest.MonkeyPat
     one = orthanc(user="contourcast", password_env="PACS_PASSWORD")
     monkeypatch.delenv("PACS_PASSWORD", raising=False)
     with pytest.raises(SettingsError, match="PACS_PASSWORD"):
-        require_secrets([one])
+        require_ready([one])
     monkeypatch.setenv("PACS_PASSWORD", "ZZQQ-LEAK")
-    require_secrets([one])
+    require_ready([one])
     assert secret(one, "PACS_PASSWORD") == "ZZQQ-LEAK"
     assert secret(one, None) == ""
     assert "ZZQQ" not in repr(one) + one.model_dump_json()
@@ -101,8 +102,15 @@ def test_a_webhook_needs_its_secret_and_a_node_none(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("HOOK_SECRET", raising=False)
     hook = WebhookDestination(name="hook", url="http://127.0.0.1/", secret_env="HOOK_SECRET")
     with pytest.raises(SettingsError, match="HOOK_SECRET"):
-        require_secrets([hook])
-    require_secrets([DimseDestination(name="node", host="x", port=104, aet="X")])
+        require_ready([hook])
+    require_ready([DimseDestination(name="node", host="x", port=104, aet="X")])
+
+
+def test_a_page_of_paper_needs_what_writes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "reportlab", None)
+    require_ready([orthanc()])
+    with pytest.raises(SettingsError, match="wants a PDF"):
+        require_ready([orthanc(pdf=True)])
 
 
 @pytest.mark.parametrize(

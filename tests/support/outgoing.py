@@ -112,11 +112,16 @@ class House:
 
 
 @contextmanager
-def outgoing(folder: Path, destinations: Sequence[Destination]) -> Iterator[House]:
+def outgoing(
+    folder: Path, destinations: Sequence[Destination], *, database_url: str = ""
+) -> Iterator[House]:
     """Records in a folder, for a block."""
     clock = Clock()
     settings = ServiceSettings(
-        data_folder=folder, disk_reserve_mib=0, destinations=tuple(destinations)
+        data_folder=folder,
+        disk_reserve_mib=0,
+        destinations=tuple(destinations),
+        database_url=database_url,
     )
     records = open_records(settings, role="test")
     hooks = [one for one in destinations if isinstance(one, WebhookDestination)]

@@ -24,7 +24,7 @@ from contourcast.service.jobs.queues import DELIVER, chosen
 from contourcast.service.jobs.steps import Steps
 from contourcast.service.jobs.workflow import Work, define, workflow_id
 from contourcast.service.pacs.deliveries import Deliveries
-from contourcast.service.pacs.destinations import require_secrets
+from contourcast.service.pacs.destinations import require_ready
 from contourcast.service.pacs.watching import watching
 from contourcast.service.records import Records, open_records
 from contourcast.service.settings import ServiceSettings
@@ -50,7 +50,7 @@ def work(settings: ServiceSettings, stop: threading.Event) -> None:
     queues: dict[str, Queue] = {}
     listen = chosen(settings.queues)
     if DELIVER in listen:
-        require_secrets(settings.destinations)
+        require_ready(settings.destinations)
     deliveries = Deliveries(records, settings.destinations)
     steps = Steps(
         records,

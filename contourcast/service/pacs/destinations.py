@@ -6,6 +6,7 @@ credentials, and what it gets. Nothing is ever sent to an address that is not am
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -144,19 +145,23 @@ def by_name(destinations: Sequence[Destination]) -> dict[str, Destination]:
     return named
 
 
-def require_secrets(destinations: Sequence[Destination]) -> None:
-    """Refuses to begin without a credential that a destination needs.
+def require_ready(destinations: Sequence[Destination]) -> None:
+    """Refuses to begin without a credential, or a library, that a destination needs.
 
     Raises:
-        SettingsError: An environment variable is not there.
+        SettingsError: An environment variable is not there, or what writes PDF is not.
     """
     for one in destinations:
-        if isinstance(one, DimseDestination):
-            continue
-        for variable in (one.password_env, one.token_env):
-            secret(one, variable)
+        if isinstance(one, OrthancDestination | DicomWebDestination | WebhookDestination):
+            for variable in (one.password_env, one.token_env):
+                secret(one, variable)
         if isinstance(one, WebhookDestination):
             secret(one, one.secret_env)
+        elif one.pdf and importlib.util.find_spec("reportlab") is None:
+            raise SettingsError(
+                f"the destination '{one.name}' wants a PDF, and what writes one is not installed",
+                remedy="pip install contourcast[report], or set pdf = false",
+            )
 
 
 def secret(destination: Destination, variable: str | None) -> str:
