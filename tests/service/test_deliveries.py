@@ -289,15 +289,21 @@ def until_listening(house: House) -> None:
 
 
 @pytest.mark.peer
-def test_a_dicom_archive_is_sent_to_and_searched(tmp_path: Path, results: Path) -> None:
+@pytest.mark.parametrize("commitment", [False, True])
+def test_a_dicom_archive_is_sent_to_and_searched(
+    tmp_path: Path, results: Path, commitment: bool
+) -> None:
+    """DCMTK's offers no storage commitment: whoever asks for it searches after all."""
     with (
         dcmqrscp(tmp_path / "archive") as port,
-        outgoing(tmp_path / "data", [dimse(port)]) as house,
+        outgoing(tmp_path / "data", [dimse(port, commitment=commitment)]) as house,
     ):
         house.finish(results=results)
         until_listening(house)
-        house.clock.turn(CONFIRM_AFTER_S)
-        house.run_due()
+        for _ in range(2 if commitment else 1):
+            assert house.one("node").confirm_at is not None
+            house.clock.turn(CONFIRM_AFTER_S)
+            house.run_due()
         one = house.one("node")
         assert one.confirm_at is None, one
         assert {c["outcome"] for c in one.receipt["confirmations"]} == {"stored"}

@@ -15,10 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from contourcast.imaging.dicom.instance import read_header
 from contourcast.service.intake.states import State
 from contourcast.service.pacs.destinations import DicomWebDestination
 from contourcast.service.pacs.outbox import DeliveryState
+from support.course import make_course
 from support.outgoing import House, KeepsWhatItGets, make_results, outgoing
+from support.records import looking_into
+from support.server import serving
 from support.stub import Asked, Says, stub
 
 LIMIT_S = 240.0
@@ -81,6 +85,36 @@ def until(process: subprocess.Popen[str], reached: Callable[[], bool]) -> None:
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     return make_results(tmp_path / "results")
+
+
+def test_a_job_of_the_service_ends_once_its_results_are_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    course = make_course(tmp_path / "course")
+    keeps = KeepsWhatItGets()
+    with stub(keeps) as running:
+        to = [{"kind": "dicomweb", "name": "pacs", "url": running.url}]
+        monkeypatch.setenv("CONTOURCAST_DESTINATIONS", json.dumps(to))
+        monkeypatch.setenv("CONTOURCAST_INTAKE", "on_request")
+        with serving(tmp_path / "data") as server:
+            server.send(course)
+            asked = server.ask(course)
+            server.until(asked, lambda _: False)
+            deadline = time.monotonic() + LIMIT_S
+            while server.job(asked)["state"] == "delivering":
+                assert time.monotonic() < deadline, "".join(server.lines)
+                time.sleep(0.05)
+            assert server.job(asked)["state"] == "awaiting_review"
+        with looking_into(tmp_path / "data") as records:
+            told = [event.state.value for event in records.propagations.events(asked)]
+            assert told[-2:] == ["delivering", "awaiting_review"]
+            assert [one.kind.value for one in records.notices.list()] == ["propagation.done"]
+            results = {
+                read_header(records.derived.result(asked, name)).sop_instance_uid
+                for name in ("RS.dcm", "REG.dcm")
+            }
+        assert keeps.kept.keys() == results
+        assert "ZZQQ" not in "".join(server.lines)
 
 
 def test_killed_in_mid_delivery_it_is_one_delivery(tmp_path: Path, results: Path) -> None:
