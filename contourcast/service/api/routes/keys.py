@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 

@@ -7,19 +7,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import update
 
 from contourcast.service.api.context import Context, in_thread
-from contourcast.service.index.database import Index, now
-from contourcast.service.index.tables import cursor
-
-HINT = "orthanc-hint"  # in the table of cursors; who reads the diary looks at it
+from contourcast.service.pacs.watching import hint, watched
 
 
 class Hint(BaseModel):
-    """What the rule in Orthanc says of a series."""
+    """What the rule in Orthanc says of a series; more may be said, and is not heard."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -29,28 +25,21 @@ class Hint(BaseModel):
 
 
 class HintAnswer(BaseModel):
-    """That it was heard."""
+    """Who looks sooner now."""
 
-    heard: bool = True
+    looking_at: list[str] = Field(description="Archives of the settings that are watched.")
 
 
 def routes(context: Context) -> APIRouter:
     """The routes over one application's records."""
     router = APIRouter(tags=["archives"])
+    archives = [archive.name for archive in watched(context.settings.destinations)]
 
     @router.post("/v1/orthanc/events", status_code=202)
-    async def post_event(hint: Hint, response: Response) -> HintAnswer:
-        """Hear that an archive has something new; it is looked at soon, and asked itself."""
-        await in_thread(leave_hint, context.records.index)
-        response.headers["Retry-After"] = "10"
-        return HintAnswer()
+    async def post_event(_: Hint) -> HintAnswer:
+        """Hear that an archive has something new: it is looked at now, and asked itself."""
+        for archive in archives:
+            await in_thread(hint, context.records.index, archive)
+        return HintAnswer(looking_at=archives)
 
     return router
-
-
-def leave_hint(index: Index) -> None:
-    """Writes down that the archives should be looked at sooner."""
-    value = {"at": now().isoformat()}
-    with index.write() as at:
-        at.execute(index.insert_new(cursor, {"name": HINT, "value_json": value}))
-        at.execute(update(cursor).where(cursor.c.name == HINT).values(value_json=value))

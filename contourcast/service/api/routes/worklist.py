@@ -10,7 +10,18 @@ from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
-from sqlalchemy import Connection, Row, Select, and_, case, literal, select, tuple_, union_all
+from sqlalchemy import (
+    Connection,
+    Index,
+    Row,
+    Select,
+    and_,
+    case,
+    literal,
+    select,
+    tuple_,
+    union_all,
+)
 
 from contourcast.service.access.guard import note
 from contourcast.service.api.context import Context, in_thread
@@ -22,6 +33,28 @@ from contourcast.service.intake.states import DECIDED, State
 Verdict = Literal["accept", "look", "reject"]
 # A person is through with these; they are shown when asked for by state.
 _THROUGH: Final = DECIDED | {State.SUPERSEDED, State.CANCELLED}
+# All that the order of triage asks for, so that no order of a propagation, with its hundreds of
+# digests, is read for it.
+_TRIAGE: Final = Index(
+    "propagation_triage",
+    propagation.c.state,
+    propagation.c.verdict,
+    propagation.c.made_at,
+    propagation.c.id,
+    propagation.c.course_id,
+    propagation.c.cbct_series_uid,
+)
+_SHOWN: Final = (
+    "patient_key",
+    "course_id",
+    "cbct_series_uid",
+    "acquired_at",
+    "made_at",
+    "state",
+    "verdict",
+    "figures_json",
+    "problem_json",
+)
 
 
 class PatientItem(BaseModel):
@@ -66,6 +99,9 @@ def routes(context: Context) -> APIRouter:
     """The routes over one application's records."""
     router = APIRouter(tags=["worklist"])
     index = context.records.index
+    with index.write() as at:
+        index.in_turn(at, "schema")
+        _TRIAGE.create(at, checkfirst=True)
 
     @router.get("/v1/worklist")
     async def get_worklist(
@@ -180,14 +216,14 @@ def _page(
 
 def _items(at: Connection, shown: list[Row[Any]] | Any) -> list[WorklistItem]:
     ids = {kind: [r.id for r in shown if r.kind == kind] for kind in ("propagation", "question")}
-    rows: dict[str, Row[Any]] = {
-        row.id: row
-        for row in at.execute(select(propagation).where(propagation.c.id.in_(ids["propagation"])))
-    }
-    rows |= {
-        row.revision_id: row
-        for row in at.execute(select(fraction).where(fraction.c.revision_id.in_(ids["question"])))
-    }
+    drawn = select(
+        propagation.c.id,
+        propagation.c.order_json["roi"].as_string().label("roi"),
+        *(propagation.c[name] for name in _SHOWN),
+    ).where(propagation.c.id.in_(ids["propagation"]))
+    asked = select(fraction).where(fraction.c.revision_id.in_(ids["question"]))
+    rows: dict[str, Row[Any]] = {row.id: row for row in at.execute(drawn)}
+    rows |= {row.revision_id: row for row in at.execute(asked)}
     people = {
         row.key: row.identity_json
         for row in at.execute(
@@ -258,7 +294,7 @@ def _item(
         state=State(row.state),
         verdict=row.verdict,
         reason=(reasons or [row.problem_json.get("cause", "")])[0],
-        roi=row.order_json["roi"],
+        roi=row.roi,
         volumes_cc={
             name: drawn.get("volume_cc") for name, drawn in figures.get("methods", {}).items()
         },
