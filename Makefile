@@ -12,10 +12,13 @@ TEST_PARTS := baselines,codecs,compare,dev,docs,evidence,networks,report,s3,simu
 # Compiled at installation, where there is a compiler.
 KERNEL := hatch_build.py $(addprefix contourcast/models/kernels/,build.py selective_scan.c)
 
-.PHONY: demo test check test-all bench docs serve wheel peers constraints clean
+.PHONY: demo demo-service test check test-all bench docs serve wheel peers constraints clean
 
 demo: .venv/.stamp-demo        ## a virtual patient, the main job, a table and pictures
 	$(BIN)/contourcast demo --out demo
+
+demo-service: .venv/.stamp-demo ## Orthanc, a course pushed by C-STORE, structure sets found back (needs make peers)
+	$(BIN)/python deploy/demo_service.py --out demo-service
 
 test: .venv/.stamp-test        ## everything that the tests need, then the tests
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow" --doctest-modules contourcast tests
@@ -51,7 +54,7 @@ constraints:                   ## pins from what is installed
 	  | sed '1i # Every package that an installation with all extras but [gpu] has, exactly. Made by "make constraints".' > constraints.txt
 
 clean:
-	rm -rf .venv demo site dist build
+	rm -rf .venv demo demo-service site dist build
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Contourcast needs Python 3.11 or newer"; exit 1; }
