@@ -368,7 +368,7 @@ def test_folders_that_are_empty_go(tmp_path: Path) -> None:
         ("dicomweb+https://user:word@pacs/dicom-web", "holds a password"),
         ("dicomweb+https://pacs/dicom-web?x=y", "no option but"),
         ("dicomweb+https:///dicom-web", "no https:// address"),
-        ("s3://bucket?endpoint=https://h:port", "no https:// address"),
+        ("s3://bucket?endpoint=https://h:port", "cannot be read"),
         ("s3://[half", "cannot be read"),
     ],
 )

@@ -69,7 +69,7 @@ def open_store(
         options = _options(parts, S3_OPTIONS)
         endpoint = options.get("endpoint", "")
         if endpoint:
-            _require_tls(urlsplit(endpoint), options)
+            _require_tls(_split(endpoint), options)
         prefix = unquote(parts.path).strip("/")
         if not parts.hostname or not PREFIX.fullmatch(prefix):
             raise _unknown("the bucket's name or the prefix in it is none")
