@@ -27,7 +27,7 @@ def test_everything_comes_up_takes_work_and_goes_down_cleanly(tmp_path: Path) ->
         echoed = service.orthanc.http.post("/modalities/contourcast/echo", content=b"{}")
         assert echoed.status_code == 200, "".join(service.node.lines)
         course = make_course(tmp_path / "course")
-        answer = service.http.post("/v1/instances", files=form_files(course.paths))
+        answer = service.http.post("/v1/instances", files=form_files(course.planning_ct.paths))
         assert answer.status_code == 200, answer.text
         assert {one["outcome"] for one in answer.json()["instances"]} == {"stored"}
 

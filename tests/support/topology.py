@@ -41,7 +41,7 @@ from support.postgres import Cluster, postgres
 COMPOSE: Final = REPOSITORY / "docker" / "compose.yaml"
 SITE: Final = REPOSITORY / "docker" / "contourcast.toml"
 START_S: Final = 180.0
-END_S: Final = 60.0
+GRACE_S: Final = 60.0  # stop_grace_period in compose.yaml
 DATABASE_PASSWORD: Final = "trusted-without-it"
 VARIABLE: Final = re.compile(r"\$\{(\w+)(?::([-?])([^}]*))?\}")
 
@@ -101,10 +101,14 @@ class Process:
         os.kill(self.pid, signal.SIGCONT)
 
     def end(self) -> int:
-        """The orderly end, as a supervisor asks for it; its exit code."""
+        """The end as a supervisor makes it: asked, and killed when it takes too long; its code."""
         os.kill(self.pid, signal.SIGTERM)
         os.kill(self.pid, signal.SIGCONT)
-        return self._gone()
+        try:
+            return self._gone()
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return -signal.SIGKILL
 
     def wait_for(self, text: str, *, after: int = 0, limit_s: float = START_S) -> str:
         """Waits for a line with a text among those from the line number ``after`` on."""
@@ -120,7 +124,7 @@ class Process:
 
     def _gone(self) -> int:
         assert self._process is not None
-        code = self._process.wait(timeout=END_S)
+        code = self._process.wait(timeout=GRACE_S)
         self._process = None
         return code
 
