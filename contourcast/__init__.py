@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from contourcast.client import Client
     from contourcast.imaging.errors import ContourcastError
     from contourcast.imaging.grid import Grid
     from contourcast.imaging.structures import Contour, Roi, StructureSet
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _HOME: Final = {
     "Case": "contourcast.propagate",
+    "Client": "contourcast.client",
     "Contour": "contourcast.imaging.structures",
     "ContourcastError": "contourcast.imaging.errors",
     "Grid": "contourcast.imaging.grid",
@@ -37,6 +39,7 @@ _HOME: Final = {
 
 __all__ = [
     "Case",
+    "Client",
     "Contour",
     "ContourcastError",
     "Grid",

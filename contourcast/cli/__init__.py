@@ -11,10 +11,12 @@ import typer
 from contourcast.cli import access, audit, fit, train
 from contourcast.cli.cohort import cohort
 from contourcast.cli.evidence import analyse, evaluate
+from contourcast.cli.keeping import export, rebuild, retention
 from contourcast.cli.networks import networks
 from contourcast.cli.prepare import prepare
 from contourcast.cli.propagate import compare, demo, propagate
 from contourcast.cli.rules import rules
+from contourcast.cli.send import send
 from contourcast.cli.service import dicom_node, doctor, serve, settings, worker
 from contourcast.cli.simulate import calibrate, simulate
 from contourcast.cli.terminal import OneLineErrors
@@ -38,9 +40,13 @@ for command in (
     networks,
     doctor,
     serve,
+    send,
     settings,
     rules,
     cohort,
+    rebuild,
+    retention,
+    export,
     worker,
 ):
     app.command()(command)

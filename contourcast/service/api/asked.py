@@ -1,10 +1,12 @@
-"""Who asked for which propagation: what an uploader may see is what it asked for.
+"""What an uploader may see: what came of the scans that it sent, and what it asked for.
 
 One order is one propagation, whoever asks: the first to do so stands in its row, all of them here.
+Whoever sent a series that was here already has it, and so may see what was drawn on it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Request
@@ -14,6 +16,7 @@ from contourcast.service.access.caller import Caller
 from contourcast.service.access.roles import own_only
 from contourcast.service.index.database import Index
 from contourcast.service.index.tables import metadata, propagation
+from contourcast.service.ingest import Answer
 from contourcast.service.problems import NotFoundError
 
 asked = Table(
@@ -22,12 +25,28 @@ asked = Table(
     Column("propagation", String, primary_key=True),
     Column("caller", String, primary_key=True),  # as `Caller.name`
 )
+sent = Table(
+    "sent",
+    metadata,
+    Column("series_uid", String, primary_key=True),
+    Column("caller", String, primary_key=True),
+)
 
 
 def remember(index: Index, propagation_id: str, caller: str) -> None:
     """Somebody asked for it."""
     with index.write() as at:
         at.execute(index.insert_new(asked, {"propagation": propagation_id, "caller": caller}))
+
+
+def remember_sent(index: Index, answers: Sequence[Answer], caller: str) -> list[str]:
+    """Somebody sent these; the UIDs of the series that are here."""
+    uids = sorted({a.series_instance_uid for a in answers if a.problem is None} - {""})
+    if uids:
+        with index.write() as at:
+            for uid in uids:
+                at.execute(index.insert_new(sent, {"series_uid": uid, "caller": caller}))
+    return uids
 
 
 def caller_of(request: Request) -> Caller:
@@ -41,15 +60,16 @@ def only_own(request: Request) -> ColumnElement[bool] | None:
     caller = caller_of(request)
     if not own_only(caller, request.method, _template(request)):
         return None
-    mine = select(asked.c.propagation).where(asked.c.caller == caller.name)
-    return propagation.c.id.in_(mine)
+    wanted = select(asked.c.propagation).where(asked.c.caller == caller.name)
+    scans = select(sent.c.series_uid).where(sent.c.caller == caller.name)
+    return propagation.c.id.in_(wanted) | propagation.c.cbct_series_uid.in_(scans)
 
 
 def require_seen(request: Request, index: Index, propagation_id: str) -> None:
     """Refuses what is not the caller's to see, as if it were not there.
 
     Raises:
-        NotFoundError: There is none of that id, or none that the caller asked for.
+        NotFoundError: There is none of that id, or none that the caller may see.
     """
     wanted: list[Any] = [propagation.c.id == propagation_id]
     limit = only_own(request)

@@ -23,6 +23,7 @@ from sqlalchemy import Connection, select
 from contourcast.imaging.errors import InputError
 from contourcast.imaging.source import Patient
 from contourcast.service.access.guard import note
+from contourcast.service.api.asked import caller_of, remember_sent
 from contourcast.service.api.context import PRIVATE, Context, also, in_thread
 from contourcast.service.api.paging import LARGEST, MOST
 from contourcast.service.api.related import DICOM, RELATED, take_related
@@ -102,7 +103,10 @@ def routes(context: Context) -> APIRouter:
             taken = await take_related(
                 request, archive, settings, sent=Sent(door="stow"), study_uid=study
             )
-        note(request, objects=sorted({a.series_instance_uid for a in taken} - {""}))
+        by = caller_of(request).name
+        uids = await in_thread(remember_sent, archive.index, taken, by)
+        patient = await in_thread(archive.patient_of, uids[0]) if uids else ""
+        note(request, patient=patient, objects=uids)
         return await in_thread(_stored, archive, taken)
 
     @router.post("/dicom-web/studies", **_stow())

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from contourcast.service.access.guard import note
+from contourcast.service.api.asked import caller_of, remember_sent
 from contourcast.service.api.bodies import take_body
 from contourcast.service.api.context import Context, in_thread
 from contourcast.service.api.related import RELATED, take_related
@@ -46,7 +47,8 @@ def routes(context: Context) -> APIRouter:
         """Send DICOM files: one as it is, many in one multipart, or a zip of them."""
         with context.uploads.one() as under_way:
             taken = await _take(request, in_memory=settings.upload_memory_mib // under_way)
-        uids = sorted({a.series_instance_uid for a in taken} - {""})
+        by = caller_of(request).name
+        uids = await in_thread(remember_sent, archive.index, taken, by)
         patient = await in_thread(archive.patient_of, uids[0]) if uids else ""
         note(request, patient=patient, objects=uids)
         answer: InstancesAnswer = _judged(taken)
