@@ -140,10 +140,8 @@ class Outbox:
         Raises:
             NotFoundError: There is none of that id.
         """
-        found = self._select(select(delivery).where(delivery.c.id == delivery_id))
-        if not found:
-            raise NotFoundError("no delivery has that id", remedy="see /v1/deliveries for the ids")
-        return found[0]
+        with self.index.read() as at:
+            return _found(at.execute(select(delivery).where(delivery.c.id == delivery_id)).first())
 
     def list(
         self, *, before: int | None = None, limit: int = 100, **equal: str | None
@@ -229,16 +227,18 @@ class Outbox:
         Raises:
             NotFoundError: There is none of that id.
         """
-        seen = self.get(delivery_id)
         with self.index.write() as at:
-            self.change(
-                at,
-                seen,
-                state=DeliveryState.WAITING,
-                next_at=moment_text(self.now()),
-                confirm_at=None,
-                receipt_json={"tries_from": seen.attempts},
-                problem_json={},
+            seen = _locked(at, delivery_id)
+            at.execute(
+                update(delivery)
+                .where(delivery.c.id == delivery_id)
+                .values(
+                    state=DeliveryState.WAITING,
+                    next_at=moment_text(self.now()),
+                    confirm_at=None,
+                    receipt_json={"tries_from": seen.attempts},
+                    problem_json={},
+                )
             )
         return self.get(delivery_id)
 
@@ -249,16 +249,14 @@ class Outbox:
             NotFoundError: There is none of that id.
             ForbiddenTransitionError: It does not wait.
         """
-        seen = self.get(delivery_id)
         with self.index.write() as at:
-            held = seen.state is DeliveryState.WAITING and self.change(
-                at, seen, state=DeliveryState.HELD
-            )
-        if not held:
-            raise ForbiddenTransitionError(
-                f"a delivery that is {seen.state.value} cannot be held",
-                remedy="only what waits can be kept back",
-            )
+            seen = _locked(at, delivery_id)
+            if seen.state is not DeliveryState.WAITING:
+                raise ForbiddenTransitionError(
+                    f"a delivery that is {seen.state.value} cannot be held",
+                    remedy="only what waits can be kept back",
+                )
+            self.change(at, seen, state=DeliveryState.HELD)
         return self.get(delivery_id)
 
     def _select(self, query: Select[Any]) -> Sequence[Delivery]:
@@ -289,6 +287,18 @@ TRIES_AT_MOST: Final = _tries_at_most()
 def moment_text(moment: datetime, *, later_s: float = 0.0) -> str:
     """A time as text that sorts."""
     return (moment + timedelta(seconds=later_s)).isoformat(timespec="milliseconds")
+
+
+def _locked(at: Connection, delivery_id: str) -> Delivery:
+    """A delivery that nobody else changes until the transaction ends."""
+    query = select(delivery).where(delivery.c.id == delivery_id)
+    return _found(at.execute(query.with_for_update()).first())
+
+
+def _found(row: Row[Any] | None) -> Delivery:
+    if row is None:
+        raise NotFoundError("no delivery has that id", remedy="see /v1/deliveries for the ids")
+    return _delivery(row)
 
 
 def _delivery(row: Row[Any]) -> Delivery:

@@ -7,7 +7,6 @@ tried here, so what is not known is left as the writer does it.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,11 +32,6 @@ class Profile(BaseModel):
         default="ISO_IR 192",
         description="UTF-8, or Latin-1 where all text of a set can be written in it.",
     )
-
-    @property
-    def digest(self) -> str:
-        """Names what is written by it."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
 
 DEFAULT: Final = Profile()  # what the writer writes
