@@ -51,6 +51,9 @@ class _Archive(_Destination):
     confirm: bool = Field(
         default=True, description="Whether it is asked, a minute later, if all is really there."
     )
+    fetch: bool = Field(
+        default=False, description="Whether it is asked, by itself, for what is missing here."
+    )
 
     @field_validator("profile")
     @classmethod

@@ -10,7 +10,7 @@ import re
 import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, Final, Self
@@ -31,6 +31,19 @@ PATIENT_ID: Final = "00100020"
 STUDY: Final = "0020000D"
 SERIES: Final = "0020000E"
 SERIES_COUNT: Final = "00201209"  # Number of Series Related Instances
+ISSUER: Final = "00100021"
+STUDY_DATE: Final = "00080020"
+STUDY_TIME: Final = "00080030"
+SERIES_DATE: Final = "00080021"
+SERIES_TIME: Final = "00080031"
+MANUFACTURER: Final = "00080070"
+MODEL: Final = "00081090"
+DESCRIPTION: Final = "0008103E"
+# What a question for a patient's series asks beside UIDs: enough to choose among them.
+OF_A_PATIENT: Final = (
+    *(PATIENT_ID, ISSUER, STUDY_DATE, STUDY_TIME, SERIES_DATE, SERIES_TIME),
+    *(MANUFACTURER, MODEL, DESCRIPTION),
+)
 REFERENCED_UID: Final = "00081155"
 WARNING_REASON: Final = "00081196"
 FAILURE_REASON: Final = "00081197"
@@ -62,16 +75,26 @@ DataSet = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class FoundSeries:
-    """A series that an archive has; nothing of the patient.
+    """A series that an archive has; nothing of the patient but who issued the ID.
 
     Attributes:
         count: Number of Series Related Instances; None where the archive does not say.
+        issuer: Of the patient ID; this and what follows is empty where the archive does not say,
+            or was not asked for a patient's series.
+        date: DA of the series, else of its study.
+        time: TM that goes with it.
     """
 
     series_instance_uid: str
     study_instance_uid: str
     modality: str
     count: int | None
+    issuer: str = field(default="", repr=False)
+    date: str = ""
+    time: str = ""
+    manufacturer: str = ""
+    model: str = ""
+    description: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +153,8 @@ class DicomWeb:
         if series_instance_uid:
             query.append((SERIES, _uid(series_instance_uid)))
         if patient_id:
-            query += [(PATIENT_ID, _literal(patient_id)), ("includefield", PATIENT_ID)]
+            query.append((PATIENT_ID, _literal(patient_id)))
+            query += [("includefield", tag) for tag in OF_A_PATIENT]
         if modality:
             query.append((MODALITY, _literal(modality)))
         if since is not None:
@@ -142,6 +166,12 @@ class DicomWeb:
                 study_instance_uid=self._uid_in(one, STUDY) or study_instance_uid,
                 modality=str(_first(one, MODALITY) or ""),
                 count=_count(_first(one, SERIES_COUNT)),
+                issuer=_text(one, ISSUER),
+                date=_text(one, SERIES_DATE) or _text(one, STUDY_DATE),
+                time=_text(one, SERIES_TIME if _text(one, SERIES_DATE) else STUDY_TIME),
+                manufacturer=_text(one, MANUFACTURER),
+                model=_text(one, MODEL),
+                description=_text(one, DESCRIPTION),
             )
             for uid, one in self._query(path, query, SERIES).items()
             if not patient_id or _is_of(one, patient_id)
@@ -434,6 +464,11 @@ def _values(data_set: DataSet, tag: str) -> list[object]:
 
 def _first(data_set: DataSet, tag: str) -> object:
     return next(iter(_values(data_set, tag)), None)
+
+
+def _text(data_set: DataSet, tag: str) -> str:
+    value = _first(data_set, tag)
+    return value.strip("\0 ") if isinstance(value, str) else ""
 
 
 def _is_of(data_set: DataSet, patient_id: str) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeVar
@@ -90,6 +90,23 @@ class HeldSeries:
         return len(self.instances)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PatientSeries:
+    """A series of a patient that was asked for; texts are empty where Orthanc knows none.
+
+    Attributes:
+        date: DA of the series.
+        time: TM of the series.
+    """
+
+    series_instance_uid: str
+    modality: str
+    date: str = ""
+    time: str = ""
+    manufacturer: str = ""
+    description: str = field(default="", repr=False)
+
+
 # What Orthanc answers, as far as we read it
 
 
@@ -126,6 +143,17 @@ class _SeriesTags(_Answer):
     modality: str = ""
 
 
+class _TagsOfSeries(_SeriesTags):
+    series_date: str = ""
+    series_time: str = ""
+    manufacturer: str = ""
+    series_description: str = ""
+
+
+class _SeriesOfPatient(_Answer):
+    main_dicom_tags: _TagsOfSeries
+
+
 class _Series(_Answer):
     parent_study: OrthancId
     is_stable: bool
@@ -151,6 +179,7 @@ class _Refusal(_Answer):
 
 _IDS: Final = TypeAdapter(list[OrthancId])
 _INSTANCES: Final = TypeAdapter(list[_Instance])
+_OF_PATIENT: Final = TypeAdapter(list[_SeriesOfPatient])
 
 
 class Orthanc:
@@ -236,6 +265,38 @@ class Orthanc:
             instances=tuple(_held(one) for one in self._parse(_INSTANCES, body)),
             is_stable=told.is_stable,
         )
+
+    def series_of_patient(
+        self, patient_id: str, modalities: Collection[str]
+    ) -> list[PatientSeries]:
+        """The series under a patient ID, letter for letter; whose they are, their files say.
+
+        Args:
+            patient_id: Without wildcards; goes to Orthanc and nowhere else.
+            modalities: Such as ``CT``.
+        """
+        query = {"PatientID": patient_id, "Modality": "\\".join(modalities)}
+        asked = {"Level": "Series", "Query": query, "Expand": True, "CaseSensitive": True}
+        _, body = self._connection.request("POST", "tools/find", json=asked)
+        tags = [one.main_dicom_tags for one in self._parse(_OF_PATIENT, body)]
+        return [
+            PatientSeries(
+                series_instance_uid=one.series_instance_uid,
+                modality=one.modality,
+                date=one.series_date,
+                time=one.series_time,
+                manufacturer=one.manufacturer,
+                description=one.series_description,
+            )
+            for one in tags
+        ]
+
+    def instances_of(self, series_instance_uid: str) -> list[HeldInstance]:
+        """What it holds of a series, by its UID; empty when it has none of it."""
+        query = {"SeriesInstanceUID": series_instance_uid}
+        asked = {"Level": "Instance", "Query": query, "Expand": True}
+        _, body = self._connection.request("POST", "tools/find", json=asked)
+        return [_held(one) for one in self._parse(_INSTANCES, body)]
 
     def series_of(self, instance: str) -> str | None:
         """The id of the series that an instance is in; None when it is gone."""

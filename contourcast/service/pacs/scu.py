@@ -94,21 +94,30 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFound:
-    """A study that a peer has; numbers are None where it does not say."""
+    """A study that a peer has; numbers are None, texts empty, where it does not say."""
 
     study_uid: str
     series: int | None
     instances: int | None
+    patient_id: str = field(default="", repr=False)
+    issuer: str = field(default="", repr=False)
+    date: str = ""
+    time: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesFound:
-    """A series that a peer has; its number of instances is None where it does not say."""
+    """A series that a peer has; a number is None, a text empty, where it does not say."""
 
     study_uid: str
     series_uid: str
     modality: str
     instances: int | None
+    date: str = ""
+    time: str = ""
+    manufacturer: str = ""
+    model: str = ""
+    description: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +227,9 @@ class Peer:
             "STUDY",
             StudyInstanceUID=study_uid,
             PatientID=patient_id,
+            IssuerOfPatientID="",
             StudyDate=dates,
+            StudyTime="",
             NumberOfStudyRelatedSeries="",
             NumberOfStudyRelatedInstances="",
         )
@@ -228,6 +239,10 @@ class Peer:
                 study_uid=_text(found, 0x0020000D),
                 series=_number(found, 0x00201206),
                 instances=_number(found, 0x00201208),
+                patient_id=_text(found, 0x00100020),
+                issuer=_text(found, 0x00100021),
+                date=_text(found, 0x00080020),
+                time=_text(found, 0x00080030),
             ),
         )
 
@@ -245,6 +260,11 @@ class Peer:
             SeriesInstanceUID=series_uid,
             Modality=modality,
             NumberOfSeriesRelatedInstances="",
+            SeriesDate="",
+            SeriesTime="",
+            Manufacturer="",
+            ManufacturerModelName="",
+            SeriesDescription="",
         )
         return self._find(
             query,
@@ -253,6 +273,11 @@ class Peer:
                 series_uid=_text(found, 0x0020000E),
                 modality=_text(found, 0x00080060),
                 instances=_number(found, 0x00201209),
+                date=_text(found, 0x00080021),
+                time=_text(found, 0x00080031),
+                manufacturer=_text(found, 0x00080070),
+                model=_text(found, 0x00081090),
+                description=_text(found, 0x0008103E),
             ),
         )
 
