@@ -12,7 +12,7 @@ TEST_PARTS := baselines,codecs,compare,dev,docs,evidence,networks,report,s3,simu
 # Compiled at installation, where there is a compiler.
 KERNEL := hatch_build.py $(addprefix contourcast/models/kernels/,build.py selective_scan.c)
 
-.PHONY: demo demo-service test check test-all bench docs serve wheel peers constraints clean
+.PHONY: demo demo-service test check test-all bench docs serve wheel peers constraints image-steps sbom clean
 
 demo: .venv/.stamp-demo        ## a virtual patient, the main job, a table and pictures
 	$(BIN)/contourcast demo --out demo
@@ -52,6 +52,14 @@ peers:                         ## the Debian programs that tests use as oracles 
 constraints:                   ## pins from what is installed
 	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+cpu//; / @ /d' \
 	  | sed '1i # Every package that an installation with all extras but [gpu] has, exactly. Made by "make constraints".' > constraints.txt
+
+image-steps:                   ## the stages of the image without an engine, on a bare Debian to be thrown away (root)
+	docker/image-steps.sh
+
+sbom: .venv/.stamp-demo        ## what an installation holds, as CycloneDX
+	$(PYTHON) -m venv build/sbom && build/sbom/bin/pip install -q cyclonedx-bom==7.5.0
+	mkdir -p dist && build/sbom/bin/cyclonedx-py environment --output-reproducible \
+	  --pyproject pyproject.toml --output-file dist/contourcast.cdx.json $(BIN)/python
 
 clean:
 	rm -rf .venv demo demo-service site dist build
