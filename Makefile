@@ -47,7 +47,8 @@ wheel: .venv/.stamp-test
 
 peers:                         ## the Debian programs that tests use as oracles (needs root)
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
-	  dicom3tools dcmtk plastimatch nginx-light orthanc orthanc-dicomweb orthanc-gdcm orthanc-python postgresql
+	  dicom3tools dcmtk plastimatch nginx-light orthanc orthanc-dicomweb orthanc-gdcm orthanc-python postgresql \
+	  radosgw ceph-mon ceph-osd ceph-common openssl
 
 constraints:                   ## pins from what is installed
 	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+cpu//; / @ /d' \

@@ -23,7 +23,7 @@ from contourcast.imaging.dicom.instance import Header
 from contourcast.imaging.source import Patient
 from contourcast.service.index.database import Index, now
 from contourcast.service.index.tables import arrival, instance, patient, series
-from contourcast.service.store.blobs import Blobs
+from contourcast.service.store.blobs import Dated, fetch_all
 from contourcast.service.store.disk import require_space
 
 Outcome = Literal["stored", "already", "conflict", "refused"]
@@ -97,7 +97,7 @@ class Archive:
     """
 
     def __init__(
-        self, index: Index, blobs: Blobs, *, incoming: Path, disk_reserve_bytes: int = 0
+        self, index: Index, blobs: Dated, *, incoming: Path, disk_reserve_bytes: int = 0
     ) -> None:
         self.index = index
         self.blobs = blobs
@@ -149,7 +149,7 @@ class Archive:
                 {
                     _key(file, outcome): self._where(file)
                     for file, outcome in zip(staged, outcomes, strict=True)
-                    if outcome != "already"
+                    if outcome != "already" or self._is_lost(file, known)
                 }
             )
             overtaken = self._record(staged, outcomes, known, sent)
@@ -182,6 +182,15 @@ class Archive:
                 )
                 outcomes.append("already" if same else "conflict")
         return outcomes
+
+    def _is_lost(self, file: Staged, known: dict[str, Kept]) -> bool:
+        """Whether the store lost the very bytes that come again: damaged ones are set aside."""
+        kept = known.get(file.header.sop_instance_uid)
+        return (
+            kept is not None
+            and kept.file_digest == file.file_digest
+            and not self.blobs.has(instance_key(kept.series_uid, kept.file_digest))
+        )
 
     def _where(self, file: Staged) -> Path:
         """Where the bytes lie: still on their way in, or, when judged anew, in the store."""
@@ -367,6 +376,10 @@ class Archive:
     def path(self, kept: Kept) -> Path:
         """A file on this machine with the bytes of an instance."""
         return self.file_of(kept.series_uid, kept.file_digest)
+
+    def files_of(self, series_uid: str, file_digests: Sequence[str]) -> list[Path]:
+        """`file_of` of many, several at a time where they lie on another machine."""
+        return fetch_all(self.blobs, [instance_key(series_uid, each) for each in file_digests])
 
     def file_of(self, series_uid: str, file_digest: str) -> Path:
         """A file on this machine with the bytes of that digest."""

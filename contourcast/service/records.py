@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 from contourcast.service.archive import Archive
 from contourcast.service.index.database import Index
@@ -19,6 +19,14 @@ from contourcast.service.store.open import GIB, Credentials, open_store
 MIB: Final = 1024 * 1024
 
 
+@runtime_checkable
+class Closing(Protocol):
+    """A store with connections."""
+
+    def close(self) -> None:
+        """Ends them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Records:
     """One index and one store, and what is asked of them."""
@@ -31,7 +39,9 @@ class Records:
     notices: Notices
 
     def close(self) -> None:
-        """Lets go of the database."""
+        """Lets go of the database, and of what the store holds open."""
+        if isinstance(self.archive.blobs, Closing):
+            self.archive.blobs.close()
         self.index.close()
 
 

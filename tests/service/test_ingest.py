@@ -86,6 +86,15 @@ def test_the_same_bytes_again_change_nothing(archive: Archive, ct: CtFiles) -> N
     assert kept_files(archive) == before
 
 
+def test_what_the_store_lost_is_healed_by_sending_it_again(archive: Archive, ct: CtFiles) -> None:
+    take(archive, *ct.paths)
+    kept = archive.instance(ct.sop_uids[1])
+    assert kept is not None
+    archive.path(kept).unlink()
+    assert outcomes(take(archive, ct.paths[1])) == ["already"]
+    assert archive.path(kept).read_bytes() == ct.paths[1].read_bytes()
+
+
 def test_the_same_file_twice_in_one_request_is_kept_once(archive: Archive, ct: CtFiles) -> None:
     assert outcomes(take(archive, ct.paths[0], ct.paths[0])) == ["stored", "already"]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from contourcast.service.archive import Archive
-from contourcast.service.problems import NotFoundError
+from contourcast.service.problems import DamagedError, NotFoundError
 from contourcast.service.store.blobs import Blobs
 from contourcast.service.store.disk import writing
 
@@ -45,7 +45,7 @@ class Derived:
         """
         try:
             content = self._blobs.get(f"derived/{digest}.npz").read_bytes()
-        except (NotFoundError, FileNotFoundError):
+        except (NotFoundError, DamagedError, FileNotFoundError):
             content = b""
         if hashlib.sha256(content).hexdigest() != digest:
             raise NotFoundError(

@@ -311,4 +311,4 @@ def _file(kept: Kept) -> dict[str, Any]:
 
 
 def _paths(part: dict[str, Any], archive: Archive) -> list[Path]:
-    return [archive.file_of(part["series"], digest) for digest in part["files"]]
+    return archive.files_of(part["series"], part["files"])

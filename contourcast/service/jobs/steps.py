@@ -11,7 +11,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,6 @@ from sqlalchemy import Connection
 from contourcast import propagate as pipeline
 from contourcast.imaging.errors import WeightsError
 from contourcast.propagate import Case, Drawn, Network, Propagation, Settings, is_network
-from contourcast.service.index.database import as_json
 from contourcast.service.intake.states import State
 from contourcast.service.jobs.orders import case_of, settings_of
 from contourcast.service.jobs.propagations import Job
@@ -33,7 +32,6 @@ from contourcast.service.records import Records
 
 # A worker that was not seen for so long is not waited for (CLINICAL_SERVICE §6.1, "GPU gone").
 GPU_SEEN_S: Final = 60.0
-ORDER_FILE: Final = "order.json"
 
 log = structlog.get_logger()
 Send = Callable[[Connection, Job, Mapping[str, str]], bool]
@@ -174,10 +172,6 @@ class Steps:
         draft = self.records.archive.incoming().with_suffix("")
         try:
             write_results(result, draft, made_at=job.made_at)
-            note = {"id": job.id, "made_at": job.made_at.isoformat(), "order": job.order}
-            (draft / ORDER_FILE).write_text(
-                as_json(note | {"origin": asdict(job.origin)}), encoding="utf-8"
-            )
             self.records.derived.put_results(job.id, {p.name: p for p in sorted(draft.iterdir())})
         finally:
             shutil.rmtree(draft, ignore_errors=True)

@@ -24,6 +24,7 @@ from contourcast.service.jobs.queues import DELIVER, chosen
 from contourcast.service.jobs.steps import Steps
 from contourcast.service.jobs.workflow import Work, define, workflow_id
 from contourcast.service.pacs.deliveries import Deliveries
+from contourcast.service.keeping.records import Recorder
 from contourcast.service.pacs.destinations import require_ready
 from contourcast.service.pacs.watching import watching
 from contourcast.service.records import Records, open_records
@@ -32,6 +33,8 @@ from contourcast.service.settings import ServiceSettings
 END_S: Final = 5.0
 # Between two looks at what arrives.
 LOOK_S: Final = 0.5
+# Rows are copied into the store so often, for a database that is lost (keeping/rebuild.py).
+RECORD_S: Final = 60.0
 # Jobs that the duty of handing over looks at: those that are waited for come first.
 AT_A_LOOK: Final = 500
 
@@ -92,6 +95,13 @@ def work(settings: ServiceSettings, stop: threading.Event) -> None:
                     handing_over(deliveries, delivering),
                     *_intake(settings, records),
                     *watching(settings, records),
+                    Duty(
+                        name="records",
+                        every_s=RECORD_S,
+                        run=Recorder(
+                            records.index, records.archive.blobs, records.archive.incoming
+                        ).keep,
+                    ),
                 ],
                 stop,
             )
