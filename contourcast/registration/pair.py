@@ -40,6 +40,15 @@ class Places:
     normalised: Float[Tensor, " n"]
     raw: Float[Tensor, " n"]
 
+    def where(self, chosen: Bool[np.ndarray, " n"]) -> Places:
+        """Some of them."""
+        flat = torch.as_tensor(np.flatnonzero(chosen), device=self.raw.device)
+        return Places(
+            points_xyz_mm=self.points_xyz_mm[chosen],
+            normalised=self.normalised[flat],
+            raw=self.raw[flat],
+        )
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Near:

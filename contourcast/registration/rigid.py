@@ -1,7 +1,8 @@
 """Where the planning CT is today: translation and rigid registration (REGISTRATION §5).
 
 Every shift is tried at once on coarse volumes; from the best of them, and from what is known,
-gradient descent climbs the local NCC through the levels of a pyramid.
+gradient descent climbs the local NCC through the levels of a pyramid. The last of the rigid answer
+is decided by that half of the field that one motion explains best.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from scipy.spatial.transform import Rotation
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.verdict import Figure, Quality, Verdict
 from contourcast.imaging.volume import Mask, Volume, require_same_frame
+from contourcast.registration.consensus import agreed, blocks_at
 from contourcast.registration.descent import RIGID, TRANSLATION, descend
 from contourcast.registration.fft_start import start_poses
 from contourcast.registration.local_ncc import Pose
@@ -132,7 +134,7 @@ def _body(
 ) -> tuple[_Answer, Quality]:
     """The rigid answer of the whole field; turned starts only when the first is not accepted."""
     coarse = _coarse(pair, starts.poses, free=RIGID)
-    answer = _finest(pair, coarse, free=RIGID)
+    answer = _agreed(pair, _finest(pair, coarse, free=RIGID))
     mirrored = mirrored_fit(pair, base)
 
     def judged() -> Quality:
@@ -155,7 +157,7 @@ def _body(
     best = max(a.value for a in coarse)
     coarse = [*coarse, *_coarse(pair, turned, free=RIGID)]
     if max(a.value for a in coarse) > best:
-        answer = _finest(pair, coarse, free=RIGID)
+        answer = _agreed(pair, _finest(pair, coarse, free=RIGID))
     return answer, judged()
 
 
@@ -193,10 +195,46 @@ def _descended(pair: Pair, pose: Pose, *, free: int, levels: slice) -> _Answer:
     return _Answer(pose=pose, value=value, log=tuple(logs))
 
 
+def _agreed(pair: Pair, answer: _Answer) -> _Answer:
+    """On from there by the blocks of the field that agree with one another, and then by them alone.
+
+    Fewer blocks than are needed to tell: the answer as it is.
+    """
+    settings = pair.settings.rigid
+    consensus, radius = settings.consensus, settings.descent.rotation_radius_mm
+    level = settings.levels[-1]
+    places = pair.places(level.spacing_mm, most=level.samples)
+    pose = answer.pose
+    chosen = np.ones(len(places.points_xyz_mm), bool)
+    for _ in range(consensus.rounds):
+        blocks = blocks_at(
+            pair.metric(level.spacing_mm, pose, places),
+            pose,
+            settings=consensus,
+            descent=settings.descent,
+            longest_mm=settings.descent.longest_step_voxels * level.spacing_mm,
+        )
+        if len(blocks) < consensus.least_blocks:
+            return answer
+        step, agreeing = agreed(blocks, pose, share=consensus.share, rotation_radius_mm=radius)
+        pose = pose.moved(step, rotation_radius_mm=radius)
+        chosen = blocks.samples_of(agreeing)
+        if np.abs(step).max() < settings.descent.shortest_step_voxels * level.spacing_mm:
+            break
+    pose, value, log = descend(
+        pair.metric(level.spacing_mm, pose, places.where(chosen)),
+        pose,
+        free=RIGID,
+        settings=settings.descent,
+        spacing_mm=level.spacing_mm,
+    )
+    return _Answer(pose=pose, value=value, log=(*answer.log, log))
+
+
 def _spread(pair: Pair, answers: Sequence[_Answer]) -> float:
     """Largest distance to the best answer of those within 5 % of its metric, mm at 60 mm."""
     best = max(answers, key=lambda answer: answer.value)
-    near = [a for a in answers if a.value >= 0.95 * best.value]
+    near = [a for a in answers if a.value >= best.value - 0.05 * abs(best.value)]
     return max(apart_mm(pair, a.pose, best.pose) for a in near)
 
 

@@ -194,6 +194,16 @@ def test_a_region_is_where_the_scans_are_compared() -> None:
     assert error_mm(found.body.planning_from_cbct, MOVED) < 1.5
 
 
+def test_scans_that_nowhere_meet_enough_are_rejected() -> None:
+    """The planning CT shows too small a share of the field, wherever it is put."""
+    tiny = PHANTOM.planning_ct(even_grid(extent_xyz_mm=(60, 60, 60), spacing_mm=3.0))
+    found = register_all(
+        fixed=TODAY, moving=tiny, prior=ball(tiny, np.zeros(3), radius_mm=12), settings=QUICK
+    )
+    assert found.rejected
+    assert any("of the CBCT's field lies in" in reason for reason in found.quality.reasons)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("which", ["CBCT", "planning CT"])
 def test_values_that_are_not_numbers_are_refused(value: float, which: str) -> None:
