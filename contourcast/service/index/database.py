@@ -30,6 +30,11 @@ from contourcast.service.problems import BusyError, DiskFullError, SettingsError
 WAIT_S: Final = 30
 CONNECT_S: Final = 5
 CONNECTIONS: Final = 24
+# A session of which nothing is heard for so long is ended by Postgres, and its locks are free: its
+# process is frozen, or its machine lost its power and could not say so.
+SILENT_S: Final = 60
+# Whoever holds a lock for longer says so often that it is still there.
+AWAKE_S: Final = 15.0
 SQLITE_FULL: Final = "SQLITE_FULL"
 POSTGRES_DISK_FULL: Final = "53100"  # PostgreSQL Appendix A, Class 53
 
@@ -123,8 +128,13 @@ class Index:
     def alone(self, name: str) -> Iterator[bool]:
         """Whether this is the only one, on any machine, that does what the name says just now.
 
-        The database frees the name when the holder dies, however it dies (Postgres: an advisory
-        lock of the session; SQLite: a lock on a file beside it).
+        The database frees the name when the holder dies, however it dies, and on Postgres also
+        when it is frozen (there an advisory lock of the session; with SQLite a lock on a file
+        beside it).
+
+        Raises:
+            BusyError: The database cannot be reached, or took the lock away from a holder of whom
+                it had heard nothing for too long.
         """
         if self.is_sqlite:
             with _file_lock(Path(f"{make_url(self.url).database}.{name}.lock")) as held:
@@ -136,17 +146,46 @@ class Index:
                     text("SELECT pg_try_advisory_lock(:key)"), {"key": lock_key(name)}
                 ).scalar_one()
             )
+            if held:
+                at.execute(text(f"SET idle_session_timeout = '{SILENT_S}s'"))
             at.commit()
+            if not held:
+                yield False
+                return
             try:
-                yield held
+                with _awake(at):
+                    yield True
             finally:
-                if held and not at.invalidated and not at.closed:
+                if not at.invalidated and not at.closed:
+                    at.execute(text("RESET idle_session_timeout"))
                     at.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": lock_key(name)})
                     at.commit()
 
     def close(self) -> None:
         """Lets go of all connections."""
         self.engine.dispose()
+
+
+@contextlib.contextmanager
+def _awake(at: Connection) -> Iterator[None]:
+    """Says on a connection, which nobody else uses meanwhile, that its holder is there."""
+    done = threading.Event()
+
+    def say() -> None:
+        while not done.wait(AWAKE_S):
+            try:
+                at.execute(text("SELECT 1"))
+                at.commit()
+            except SQLAlchemyError:  # it is told when the lock is given back
+                return
+
+    saying = threading.Thread(target=say, name="awake", daemon=True)
+    saying.start()
+    try:
+        yield
+    finally:
+        done.set()
+        saying.join()
 
 
 def lock_key(name: str) -> int:
@@ -177,12 +216,23 @@ def _engine(url: str) -> Engine:
         return engine
     return create_engine(
         make_url(url).set(drivername="postgresql+psycopg"),
-        connect_args={"connect_timeout": CONNECT_S},
+        connect_args={"connect_timeout": CONNECT_S, "options": _session_options()},
         pool_size=CONNECTIONS,
         max_overflow=CONNECTIONS,
         pool_pre_ping=True,
         pool_timeout=WAIT_S,
     )
+
+
+def _session_options() -> str:
+    """What Postgres does about a client that is gone, or sleeps in a transaction."""
+    options = {
+        "idle_in_transaction_session_timeout": f"{SILENT_S}s",
+        "tcp_keepalives_idle": SILENT_S // 4,
+        "tcp_keepalives_interval": SILENT_S // 4,
+        "tcp_keepalives_count": 3,
+    }
+    return " ".join(f"-c {name}={value}" for name, value in options.items())
 
 
 def _careful(connection: Any, _: ConnectionPoolEntry) -> None:
