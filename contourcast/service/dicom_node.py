@@ -7,8 +7,8 @@ import threading
 from contourcast.service.children import until_abandoned
 from contourcast.service.doors import NodeDoor
 from contourcast.service.intake.arriving import Arriving
-from contourcast.service.pacs.node import Caller, NodeSettings, Sender, run_node
-from contourcast.service.pacs.notices import Notices
+from contourcast.service.pacs.deliveries import Deliveries
+from contourcast.service.pacs.node import Caller, Commitment, NodeSettings, Sender, run_node
 from contourcast.service.pacs.wire import Bounds, Tls
 from contourcast.service.records import MIB, open_records
 from contourcast.service.settings import ServiceSettings
@@ -23,13 +23,23 @@ def run(settings: ServiceSettings, stop: threading.Event) -> None:
     """
     records = open_records(settings, role="node")
     records.archive.discard_incoming()
-    arriving = Arriving(records.index, Notices(records.index))
+    arriving = Arriving(records.index, records.notices)
+    deliveries = Deliveries(records, settings.destinations)
 
     def arrived(series_uids: frozenset[str], _: Sender) -> None:
         arriving.released(sorted(series_uids))
 
+    def committed(commitment: Commitment, _: Sender) -> None:
+        deliveries.committed(commitment)
+
     try:
-        run_node(node_settings(settings), NodeDoor(records.archive), stop=stop, arrived=arrived)
+        run_node(
+            node_settings(settings),
+            NodeDoor(records.archive),
+            stop=stop,
+            arrived=arrived,
+            committed=committed,
+        )
     finally:
         records.close()
 
