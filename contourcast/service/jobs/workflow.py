@@ -6,6 +6,7 @@ processors, so that a network can be drawn on another machine than the rest.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def define(steps: Steps, queues: Callable[[], Mapping[str, Queue]]) -> Work:
                 SetWorkflowID(part_id(propagation, attempt, part)),
                 SetEnqueueOptions(priority=priority),
             ):
-                return queues()[queue].enqueue(run, propagation, *args)
+                return _registered(queues, queue).enqueue(run, propagation, *args)
 
         try:
             registered = _done(start(CPU, "register", register))
@@ -170,6 +171,13 @@ class _EndedError(Exception):
     def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome
         super().__init__("a step ended the job")
+
+
+def _registered(queues: Callable[[], Mapping[str, Queue]], name: str) -> Queue:
+    """A queue, waited for: the engine takes up what was left before queues are registered."""
+    while name not in (known := queues()):
+        time.sleep(POLL_S)
+    return known[name]
 
 
 def _done(handle: WorkflowHandle[Outcome]) -> Outcome:
