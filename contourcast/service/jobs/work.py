@@ -23,9 +23,10 @@ from contourcast.service.jobs.propagations import Job, Propagations
 from contourcast.service.jobs.queues import DELIVER, chosen
 from contourcast.service.jobs.steps import Steps
 from contourcast.service.jobs.workflow import Work, define, workflow_id
-from contourcast.service.pacs.deliveries import Deliveries
 from contourcast.service.keeping.records import Recorder
+from contourcast.service.pacs.deliveries import Deliveries
 from contourcast.service.pacs.destinations import require_ready
+from contourcast.service.pacs.fetching import fetching
 from contourcast.service.pacs.watching import watching
 from contourcast.service.records import Records, open_records
 from contourcast.service.settings import ServiceSettings
@@ -95,6 +96,7 @@ def work(settings: ServiceSettings, stop: threading.Event) -> None:
                     handing_over(deliveries, delivering),
                     *_intake(settings, records),
                     *watching(settings, records),
+                    *fetching(settings, records),
                     Duty(
                         name="records",
                         every_s=RECORD_S,

@@ -1,0 +1,349 @@
+"""Three ways to ask an archive what it has of a patient, and to have it bring that.
+
+What an archive says is believed as far as choosing goes; what it brings passes a `Gate`, which
+reads each file's own header first.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Final, Protocol
+
+import structlog
+
+from contourcast.imaging.dicom.instance import Header, read_header
+from contourcast.imaging.errors import ContourcastError
+from contourcast.service.intake.facts import moment
+from contourcast.service.pacs import node
+from contourcast.service.pacs.connection import in_parallel
+from contourcast.service.pacs.destinations import Archive, DimseDestination, OrthancDestination
+from contourcast.service.pacs.dicomweb import DicomWeb
+from contourcast.service.pacs.door import Door
+from contourcast.service.pacs.orthanc import Orthanc
+from contourcast.service.pacs.scu import Peer, SeriesFound, StudyFound
+from contourcast.service.pacs.ways import dimse_peer, http_peer
+from contourcast.service.problems import PeerError, PeerUnreachableError
+
+# Files that are fetched and then taken together.
+BATCH: Final = 64
+# A slice of 512 x 512 voxels of 16 bit, by which what has not come yet is reckoned.
+SLICE_BYTES: Final = 512 * 512 * 2
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """A series that an archive says it has of a patient; texts are empty where it does not say.
+
+    Attributes:
+        issuer: Of the patient ID.
+        taken_at: When the series was made; None: it does not say.
+    """
+
+    series_uid: str
+    study_uid: str = ""
+    modality: str = "CT"
+    issuer: str = field(default="", repr=False)
+    taken_at: datetime | None = None
+    manufacturer: str = ""
+    model: str = ""
+    description: str = field(default="", repr=False)
+
+
+@dataclass(kw_only=True)
+class Budget:
+    """What may still come.
+
+    Attributes:
+        series: How many.
+        size_bytes: Of all of them.
+    """
+
+    series: int
+    size_bytes: int
+
+    def allows(self, instances: int) -> bool:
+        """Whether so many instances may come, reckoned as slices."""
+        return instances * SLICE_BYTES <= self.size_bytes
+
+
+class Gate:
+    """Lets in what may come of one series, by what each file says of itself.
+
+    Attributes:
+        outcomes: What became of the files that were brought.
+        reasons: Why files were left out, and how many.
+        closed: Whether nothing more of the series is wanted: it is another's, or too much.
+
+    Args:
+        door: Where files go.
+        source: Who brings them.
+        judge: Why a file may not come in; empty: it may.
+        budget: What may still come; it is spent here.
+    """
+
+    def __init__(
+        self, door: Door, source: str, judge: Callable[[Header], str], budget: Budget
+    ) -> None:
+        self._door = door
+        self._source = source
+        self._judge = judge
+        self._budget = budget
+        self.outcomes: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.closed = False
+
+    @property
+    def came(self) -> int:
+        """How many instances are here that were not."""
+        return self.outcomes["stored"]
+
+    def take(self, paths: Sequence[Path]) -> int:
+        """Judges files and brings the sound ones to the door; how many of them are here now.
+
+        Raises:
+            DiskFullError: Nothing was taken.
+            BusyError: Idem.
+        """
+        sound = [path for path in paths if self._is_welcome(path)]
+        taken = self._door.take(sound, source=self._source) if sound else []
+        self.outcomes.update(one.outcome for one in taken)
+        return sum(one.outcome in ("stored", "already") for one in taken)
+
+    def spend(self, size_bytes: int) -> None:
+        """Takes bytes off the budget; the gate closes when it is spent."""
+        self._budget.size_bytes -= size_bytes
+        self.closed = self.closed or self._budget.size_bytes < 0
+
+    def _is_welcome(self, path: Path) -> bool:
+        if self.closed:
+            return False
+        self.spend(path.stat().st_size)
+        why = "too much" if self.closed else self._why_not(path)
+        if why:
+            self.reasons[why] += 1
+            self.closed = True
+        return not why
+
+    def _why_not(self, path: Path) -> str:
+        try:
+            return self._judge(read_header(path))
+        except ContourcastError:
+            return "unreadable"
+
+
+class Source(Protocol):
+    """An archive as what is missing is asked of it.
+
+    All raise `PeerError` when the archive does something else, or does not answer.
+    """
+
+    def offers(self, patient_id: str, modalities: Collection[str]) -> list[Offer]:
+        """The series that it has under a patient ID, as far as it knows whose they are."""
+        ...
+
+    def instances(self, offer: Offer) -> list[str]:
+        """The SOP Instance UIDs that it has of a series; none: it has nothing of it."""
+        ...
+
+    def bring(self, offer: Offer, sop_uids: Sequence[str], gate: Gate) -> None:
+        """Brings instances of one series to the gate, until it is closed."""
+        ...
+
+
+@contextmanager
+def source_of(archive: Archive, folder: Path) -> Iterator[Source]:
+    """An open way to ask an archive of the settings.
+
+    Args:
+        archive: Whom to ask.
+        folder: Where files lie on their way.
+
+    Raises:
+        SettingsError: Its address or its credentials are none.
+    """
+    if isinstance(archive, DimseDestination):
+        yield _Dimse(dimse_peer(archive), folder)
+    elif isinstance(archive, OrthancDestination):
+        with Orthanc(http_peer(archive)) as orthanc:
+            yield _Orthanc(orthanc, folder)
+    else:
+        with DicomWeb(http_peer(archive)) as web:
+            yield _Web(web, folder)
+
+
+class _Orthanc:
+    def __init__(self, orthanc: Orthanc, folder: Path) -> None:
+        self._orthanc = orthanc
+        self._folder = folder
+
+    def offers(self, patient_id: str, modalities: Collection[str]) -> list[Offer]:
+        return [
+            Offer(
+                series_uid=one.series_instance_uid,
+                modality=one.modality,
+                taken_at=moment(one.date, one.time),
+                manufacturer=one.manufacturer,
+                description=one.description,
+            )
+            for one in self._orthanc.series_of_patient(patient_id, modalities)
+        ]
+
+    def instances(self, offer: Offer) -> list[str]:
+        return [one.sop_instance_uid for one in self._orthanc.instances_of(offer.series_uid)]
+
+    def bring(self, offer: Offer, sop_uids: Sequence[str], gate: Gate) -> None:
+        held = {o.sop_instance_uid: o.id for o in self._orthanc.instances_of(offer.series_uid)}
+        there = [uid for uid in sop_uids if uid in held]
+        _bring(lambda uid, into: self._orthanc.fetch(held[uid], into), there, gate, self._folder)
+
+
+class _Web:
+    def __init__(self, web: DicomWeb, folder: Path) -> None:
+        self._web = web
+        self._folder = folder
+
+    def offers(self, patient_id: str, modalities: Collection[str]) -> list[Offer]:
+        return [
+            Offer(
+                series_uid=one.series_instance_uid,
+                study_uid=one.study_instance_uid,
+                modality=one.modality,
+                issuer=one.issuer,
+                taken_at=moment(one.date, one.time),
+                manufacturer=one.manufacturer,
+                model=one.model,
+                description=one.description,
+            )
+            for modality in modalities
+            for one in self._web.series(patient_id=patient_id, modality=modality)
+        ]
+
+    def instances(self, offer: Offer) -> list[str]:
+        found = self._web.instances(offer.study_uid, offer.series_uid)
+        return [one.sop_instance_uid for one in found]
+
+    def bring(self, offer: Offer, sop_uids: Sequence[str], gate: Gate) -> None:
+        def fetch(uid: str, into: Path) -> Path:
+            return self._web.fetch(offer.study_uid, offer.series_uid, uid, into)
+
+        _bring(fetch, sop_uids, gate, self._folder)
+
+
+class _Dimse:
+    """By C-FIND, then C-GET; C-MOVE to our node where GET brings nothing.
+
+    What comes by C-MOVE does not pass the gate: the archive's word whose it is has to do, and
+    matching leaves out what is another's.
+    """
+
+    def __init__(self, peer: Peer, folder: Path) -> None:
+        self._peer = peer
+        self._folder = folder
+
+    def offers(self, patient_id: str, modalities: Collection[str]) -> list[Offer]:
+        studies = [
+            one
+            for one in self._peer.find_studies(patient_id=patient_id)
+            if one.patient_id == patient_id
+        ]
+        return [
+            _offered(study, one)
+            for study in studies
+            for one in self._peer.find_series(study_uid=study.study_uid)
+            if one.modality in modalities
+        ]
+
+    def instances(self, offer: Offer) -> list[str]:
+        found = self._peer.find_images(study_uid=offer.study_uid, series_uid=offer.series_uid)
+        return [one.sop_uid for one in found]
+
+    def bring(self, offer: Offer, sop_uids: Sequence[str], gate: Gate) -> None:
+        where = {"study_uid": offer.study_uid, "series_uid": offer.series_uid}
+        try:
+            self._peer.get(**where, door=_NodeGate(gate, self._folder))
+        except PeerUnreachableError:
+            raise
+        except PeerError as error:
+            if gate.outcomes or gate.reasons:
+                raise
+            log.info("moved_instead", series=offer.series_uid, cause=error.cause)
+            moved = self._peer.move(**where)
+            gate.outcomes["stored"] += moved.completed
+            gate.spend(moved.completed * SLICE_BYTES)
+
+
+def _offered(study: StudyFound, one: SeriesFound) -> Offer:
+    dated = one if one.date else study
+    return Offer(
+        series_uid=one.series_uid,
+        study_uid=one.study_uid,
+        modality=one.modality,
+        issuer=study.issuer,
+        taken_at=moment(dated.date, dated.time),
+        manufacturer=one.manufacturer,
+        model=one.model,
+        description=one.description,
+    )
+
+
+class _NodeGate:
+    """The gate as the door of an association that we opened (see `node.Door`)."""
+
+    def __init__(self, gate: Gate, folder: Path) -> None:
+        self._gate = gate
+        self._folder = folder
+
+    def incoming(self) -> Path:
+        return self._folder / f"{uuid.uuid4().hex}.part"
+
+    def take(self, landed: node.Landed, *, sender: node.Sender) -> node.Taken:
+        del sender  # the settings say who it is
+        if self._gate.take([landed.path]) == 1:
+            return node.Taken(outcome="stored")
+        return node.Taken(outcome="refused", cause="it is not what was asked for")
+
+
+def _bring(
+    fetch: Callable[[str, Path], Path], sop_uids: Sequence[str], gate: Gate, folder: Path
+) -> None:
+    """Fetches instances over HTTP: one first, which tells whose the series is, then the rest.
+
+    Raises:
+        PeerError: Some could not be fetched; the others are here.
+    """
+    faults: list[PeerError] = []
+    for batch in _batches(sop_uids):
+        with tempfile.TemporaryDirectory(dir=folder) as here:
+            place = Path(here)
+
+            def fetched(numbered: tuple[int, str], place: Path = place) -> Path | PeerError:
+                number, uid = numbered
+                try:
+                    return fetch(uid, place / f"{number}.dcm")
+                except PeerUnreachableError:
+                    raise
+                except PeerError as error:
+                    return error
+
+            came = in_parallel(fetched, list(enumerate(batch)))
+            gate.take([one for one in came if isinstance(one, Path)])
+        faults += [one for one in came if isinstance(one, PeerError)]
+        if gate.closed:
+            break
+    if faults:
+        raise faults[0]
+
+
+def _batches(sop_uids: Sequence[str]) -> Iterator[Sequence[str]]:
+    yield sop_uids[:1]
+    for start in range(1, len(sop_uids), BATCH):
+        yield sop_uids[start : start + BATCH]
