@@ -40,6 +40,35 @@ def fit_samples(
     typer.echo(f"{len(list(out.glob('*.npz')))} samples in {out}")
 
 
+@app.command("arbiter")
+def fit_arbiter(
+    samples: Annotated[Path, typer.Option(help="Folder that 'fit samples' made.")],
+    start: Annotated[Path, typer.Option(help="Model folder of a diff-umamba without an arbiter.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model with one.")],
+    validation: Annotated[
+        list[str] | None,
+        typer.Option(help="Name of a CT whose patients are left out; may be repeated."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1)] = 800,
+    seed: Annotated[int, typer.Option()] = 0,
+) -> None:
+    """Teach an arbiter between what a network draws and what follows the tissue, on one core."""
+    import torch
+
+    from contourcast.training.arbitrate import ArbiterSettings, teach
+    from contourcast.training.samples import load_samples, split
+
+    torch.set_num_threads(1)
+    learned = load_samples(samples)
+    if validation:
+        learned, _ = split(learned, validation_cts=validation)
+    facts = {"samples": len(learned), "cts": sorted({s.ct for s in learned})}
+    settings = ArbiterSettings(steps=steps, seed=seed)
+    with progress() as tell:
+        made = teach(start, learned, settings, out, facts=facts, on_step=tell)
+    typer.echo(f"{out}: {made.weights_sha256}")
+
+
 @app.command("network")
 def fit_network(
     samples: Annotated[Path, typer.Option(help="Folder that 'fit samples' made.")],

@@ -215,6 +215,8 @@ def widened(
 ) -> dict[str, Tensor]:
     """A trained network's weights for one that is shown further channels: those begin with zeros.
 
+    An arbiter that the trained one has not is born as it is.
+
     Args:
         state: The weights,
         shown: ... and the channels that they were trained on.
@@ -232,7 +234,7 @@ def widened(
     wide: dict[str, Tensor] = {}
     wanted = build(settings.network, settings.config).state_dict()
     for key, own in wanted.items():
-        before = state.get(key)
+        before = state.get(key, own if key.startswith("arbiter.") else None)
         if before is None or before.ndim != own.ndim:
             raise InputError(f"the model to begin with has no {key} of {own.ndim} axes")
         wide[key] = before
