@@ -260,7 +260,7 @@ class Client:
             headers={"Content-Type": kind},
             refusals=True,
         )
-        said = answer.json()
+        said = _problem(answer)
         if "instances" not in said:
             raise _refused(said, answer.status_code)
         return [
@@ -410,9 +410,10 @@ def _related(files: Sequence[Path], boundary: str) -> Iterator[bytes]:
 
 
 def _problem(answer: httpx.Response) -> dict[str, Any]:
+    """The document that an answer is; empty where it is none, as a proxy's page."""
     try:
         said = answer.json()
-    except ValueError:  # of a proxy
+    except ValueError:
         said = {}
     return said if isinstance(said, dict) else {}
 

@@ -1,0 +1,169 @@
+"""The worklist: in which order, and with what. How fast, benchmarks/worklist.py says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from httpx import Client
+
+from contourcast.service.api.app import create_app
+from contourcast.service.index.database import Index
+from contourcast.service.index.tables import course, fraction, patient, propagation, series
+from contourcast.service.settings import ServiceSettings
+from support.http import served
+from support.postgres import postgres
+from support.records import looking_into
+from support.rows import add
+
+# Cause of being where it is; state, verdict, minute of the hour at which it was asked for.
+IN_ORDER = [
+    ("rejected, for long", "awaiting_review", "reject", 5),
+    ("rejected", "awaiting_review", "reject", 20),
+    ("a question", "needs_person", "", 10),
+    ("failed", "failed", "", 30),
+    ("to look at", "awaiting_review", "look", 1),
+    ("accepted", "awaiting_review", "accept", 0),
+    ("being drawn", "drawing", "", 2),
+]
+
+
+def fill(index: Index) -> None:
+    """One patient, one course, a scan in each state; last made first."""
+    add(
+        index,
+        patient,
+        key="key",
+        identity_json={"patient_id": "7", "issuer": "", "name": "A^B", "birth_date": "19500101"},
+    )
+    add(index, course, id="c1", patient_key="key")
+    for number, (cause, state, verdict, minute) in enumerate(reversed(IN_ORDER), start=1):
+        at = f"2026-03-02T08:{minute:02}:00+00:00"
+        scan = f"1.2.{number}"
+        add(
+            index,
+            series,
+            uid=scan,
+            modality="CT",
+            facts_json={"manufacturer": "Elekta", "model": "XVI" if number % 2 else "HexaPOD"},
+        )
+        asked = state == "needs_person"
+        add(
+            index,
+            fraction,
+            revision_id=cause,
+            series_uid=scan,
+            patient_key="key",
+            course_id=None if asked else "c1",
+            acquired_at=f"2026-03-{number:02}T08:00:00",
+            state="needs_person" if asked else "matched",
+            question_json={"question": "roi", "why": "two targets"} if asked else {},
+            made_at=at,
+        )
+        if asked:
+            continue
+        add(
+            index,
+            propagation,
+            id=cause,
+            number=number,
+            state=state,
+            verdict=verdict,
+            made_at=at,
+            course_id="c1",
+            revision_id=cause,
+            patient_key="key",
+            cbct_series_uid=scan,
+            order_json={"roi": "GTV"},
+            figures_json={
+                "reasons": [f"why {cause}"],
+                "methods": {"rigid": {"volume_cc": 30.5, "verdict": verdict}},
+            },
+        )
+    for number, state in enumerate(("approved", "superseded", "cancelled"), start=100):
+        add(
+            index,
+            propagation,
+            id=state,
+            number=number,
+            state=state,
+            made_at="2026-03-01T08:00:00+00:00",
+            order_json={"roi": "GTV"},
+            figures_json={},
+        )
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.peer)])
+def http(request: pytest.FixtureRequest, folder: Path) -> Iterator[Client]:
+    if request.param == "sqlite":
+        with served(create_app(ServiceSettings(data_folder=folder))) as client:
+            with looking_into(folder) as records:
+                fill(records.index)
+            yield client
+        return
+    with postgres() as cluster:
+        settings = ServiceSettings(data_folder=folder, database_url=cluster.database("worklist"))
+        with served(create_app(settings)) as client:
+            index = Index(settings.index_url)
+            fill(index)
+            index.close()
+            yield client
+
+
+def items(http: Client, **wanted: Any) -> list[dict[str, Any]]:
+    answer = http.get("/v1/worklist", params=wanted)
+    assert answer.status_code == 200, answer.text
+    return list(answer.json()["items"])
+
+
+def test_what_is_urgent_comes_first_and_inside_what_waited_longest(http: Client) -> None:
+    found = items(http)
+    assert [item["id"] for item in found] == [cause for cause, *_ in IN_ORDER]
+    assert [item["kind"] for item in found] == [
+        "question" if state == "needs_person" else "propagation" for _, state, *_ in IN_ORDER
+    ]
+    paged: list[str] = []
+    path = "/v1/worklist?limit=2"
+    while path:
+        page = http.get(path)
+        paged += [item["id"] for item in page.json()["items"]]
+        path = page.links.get("next", {}).get("url", "")
+    assert paged == [item["id"] for item in found]
+    # what a row says
+    first, question = found[0], found[2]
+    assert first["patient"] == {"key": "key", "id": "7", "name": "A^B", "birth_date": "19500101"}
+    assert (first["reason"], first["roi"], first["machine"]) == (
+        "why rejected, for long",
+        "GTV",
+        "Elekta XVI",
+    )
+    assert first["volumes_cc"] == {"rigid": 30.5}
+    assert first["fraction"] == 6, "of the course's six, in the order of being taken"
+    assert (question["reason"], question["fraction"], question["link"]) == (
+        "two targets",
+        None,
+        "/v1/courses/a question",
+    )
+    # filters
+    assert [i["id"] for i in items(http, verdict="look")] == ["to look at"]
+    assert {i["id"] for i in items(http, verdict=["accept", "look"])} == {"accepted", "to look at"}
+    assert [i["id"] for i in items(http, state="approved")] == ["approved"]
+    assert {i["id"] for i in items(http, state=["needs_person", "failed"])} == {
+        "a question",
+        "failed",
+    }
+    assert len(items(http, course="c1")) == 6
+    assert len(items(http, machine="Elekta XVI")) == 4
+    assert items(http, machine="Elekta") == []
+    late = {i["id"] for i in items(http, since="2026-03-02T08:10:00+00:00")}
+    assert late == {"rejected", "a question", "failed"}
+    # the rest of the lists, on the same rows
+    jobs = http.get("/v1/courses/c1").json()
+    assert jobs["fractions"][0]["id"] == "being drawn"
+    assert jobs["fractions"][0]["propagations"] == ["being drawn"]
+    courses = http.get("/v1/courses?limit=1")
+    assert [c["id"] for c in courses.json()["courses"]] == ["a question"]
+    following = http.get(courses.links["next"]["url"]).json()["courses"]
+    assert [c["id"] for c in following] == ["c1"]
