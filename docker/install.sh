@@ -21,7 +21,8 @@ NUMBER=10001  # fixed: volumes and pods name it
 
 apt_install() {
   apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+  # what the base holds stays as its digest says
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends --no-upgrade "$@"
   rm -rf /var/lib/apt/lists/*
 }
 
