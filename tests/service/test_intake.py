@@ -165,6 +165,23 @@ def test_a_cbct_that_comes_before_its_plan_is_matched_when_that_comes(
     assert set(department.jobs()) == {cbct.series_uid}
 
 
+def test_a_structure_set_that_cannot_be_read_is_a_question_and_holds_up_nobody(
+    department: Department, patients: tuple[Treatment, Treatment]
+) -> None:
+    first, second = patients
+    department.send([*first.plan_paths, *first.fractions[0].paths])
+    kept = department.records.archive.instance(first.structures_uid)
+    assert kept is not None
+    department.arriving.look(now() + LATER)
+    department.fractions.evidence.of_patient(department.records.archive.patient_of(kept.series_uid))
+    department.records.archive.path(kept).write_bytes(b"damaged")
+    department.send([*second.plan_paths, *second.fractions[0].paths])
+    department.wait()
+    assert set(department.jobs()) == {second.fractions[0].series_uid}
+    asked = [row for row in department.rows(fraction) if row.state == "needs_person"]
+    assert [row.series_uid for row in asked] == [first.fractions[0].series_uid]
+
+
 def test_a_person_answers_from_the_choices_alone(
     department: Department, tmp_path: Path, patients: tuple[Treatment, Treatment]
 ) -> None:

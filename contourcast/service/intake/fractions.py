@@ -15,7 +15,7 @@ from typing import Any, Final
 import structlog
 from sqlalchemy import Connection, Row, func, select, update
 
-from contourcast.imaging.errors import InputError
+from contourcast.imaging.errors import GeometryError, InputError
 from contourcast.service.index.database import now
 from contourcast.service.index.tables import (
     arrival,
@@ -34,10 +34,12 @@ from contourcast.service.intake.rules import SiteRules
 from contourcast.service.jobs.orders import MatchedOrder, order_id, order_of_match
 from contourcast.service.jobs.propagations import EVALUATION, TODAY, Origin, Propagations
 from contourcast.service.pacs.notices import Kind, Notices
-from contourcast.service.problems import ConflictError, NotFoundError
+from contourcast.service.problems import ConflictError, DamagedError, NotFoundError
 
 AT_A_LOOK: Final = 50
 ASKED_BY: Final = "intake"
+# What was found cannot be used after all; the next file of the patient may mend it.
+UNUSABLE: Final = (InputError, GeometryError, NotFoundError, DamagedError)
 
 log = structlog.get_logger()
 
@@ -104,7 +106,14 @@ class Fractions:
                 self.rules,
                 answers=_answers(asked),
             )
-        orders = self._orders(outcome, row) if isinstance(outcome, Match) else []
+        orders: list[tuple[Item, dict[str, Any]]] = []
+        if isinstance(outcome, Match):
+            try:
+                orders = self._orders(outcome, row)
+            except UNUSABLE as error:  # else one damaged file would hold up everybody's
+                outcome = NeedsPerson(
+                    question="structure_set", why=str(error), reasons=outcome.reasons
+                )
         with self.index.write() as at:
             at.execute(update(revision).where(revision.c.id == revision_id).values(matched=1))
             self._write(at, row, scan, facts, outcome, orders, seen, asked)
