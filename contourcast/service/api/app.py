@@ -39,6 +39,7 @@ from contourcast.service.api.routes import (
     site,
     worklist,
 )
+from contourcast.service.api.tracing import Traced, tracer_provider
 from contourcast.service.intake.evidence import Evidence
 from contourcast.service.intake.fractions import Fractions
 from contourcast.service.intake.rules import SiteRules, read_rules
@@ -71,6 +72,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     """The application over the database and the store of the settings."""
     records = open_records(settings, role="api")
     guard_audit(records.index)
+    spans = tracer_provider()
     issuer = Issuer(settings.access.oidc) if settings.access.oidc else None
     network = served_network(settings)
     context = Context(
@@ -95,6 +97,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         await in_thread(records.archive.discard_incoming)
         yield
         records.close()
+        if spans is not None:
+            await in_thread(spans.shutdown)
         if issuer is not None:
             issuer.close()
 
@@ -113,6 +117,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.add_middleware(
         Guard, gate=Gate(records.index, settings.access, host=settings.host, issuer=issuer)
     )
+    if spans is not None:
+        app.add_middleware(Traced, provider=spans)
     problems.install(app)
 
     @app.exception_handler(DataError)

@@ -33,7 +33,9 @@ class ModelItem(BaseModel):
     """A network with its weights, and what is known of them."""
 
     network: str
-    weights_digest: str = Field(description="SHA-256 of the weights; part of every order.")
+    digest: str = Field(
+        description="SHA-256 of the card, which names the weights; part of every order."
+    )
     served: bool = Field(description="Whether this service draws with it.")
     card: dict[str, Any] = Field(description="How it came about, and what it was trained to see.")
 
@@ -69,9 +71,7 @@ def routes(context: Context) -> APIRouter:
             card = await in_thread(_card, context)
         except ContourcastError as error:
             return ModelsAnswer(models=[], unavailable=str(error))
-        return ModelsAnswer(
-            models=[ModelItem(network=name, weights_digest=digest, served=True, card=card)]
-        )
+        return ModelsAnswer(models=[ModelItem(network=name, digest=digest, served=True, card=card)])
 
     return router
 
