@@ -178,7 +178,10 @@ def test_ready_once_a_worker_lives(finished: Finished) -> None:
 def test_no_name_of_a_patient_is_in_a_log_an_error_or_among_the_jobs(
     finished: Finished, tmp_path: Path
 ) -> None:
-    """The course is of ZZQQ-LEAK; what may say so is what came in, the report, and two tables."""
+    """The course is of ZZQQ-LEAK; what may say so is what came in, the report, and two tables.
+
+    Over HTTP only those ask for names who look at patients: the worklist, and studies of DICOMweb.
+    """
     http, course = finished.server.http, finished.course
 
     def odd(dataset: FileDataset, _: int) -> None:
@@ -202,7 +205,37 @@ def test_no_name_of_a_patient_is_in_a_log_an_error_or_among_the_jobs(
         http.get("/v1/nothing").text,
         http.get(f"/v1/propagations/{finished.id}").text,
         http.post("/v1/propagations", json={"cbct": "1.2", "roi": "x"}).text,
+        http.post(
+            "/dicom-web/studies",
+            content=b"--b\r\n\r\n" + broken + b"\r\n--b--\r\n",
+            headers={"Content-Type": 'multipart/related; type="application/dicom"; boundary=b'},
+        ).text,
+        *(
+            http.get(path).text
+            for path in (
+                f"/v1/series/{course.cbct.series_uid}",
+                f"/v1/series/{strange.series_uid}",
+                "/v1/courses",
+                "/v1/propagations",
+                "/v1/destinations",
+                "/v1/deliveries",
+                "/v1/notices",
+                "/v1/models",
+                "/v1/rules",
+                "/v1/settings",
+                "/v1/session",
+                "/v1/keys",
+                "/v1/accounts",
+                "/dicom-web/series",
+                "/dicom-web/instances",
+                "/dicom-web/instances?PatientID=ZZQQ-LEAK-ID*",
+                "/metrics",
+                "/health/ready",
+            )
+        ),
     ]
+    assert "ZZQQ-LEAK" in http.get("/v1/worklist").text
+    assert "ZZQQ-LEAK" in http.get("/dicom-web/studies").text
     asked = http.post("/v1/propagations", json=request_for(course) | {"cbct": strange.series_uid})
     if asked.status_code == 202:
         said.append(json.dumps(finished.server.until(asked.json()["id"], lambda _: False)))
