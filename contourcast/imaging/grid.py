@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 from contourcast.imaging.errors import GeometryError
 
@@ -172,7 +172,7 @@ class Grid:
             [[i, j, k] for k in (0, nz - 1) for j in (0, ny - 1) for i in (0, nx - 1)]
         )
 
-    def world(self, index_ijk: Points | Sequence[Sequence[float]]) -> Points:
+    def world(self, index_ijk: Real[np.ndarray, "n 3"] | Sequence[Sequence[float]]) -> Points:
         """Index points (column, row, slice), fractional allowed, to LPS millimetres."""
         ijk = np.asarray(index_ijk, float)
         local = np.column_stack(

@@ -242,7 +242,7 @@ def _even_planes(mask: Mask) -> Bool[np.ndarray, "z y x"]:
     return repeated
 
 
-def _boxed(values: Bool[np.ndarray, "z y x"]) -> tuple[Bool[np.ndarray, "z y x"], np.ndarray]:
+def _boxed(values: Bool[np.ndarray, "z y x"]) -> tuple[Bool[np.ndarray, "_ _ _"], np.ndarray]:
     """The part that holds the region, with an empty voxel on every side; index of its first."""
     box, first = values, []
     for axis, others in enumerate(((1, 2), (0, 2), (0, 1))):

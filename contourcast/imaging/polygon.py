@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from scipy.ndimage import maximum_filter
 from scipy.spatial import cKDTree
 
-Loop = Float[np.ndarray, "n 2"]
+Loop = Float[np.ndarray, "_ 2"]
 Loops = Sequence[Loop]
 
 # Positions written with six decimals must not fall on either side of a pixel centre by rounding.

@@ -85,8 +85,8 @@ class ConsensusSettings:
         least_blocks: With fewer of them the whole field decides.
     """
 
-    block_mm: float = 40.0  # of 24, 30, 40 and share 0.4 to 0.6 the best on virtual courses
-    share: float = 0.5  # as far as least trimmed squares can go (docs/decisions/0020)
+    block_mm: float = 40.0  # of 24, 30 and 40 the best on virtual courses: decision 0020
+    share: float = 0.5  # as far as least trimmed squares can go
     rounds: int = 3  # five end within 0.02 mm of it
     least_fill: float = 0.4
     least_blocks: int = 60
