@@ -16,7 +16,8 @@ from httpx import Client
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread, dcmwrite
-from pydicom.uid import SecondaryCaptureImageStorage
+from pydicom.dataset import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from contourcast.service.api.app import create_app
 from contourcast.service.settings import ServiceSettings
@@ -184,6 +185,43 @@ def test_more_bytes_than_may_be_are_413_whether_it_says_so_or_not(http: Client) 
 
     assert stow(http, bytes(9 * 1024 * 1024)).status_code == 413
     assert stow(http, pieces()).status_code == 413
+
+
+def bomb(dataset: Dataset) -> None:
+    """64 MiB and more out of some kilobytes."""
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.add_new(0x00091001, "OB", bytes(100 * 2**20))
+
+
+def huge(dataset: Dataset) -> None:
+    """Claims to be of 4 gigapixels."""
+    dataset.Rows = dataset.Columns = 65535
+
+
+def deep(dataset: Dataset) -> None:
+    """Sequences in sequences."""
+    inner = Dataset()
+    for _ in range(60):
+        outer = Dataset()
+        outer.ReferencedSeriesSequence = [inner]
+        inner = outer
+    dataset.ReferencedSeriesSequence = [inner]
+
+
+@pytest.mark.parametrize("change", [bomb, huge, deep])
+def test_a_hostile_file_is_refused_by_itself_in_bounded_memory(
+    http: Client, course: CourseFiles, tmp_path: Path, change: Callable[[Dataset], None]
+) -> None:
+    dataset = dcmread(course.cbct.paths[0])
+    change(dataset)
+    dcmwrite(tmp_path / "hostile.dcm", dataset)
+    hostile = (tmp_path / "hostile.dcm").read_bytes()
+    assert len(hostile) < 2**20
+    del dataset
+    before = resident_mib()
+    answer = stow(http, related(hostile, course.structures.read_bytes()))
+    assert (answer.status_code, len(reasons(answer))) == (202, 1)
+    assert resident_mib() - before < 80
 
 
 @given(st.data())
