@@ -1,6 +1,6 @@
 """Rigid registration: seconds, memory and error beside itk-elastix and SimpleITK, in one run.
 
-    python benchmarks/rigid.py [--cases 3] [--draws 20] [--threads 1]
+    python -m benchmarks.rigid [--only speed accuracy inverse courses] [--cases 3] [--draws 20]
 
 Speed: virtual cone beams (2 mm, tests/support) of the full planning CT of 4D-Lung patient 113,
 |t| <= 10 mm and <= 3 degrees, so that peers without a search of starts converge too. Each solver
@@ -9,6 +9,13 @@ transform. The peers are given our field-of-view mask for nothing. Ours is all o
 field of view, starts, body, translation, target and verdict.
 
 Accuracy: `--draws` cone beams with |t| <= 40 mm and up to 8 degrees about each axis.
+
+Inverse: from A to B against from B to A, the distance from where one began, over a cube of 16 cm:
+cone beams as above, a real CBCT, the simulated one, two phases of a 4DCT, two CTs of one lung.
+
+Courses (only when named): virtual patients whose lungs breathe and drift against their bones, on
+the CTs of docs/unseen.toml; the error against their set-up, by the whole field and by that half
+of it that one motion explains best.
 """
 
 from __future__ import annotations
@@ -22,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +38,33 @@ import numpy as np
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 SOLVERS = ("contourcast", "elastix", "simpleitk")
+PARTS = ("speed", "accuracy", "inverse", "courses")
 CENTER = np.array([29.4, 86.5, -944.1])  # the middle of the simulated CBCT's field
 
 
 def main() -> None:
-    """Prints both tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Prints a table for each part."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS[:3])
     parser.add_argument("--cases", type=int, default=3)
     parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--courses", type=int, default=8, metavar="FRACTIONS")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--solve", nargs=2, metavar=("SOLVER", "CASE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.solve:
         print(json.dumps(_solve(*arguments.solve, threads=arguments.threads)))
         return
-    if arguments.cases:
+    if "speed" in arguments.only and arguments.cases:
         _speed(arguments.cases, arguments.threads)
-    if arguments.draws:
+    if "accuracy" in arguments.only and arguments.draws:
         _accuracy(arguments.draws)
+    if "inverse" in arguments.only:
+        _inverse()
+    if "courses" in arguments.only:
+        _courses(arguments.courses)
 
 
 def _speed(cases: int, threads: int) -> None:
@@ -105,6 +122,61 @@ def _accuracy(draws: int) -> None:
         f"{sum(e < 1 for e in errors)} below 1 mm; accepted {verdicts.count('accept')}; "
         f"{np.median(seconds):.1f} s CPU each"
     )
+
+
+def _inverse() -> None:
+    from support.round_trips import round_trips
+
+    print("| pair | mean mm | worst mm |")
+    print("|---" * 3 + "|")
+    for name, errors_mm in round_trips():
+        print(f"| {name} | {errors_mm.mean():.3f} | {errors_mm.max():.3f} |", flush=True)
+
+
+def _courses(fractions: int) -> None:
+    from contourcast.registration.rigid import register_all
+    from contourcast.registration.settings import RegistrationSettings
+    from contourcast.simulation.fraction import fraction
+    from contourcast.simulation.patient import virtual_patient
+    from contourcast.simulation.recipe import Sampling, recipe_named
+    from contourcast.training.calibrate import CalibrationSettings, cases_of
+    from contourcast.training.curriculum import read_anatomy, read_curriculum
+    from support.data import REPOSITORY, data_item
+    from support.virtual_cbct import target_errors_mm
+
+    folder, _ = (data_item(name).parent for name in ("lung_ct_dx", "lung_ct_r01"))
+    curriculum = read_curriculum(REPOSITORY / "docs" / "unseen.toml", folder)
+    sampling = Sampling().coarse
+    anatomies = [read_anatomy(ct, sampling.planning_spacing_xyz_mm) for ct in curriculum.cts[:4]]
+    usual = RegistrationSettings()
+    everything = replace(usual.rigid.consensus, share=1.0)
+    ways = {
+        "the whole field": replace(usual, rigid=replace(usual.rigid, consensus=everything)),
+        "its agreeing half": usual,
+    }
+    errors: dict[str, list[float]] = {name: [] for name in ways}
+    cases = cases_of(anatomies, CalibrationSettings(seed=curriculum.seed))[:fractions]
+    for case in cases:
+        patient = virtual_patient(
+            case.anatomy, recipe=recipe_named("clinic-1"), sampling=sampling, seed=case.seed
+        )
+        day = fraction(patient, week=case.week, number=case.number)
+        for name, settings in ways.items():
+            body = register_all(
+                fixed=day.cbct,
+                moving=patient.planning_ct,
+                prior=patient.prior_mask,
+                settings=settings,
+            ).body
+            off = target_errors_mm(
+                body.planning_from_cbct,
+                day.truth.motion.rigid,
+                center_xyz_mm=body.center_xyz_mm,
+            )
+            errors[name].append(float(off.mean()))
+    print(f"set-up of {len(cases)} fractions, decided by | mean mm | worst mm |")
+    for name, found in errors.items():
+        print(f"| {name} | {np.mean(found):.3f} | {max(found):.3f} |")
 
 
 def _write_case(path: Path, seed: int) -> None:

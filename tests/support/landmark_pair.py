@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -26,13 +26,14 @@ class LandmarkPair:
     """Fixed = baseline, moving = follow-up, where the same vessels fork.
 
     Attributes:
-        lung: On the baseline's own mask grid.
+        lung: Of the fixed scan, on a grid of its own; `moving_lung` of the other.
         in_fixed: Landmarks, LPS mm, shape (51, 3); `in_moving` the same places.
     """
 
     fixed: Volume
     moving: Volume
     lung: Mask
+    moving_lung: Mask
     in_fixed: np.ndarray
     in_moving: np.ndarray
 
@@ -45,6 +46,7 @@ class LandmarkPair:
             fixed=image_file(folder / "baseline_half.mha", frame=BASELINE),
             moving=image_file(folder / "followup_rebuilt.mha", frame=FOLLOWUP),
             lung=mask_file(folder / "baseline_lung_mask.mha", frame=BASELINE),
+            moving_lung=mask_file(folder / "followup_lung_mask.mha", frame=FOLLOWUP),
             in_fixed=rows[:, 1:4],
             in_moving=rows[:, 4:7],
         )
@@ -64,7 +66,19 @@ class LandmarkPair:
         if grown_mm:
             away = ndimage.distance_transform_edt(~inside, sampling=grid.spacing_zyx_mm)
             inside = away <= grown_mm
-        return Mask(values=inside, grid=grid, frame_of_reference=BASELINE)
+        return Mask(values=inside, grid=grid, frame_of_reference=self.lung.frame_of_reference)
+
+    def swapped(self) -> Self:
+        """The way back: what was fixed moves."""
+        return replace(
+            self,
+            fixed=self.moving,
+            moving=self.fixed,
+            lung=self.moving_lung,
+            moving_lung=self.lung,
+            in_fixed=self.in_moving,
+            in_moving=self.in_fixed,
+        )
 
     def rigid(self, settings: RegistrationSettings) -> RigidTransform:
         """The rigid answer that looks at the lung alone."""
