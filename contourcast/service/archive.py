@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Row, func, select, update
 
 from contourcast.imaging.dicom.instance import Header
 from contourcast.imaging.source import Patient
-from contourcast.service.index.database import Index, now
+from contourcast.service.index.database import Index
 from contourcast.service.index.tables import arrival, instance, patient, series
 from contourcast.service.store.blobs import Dated, fetch_all
 from contourcast.service.store.disk import require_space
@@ -209,11 +209,11 @@ class Archive:
         sent: Sent,
     ) -> set[str]:
         """Writes the rows; instead, and nothing of them, the UIDs that somebody else took first."""
-        at = now().isoformat()
         belongs = {f.header.sop_instance_uid: f.header.series_instance_uid for f in staged[::-1]}
         belongs |= {uid: kept.series_uid for uid, kept in known.items()}
         try:
             with self.index.write() as index:
+                at = self.index.now(index).isoformat()
                 overtaken = {
                     file.header.sop_instance_uid
                     for file, outcome in zip(staged, outcomes, strict=True)

@@ -122,7 +122,15 @@ class Index:
     def clock_s(self) -> float:
         """Seconds since 1970 by the database's clock: the one clock that all machines share."""
         with self.read() as at:
-            return float(at.execute(text(DATABASE_CLOCK[self.engine.dialect.name])).scalar_one())
+            return _clock_s(at)
+
+    def now(self, at: Connection | None = None) -> datetime:
+        """The time by the database's clock, in UTC; what is compared across machines is of it.
+
+        Args:
+            at: A connection that is there already.
+        """
+        return datetime.fromtimestamp(self.clock_s() if at is None else _clock_s(at), UTC)
 
     @contextlib.contextmanager
     def alone(self, name: str) -> Iterator[bool]:
@@ -194,8 +202,12 @@ def lock_key(name: str) -> int:
 
 
 def now() -> datetime:
-    """The time, in UTC."""
+    """The time by this machine's clock, in UTC; for what is shown, not for what is compared."""
     return datetime.now(UTC)
+
+
+def _clock_s(at: Connection) -> float:
+    return float(at.execute(text(DATABASE_CLOCK[at.dialect.name])).scalar_one())
 
 
 def _engine(url: str) -> Engine:

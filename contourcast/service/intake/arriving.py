@@ -53,7 +53,7 @@ class Arriving:
 
     def look(self, at_time: datetime | None = None) -> int:
         """Judges what is not whole yet; how many series became whole."""
-        moment = at_time or now()
+        moment = at_time or self.index.now()
         query = (
             select(series)
             .where(series.c.state != "whole", series.c.modality == "CT")
@@ -117,7 +117,7 @@ class Arriving:
         """The association in which they came has ended."""
         with self.index.write() as at:
             for uid in series_uids:
-                _note(at, uid, released_at=now().isoformat())
+                _note(at, uid, released_at=self.index.now(at).isoformat())
 
     def counted(self, series_uid: str, instances: int) -> None:
         """An archive says how many instances it has of a series."""
@@ -128,7 +128,7 @@ class Arriving:
         """`counted`, in a transaction of the caller's."""
         row = at.execute(select(series).where(series.c.uid == series_uid)).first()
         if row is not None and row.state != "whole":
-            looks = [*row.counted_json, [now().isoformat(), instances]]
+            looks = [*row.counted_json, [self.index.now(at).isoformat(), instances]]
             _note(at, series_uid, counted_json=looks[-LOOKS_KEPT:])
 
     def pulled_again(self, series_uid: str) -> None:
@@ -137,7 +137,7 @@ class Arriving:
         Raises:
             NotFoundError: Nothing of the series is here.
         """
-        self._set(series_uid, {"pulled_again_at": now().isoformat()})
+        self._set(series_uid, {"pulled_again_at": self.index.now().isoformat()})
 
     def _set(self, series_uid: str, values: dict[str, Any]) -> None:
         with self.index.write() as at:
