@@ -101,6 +101,8 @@ def take_files(
                     landed.append(_land(name, content, archive, settings.file_limit_mib * MIB))
             answers += _admit(landed, archive, sent)
         finally:
+            for _, content in batch:  # those that were not come to
+                content.close()
             _clear(landed)
     log.info("instances_taken", **_counts(answers))
     return answers
