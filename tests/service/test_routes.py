@@ -28,6 +28,7 @@ from contourcast.service.settings import ServiceSettings
 from support.access import PASSWORD
 from support.data import REPOSITORY
 from support.http import served
+from support.issuer import issuing
 from support.records import looking_into
 
 DOCUMENT = json.loads((REPOSITORY / "docs" / "openapi.json").read_text("utf-8"))
@@ -228,6 +229,35 @@ def test_where_no_passwords_are_kept_nobody_signs_in_with_one(tmp_path: Path) ->
     with served(create_app(ServiceSettings(data_folder=tmp_path, disk_reserve_mib=0))) as client:
         answer = client.post("/v1/session", json={"name": "a", "password": "b"})
         assert answer.status_code == 404
+
+
+def test_a_person_comes_back_from_the_issuer_s_page(tmp_path: Path) -> None:
+    with issuing() as (fake, ours):
+        access = AccessSettings(oidc=ours.settings, secure_cookies=False)
+        settings = ServiceSettings(data_folder=tmp_path, disk_reserve_mib=0, access=access)
+        with served(create_app(settings)) as client:
+            assert client.get("/v1/session/ways").json() == {"local": False, "oidc": True}
+            there = client.get("/v1/session/oidc")
+            assert there.status_code == 302
+            code, state = fake.log_in(there.headers["location"])
+            back = "/v1/session/oidc/callback"
+            assert client.get(back, params={"state": state}).status_code == 401, "no code"
+            page = client.get(back, params={"code": code, "state": state})
+            assert page.status_code == 200, page.text
+            assert 'content="0;url=/"' in page.text
+            who = client.get("/v1/session").json()
+            assert (who["name"], who["roles"]) == ("oidc:dr.ann", ["reviewer"])
+            csrf = client.get("/v1/session?renew=true").json()["csrf"]
+            proof = client.post(
+                "/v1/session/proof", json={"password": "x"}, headers={"X-CSRF-Token": csrf}
+            )
+            assert (proof.status_code, "oidc?again=true" in proof.json()["remedy"]) == (403, True)
+            again = client.get("/v1/session/oidc?again=true").headers["location"]
+            assert "prompt=login" in again
+        with looking_into(tmp_path) as records, records.index.read() as at:
+            rows = at.execute(select(audit.c.row_json).order_by(audit.c.number)).scalars().all()
+        logins = [(row["who"], row["outcome"]) for row in rows if row["what"] == "login"]
+        assert logins == [("", "refused"), ("oidc:dr.ann", "success"), ("oidc:dr.ann", "refused")]
 
 
 def test_a_proof_of_a_key_is_refused(http: Client, keys: dict[Role, dict[str, str]]) -> None:

@@ -167,3 +167,6 @@ def test_what_is_urgent_comes_first_and_inside_what_waited_longest(http: Client)
     assert [c["id"] for c in courses.json()["courses"]] == ["a question"]
     following = http.get(courses.links["next"]["url"]).json()["courses"]
     assert [c["id"] for c in following] == ["c1"]
+    # what no database can hold names nothing
+    assert http.get("/v1/series/%00").status_code in (404, 422)
+    assert http.get("/v1/propagations", params={"cbct": "\0"}).status_code in (200, 422)
