@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -59,6 +60,7 @@ from support.dicom_factory import CtFiles, make_ct_series, make_registration, ui
 from support.dimse import AET, LOOPBACK, dcmtk
 from support.orthanc import PASSWORD, USER, RealOrthanc, free_ports, orthanc
 from support.records import looking_into
+from support.server import form_files, serving
 from support.stub import Asked, Says, stub
 from support.treatment import Treatment, make_treatment
 
@@ -231,6 +233,25 @@ def test_a_cbct_whose_plan_lies_in_the_pacs_is_matched_by_itself(
         "neither the CBCT of another day nor the patient of the same number elsewhere"
     )
     assert not department.on_their_way()
+
+
+@pytest.mark.peer
+@pytest.mark.slow
+def test_a_running_service_fetches_the_plan_of_a_cbct_that_it_was_sent(
+    pacs: RealOrthanc, scene: Scene, folder: Path
+) -> None:
+    cbct = scene.ours.fractions[0]
+    destinations = json.dumps([to(pacs, "orthanc").model_dump(mode="json", exclude_none=True)])
+    settings = {"intake": "automatic", "methods": '["translation"]', "destinations": destinations}
+    with serving(folder, **settings) as server, looking_into(folder) as records:
+        sent = server.http.post("/v1/instances", files=form_files(list(cbct.paths)))
+        assert sent.status_code == 200, sent.text
+        deadline = time.monotonic() + 240
+        while not (jobs := records.propagations.jobs()) and time.monotonic() < deadline:
+            threading.Event().wait(0.2)
+        (job,) = jobs
+        assert job.order["cbct"]["series"] == cbct.series_uid
+        assert job.order["structures"]["sop_uid"] == scene.ours.structures_uid
 
 
 @pytest.mark.peer
