@@ -204,7 +204,7 @@ def test_no_name_of_a_patient_is_in_a_log_an_error_or_among_the_jobs(
         http.get("/v1/series").text,
         http.get("/v1/nothing").text,
         http.get(f"/v1/propagations/{finished.id}").text,
-        http.post("/v1/propagations", json={"cbct": "1.2", "roi": "x"}).text,
+        http.post("/v1/propagations", json={"cbct": "1.2", "roi": "x", "methods": ["rigid"]}).text,
         http.post(
             "/dicom-web/studies",
             content=b"--b\r\n\r\n" + broken + b"\r\n--b--\r\n",
@@ -220,7 +220,6 @@ def test_no_name_of_a_patient_is_in_a_log_an_error_or_among_the_jobs(
                 "/v1/destinations",
                 "/v1/deliveries",
                 "/v1/notices",
-                "/v1/models",
                 "/v1/rules",
                 "/v1/settings",
                 "/v1/session",

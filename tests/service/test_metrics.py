@@ -1,0 +1,199 @@
+"""What Prometheus is told: from the database, so that all processes say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import text
+
+from contourcast.service.access.audit import Happening, record
+from contourcast.service.access.roles import What
+from contourcast.service.api.app import create_app
+from contourcast.service.api.measures import AuditChain, Measures
+from contourcast.service.index.tables import (
+    arrival,
+    cursor,
+    delivery,
+    event,
+    fraction,
+    instance,
+    propagation,
+    series,
+)
+from contourcast.service.records import Records, open_records
+from contourcast.service.settings import ServiceSettings
+from support.http import served
+from support.postgres import postgres
+from support.rows import add
+from support.server import Finished
+
+NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+LEAK = "ZZQQ-LEAK"
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.peer)])
+def service(request: pytest.FixtureRequest, folder: Path) -> Iterator[ServiceSettings]:
+    callers: dict[str, tuple[str, ...]] = {"LINAC1": ("127.0.0.1",)}
+    if request.param == "sqlite":
+        yield ServiceSettings(data_folder=folder, dicom_callers=callers)
+        return
+    with postgres() as cluster:
+        url = cluster.database("metrics")
+        yield ServiceSettings(data_folder=folder, dicom_callers=callers, database_url=url)
+
+
+@pytest.fixture
+def records(service: ServiceSettings) -> Iterator[Records]:
+    opened = open_records(service, role="test")
+    yield opened
+    opened.close()
+
+
+def at(**later: float) -> str:
+    return (NOON + timedelta(**later)).isoformat()
+
+
+def fill(records: Records) -> None:
+    index = records.index
+    for number, outcome in enumerate(("stored", "stored", "conflict"), start=1):
+        add(index, arrival, number=number, door="rest", outcome=outcome)
+    add(index, instance, sop_uid="1.1", modality="CT", bytes=500)
+    for uid, sender, maker in (
+        ("1.2.1", "LINAC1", LEAK),
+        ("1.2.2", LEAK, "Varian Medical Systems"),
+        ("1.2.3", LEAK, LEAK),
+    ):
+        facts = {"manufacturer": maker, "model": LEAK}
+        add(index, series, uid=uid, modality="CT", sender=sender, facts_json=facts, state="whole")
+        add(
+            index,
+            propagation,
+            id=uid,
+            number=int(uid[-1]),
+            state="awaiting_review",
+            verdict="look",
+            ended=1,
+            cbct_series_uid=uid,
+            figures_json={"methods": {"rigid": {"verdict": "accept"}}},
+        )
+    for state, seconds in (("registering", 0), ("drawing", 3), ("comparing", 33)):
+        add(
+            index,
+            event,
+            propagation="1.2.1",
+            number=seconds + 1,
+            at=at(seconds=seconds),
+            state=state,
+        )
+    for number, state, priority in ((10, "matched", 1), (11, "drawing", 1), (12, "matched", 9)):
+        add(
+            index,
+            propagation,
+            id=str(number),
+            number=number,
+            state=state,
+            priority=priority,
+            made_at=at(minutes=number - 30),
+        )
+    add(index, fraction, revision_id="a", state="needs_person")
+    add(index, delivery, id="a", number=1, destination="pacs", state="dead")
+    add(index, cursor, name="diary:pacs", value_json={"looked_at": at(minutes=-2)})
+    records.workers.seen("worker-1", "cpu")
+
+
+def measured(text_: bytes) -> dict[str, float]:
+    """Every sample by its name and labels."""
+    return {
+        sample.name + str(sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text_.decode())
+        for sample in family.samples
+    }
+
+
+def test_what_is_counted_stands_in_the_database(records: Records, service: ServiceSettings) -> None:
+    fill(records)
+    found = Measures(records, service, clock=lambda: NOON).text()
+    assert LEAK.encode() not in found, "what a header says is no label"
+    values = measured(found)
+    expected = {
+        "contourcast_arrivals_total['rest', 'stored']": 2,
+        "contourcast_arrivals_total['conflict', 'rest']": 1,
+        "contourcast_kept_bytes_total['CT']": 500,
+        "contourcast_series['whole']": 3,
+        "contourcast_queue_depth['matched', 'today']": 1,
+        "contourcast_queue_depth['drawing', 'today']": 1,
+        "contourcast_queue_depth['evaluation', 'matched']": 1,
+        "contourcast_queue_age_seconds['today']": 20 * 60,
+        "contourcast_queue_age_seconds['evaluation']": 18 * 60,
+        "contourcast_open_questions[]": 1,
+        "contourcast_step_seconds_bucket['2.0', 'registering']": 0,
+        "contourcast_step_seconds_bucket['5.0', 'registering']": 1,
+        "contourcast_step_seconds_bucket['30.0', 'drawing']": 1,
+        "contourcast_step_seconds_count['drawing']": 1,
+        "contourcast_step_seconds_sum['drawing']": pytest.approx(30.0, abs=0.01),
+        "contourcast_verdicts['LINAC1', 'look']": 1,
+        "contourcast_verdicts['look', 'varian']": 1,
+        "contourcast_verdicts['look', 'other']": 1,
+        "contourcast_method_verdicts['LINAC1', 'accept', 'rigid']": 1,
+        "contourcast_deliveries['dead', 'pacs']": 1,
+        "contourcast_reconciler_lag_seconds['pacs']": 120,
+        "contourcast_audit_chain_ok[]": 1,
+        "contourcast_disk_reserve_bytes[]": service.disk_reserve_mib * 2**20,
+    }
+    assert {name: values[name] for name in expected} == expected
+    assert values["contourcast_worker_silent_seconds['worker-1']"] < 60
+    assert values["contourcast_disk_free_bytes[]"] > 0
+    again = open_records(service, role="other")
+    other = measured(Measures(again, service, clock=lambda: NOON).text())
+    again.close()
+    assert {name: other[name] for name in expected} == expected, "every process says the same"
+
+
+def test_an_empty_service_measures_nothing_and_does_not_fall(
+    records: Records, service: ServiceSettings
+) -> None:
+    values = measured(Measures(records, service).text())
+    assert values["contourcast_queue_age_seconds['today']"] == 0
+    assert values["contourcast_audit_rows_looked_at[]"] == 0
+
+
+def test_a_row_of_the_log_that_was_changed_is_told(records: Records) -> None:
+    chain = AuditChain(records.index)
+    for _ in range(3):
+        record(records.index, Happening(what=What.START))
+    assert chain.look() == (1, 3)
+    record(records.index, Happening(what=What.START))
+    assert chain.look() == (1, 4)
+    with records.index.write() as connection:
+        connection.execute(text("UPDATE audit SET at = 'later' WHERE number = 2"))
+    assert AuditChain(records.index).look() == (0, 4)
+    assert chain.look() == (1, 4), "this one looked before; `contourcast audit verify` looks anew"
+
+
+def test_it_is_served_as_text_and_names_no_patient(finished: Finished) -> None:
+    answer = finished.server.http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    assert "ZZQQ" not in answer.text
+    values = measured(answer.content)
+    assert values["contourcast_arrivals_total['rest', 'stored']"] == len(finished.course.paths)
+    assert sum(v for name, v in values.items() if name.startswith("contourcast_verdicts")) >= 1
+    assert values["contourcast_step_seconds_count['registering']"] >= 1
+    assert values["contourcast_audit_chain_ok[]"] == 1
+
+
+def test_a_service_without_a_gpu_is_ready_and_says_that_it_is_slower(finished: Finished) -> None:
+    answer = finished.server.http.get("/health/ready")
+    assert answer.status_code == 200
+    assert isinstance(answer.json()["degraded"], list)
+
+
+def test_without_its_database_nothing_is_measured(folder: Path) -> None:
+    with served(create_app(ServiceSettings(data_folder=folder))) as http:
+        for path in folder.glob("index.sqlite3*"):
+            path.rename(path.with_name("moved-" + path.name))
+        (folder / "index.sqlite3").mkdir()
+        assert http.get("/metrics").status_code == 503
