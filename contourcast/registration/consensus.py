@@ -9,10 +9,12 @@ Driessen, Data Mining and Knowledge Discovery 12, 2006).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_array
 
 from contourcast.registration.local_ncc import LocalNcc, Pose
 from contourcast.registration.sampling import sample_with_gradient
@@ -73,20 +75,25 @@ def blocks_at(
     seen = np.isfinite(m)
     offsets = metric.offsets_xyz_mm.double().cpu().numpy()[seen]
     columns = np.column_stack((metric.fixed.double().cpu().numpy()[seen], m[seen], g[seen]))
-    cells, cell = np.unique(
-        np.floor(2 * offsets / settings.block_mm).astype(int), axis=0, return_inverse=True
+    place = np.floor(2 * offsets / settings.block_mm).astype(int)
+    place -= place.min(axis=0, initial=0)
+    strides = np.cumprod([1, *(place.max(axis=0, initial=0)[:2] + 2)])
+    cells, cell = np.unique(place @ strides, return_inverse=True)
+    names, block = np.unique(np.add.outer(CORNERS @ strides, cells), return_inverse=True)
+    in_cell = csr_array(
+        (np.ones(len(cell)), (cell, np.arange(len(cell)))), shape=(len(cells), len(cell))
     )
-    names, block = np.unique(
-        np.concatenate([cells + corner for corner in CORNERS]), axis=0, return_inverse=True
+    of_cell = np.tile(np.arange(len(cells)), len(CORNERS))
+    in_block = csr_array(
+        (np.ones(block.size), (block.ravel(), of_cell)), shape=(len(names), len(cells))
     )
 
     def summed(values: np.ndarray) -> np.ndarray:
-        """Over the cells, then over the eight cells of each block: in one order, always."""
-        by_cell = np.zeros((len(cells), *values.shape[1:]))
-        np.add.at(by_cell, cell, values)
-        total = np.zeros((len(names), *values.shape[1:]))
-        np.add.at(total, block, np.concatenate([by_cell] * len(CORNERS)))
-        return total
+        """Over the cells, then over the eight cells of each block."""
+        rest = values.shape[1:]
+        flat = values.reshape(len(values), math.prod(rest))
+        total: np.ndarray = in_block @ (in_cell @ flat)
+        return total.reshape(len(names), *rest)
 
     count = summed(np.ones(len(offsets)))
     mean = summed(columns) / count[:, None]
@@ -105,7 +112,7 @@ def blocks_at(
     cell_of_sample[seen] = cell
     return Blocks(
         cell_of_sample=cell_of_sample,
-        blocks_of_cell=np.where(asked, np.cumsum(asked) - 1, -1)[block].reshape(8, len(cells)),
+        blocks_of_cell=np.where(asked, np.cumsum(asked) - 1, -1)[block],
         places_xyz_mm=summed(offsets)[asked] / count[asked, None],
         shifts_xyz_mm=shifts * np.minimum(1.0, longest_mm / np.maximum(length, TINY)),
         telling=curvature / trace,

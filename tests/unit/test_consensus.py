@@ -142,6 +142,17 @@ def test_a_block_that_shows_nothing_is_not_asked_and_no_step_is_long() -> None:
     assert 0 < told.sum() < len(told)
 
 
+def test_where_the_scans_do_not_meet_there_is_nobody_to_ask() -> None:
+    found = blocks_at(
+        metric_of(texture()),
+        replace(HERE, translation_xyz_mm=np.array([5000.0, 0, 0])),
+        settings=ConsensusSettings(),
+        descent=DescentSettings(),
+        longest_mm=4.0,
+    )
+    assert len(found) == 0
+
+
 # ------------------------------------------------------------------------------ in a registration
 
 STILL = motion(shift_xyz_mm=(4, -3, 5), rotation_xyz_deg=(1, -1, 2))
