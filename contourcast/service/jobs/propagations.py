@@ -312,6 +312,19 @@ class Propagations:
         _tell(at, propagation_id, state, sentence, 1.0)
         self._told(at, propagation_id, state)
 
+    def begin_again(self, job: Job) -> None:
+        """Another attempt at a job, unless that one has ended or is not the last any more."""
+        with self.index.write() as at:
+            row = _locked(at, job.id)
+            if row.ended or row.attempt != job.attempt:
+                return
+            at.execute(
+                update(propagation)
+                .where(propagation.c.id == job.id)
+                .values(attempt=row.attempt + 1, state=State.MATCHED, figures_json={})
+            )
+            _tell(at, job.id, State.MATCHED, "begun again by a newer version", 0.0)
+
     def cancel(self, propagation_id: str, *, by: str) -> Job:
         """Stops it: what is running is not begun again, what is written stays.
 

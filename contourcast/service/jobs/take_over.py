@@ -2,7 +2,8 @@
 
 The engine takes a job up again only under the name that it ran under. So each worker says every few
 seconds, by the database's clock, that it is alive; what belongs to one that was silent for too long
-is queued again. A worker that was merely slow may still be at it: steps are harmless twice.
+is queued again. A worker that was merely slow may still be at it: steps are harmless twice. What a
+worker of an older version left is begun again, for its steps were others.
 """
 
 from __future__ import annotations
@@ -49,6 +50,33 @@ def take_over(workers: Workers) -> None:
         for workflow in waiting:
             DBOS.resume_workflow(workflow.workflow_id, queue_name=CPU)
             log.warning("gpu_gone", workflow=workflow.workflow_id)
+
+
+def start_anew(workers: Workers, propagations: Propagations, slot: str) -> None:
+    """What an older version left is begun again under ours, from what was promised.
+
+    The engine gives work of another version to nobody, and the steps have changed. Workers of the
+    older version that still live end what they run; their successors, of the same names, do not.
+
+    Args:
+        workers: Who lives.
+        propagations: What was promised.
+        slot: Our own name: whatever ran under it runs no more.
+    """
+    older = [str(version) for version in range(1, int(WORKFLOW_VERSION))]
+    left = DBOS.list_workflows(
+        status=["PENDING", "ENQUEUED"], app_version=older, load_input=False, load_output=False
+    )
+    gone = {name for name, silent_s in workers.silent_s().items() if silent_s > SILENCE_S} | {slot}
+    ids = {w.workflow_id for w in left if w.status == "ENQUEUED" or w.executor_id in gone}
+    if not ids:
+        return
+    for job in propagations.unfinished():
+        if ids & {workflow_id(job), *part_ids(job)}:
+            propagations.begin_again(job)
+            cancel([job])
+            log.warning("begun_again", job_id=job.id, attempt=job.attempt + 1)
+    DBOS.cancel_workflows(sorted(ids))
 
 
 def end_given_up(propagations: Propagations) -> None:

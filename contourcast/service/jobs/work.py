@@ -88,6 +88,13 @@ def work(settings: ServiceSettings, stop: threading.Event) -> None:
                         run=lambda: take_over.take_over(records.workers),
                     ),
                     Duty(
+                        name="start-anew",
+                        every_s=take_over.EVERY_S,
+                        run=lambda: take_over.start_anew(
+                            records.workers, records.propagations, settings.worker_slot
+                        ),
+                    ),
+                    Duty(
                         name="given-up",
                         every_s=take_over.HEARTBEAT_S,
                         run=lambda: take_over.end_given_up(records.propagations),
