@@ -1,6 +1,6 @@
 """The networks beside each other: same samples, steps, seed and memory, with and without r-CT.
 
-    contourcast fit samples --curriculum docs/networks.toml --data DATA --out SAMPLES
+    contourcast fit samples --curriculum docs/curriculum.toml --data DATA --out SAMPLES
     python -m benchmarks.studies.networks SAMPLES OUT [--steps 300]
     python -m benchmarks.studies.unseen_fractions DATA SCORES \
         $(for m in OUT/*/model; do echo --network $(basename $(dirname $m))=$m; done)

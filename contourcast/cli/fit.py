@@ -62,7 +62,7 @@ def fit_arbiter(
     learned = load_samples(samples)
     if validation:
         learned, _ = split(learned, validation_cts=validation)
-    facts = {"samples": len(learned), "cts": sorted({s.ct for s in learned})}
+    facts = {"samples": len(learned)}
     settings = ArbiterSettings(steps=steps, seed=seed)
     with progress() as tell:
         made = teach(start, learned, settings, out, facts=facts, on_step=tell)

@@ -53,6 +53,8 @@ LAST_STEP_MM: Final = 0.02
 TINY: Final = 1e-6
 
 
+@torch.inference_mode(mode=False)  # gradients are there even where the caller switched them off
+@torch.enable_grad()
 def follow(
     scan: Float[np.ndarray, "z y x"],
     planning: Float[np.ndarray, "z y x"],

@@ -116,9 +116,10 @@ def teach(
             card,
             config=wide,
             channels=KNOWN_CHANNELS,
-            training={
-                "network": dict(card.training) | {"digest": digest},
-                "arbiter": facts | {"settings": asdict(settings)},
+            training=dict(card.training)
+            | {
+                "arbiter": {"beside": digest, "settings": asdict(settings), **facts},
+                "cts": sorted({*card.training.get("cts", ()), *(s.ct for s in samples)}),
             },
         ),
         dtype=torch.float16,

@@ -34,7 +34,7 @@ def test_a_recipe_that_nobody_knows_is_refused() -> None:
         Curriculum(seed=1, fractions=1, shares={"smoth": 0.1})
 
 
-@pytest.mark.parametrize("name", ["curriculum.toml", "networks.toml"])
+@pytest.mark.parametrize("name", ["curriculum.toml", "arbiter.toml"])
 def test_the_lists_in_the_documentation_are_read_and_keep_the_test_cts_out(name: str) -> None:
     curriculum = read_curriculum(REPOSITORY / "docs" / name, Path("data"))
     unseen = read_curriculum(REPOSITORY / "docs" / "unseen.toml", Path("data"))
