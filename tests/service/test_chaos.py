@@ -1,0 +1,430 @@
+"""A course that runs while something is killed: nothing is lost, nothing comes twice.
+
+Two patients' fractions come in by every door, interleaved and in scrambled order, while one of the
+processes is killed with ``kill -9`` at random moments and started again. In the end it must be as
+if nothing had been: the same propagations, the same bytes, one delivery of each.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import httpx
+import pytest
+from sqlalchemy import func, select, update
+
+from contourcast.imaging.errors import ContourcastError
+from contourcast.service.index.tables import arrival, cursor, delivery, event, propagation
+from contourcast.service.intake.states import State
+from contourcast.service.jobs.propagations import Job
+from contourcast.service.pacs.scu import Peer
+from contourcast.service.problems import BusyError
+from contourcast.service.records import Records, open_records
+from contourcast.service.settings import ServiceSettings
+from support.department import Department
+from support.records import looking_into
+from support.server import form_files
+from support.topology import Topology, topology
+from support.treatment import Treatment, make_treatment
+
+pytestmark = pytest.mark.peer
+
+LIMIT_S: Final = 300.0
+AWAY_S: Final = 2.0  # at most, between a kill and the new start
+METHODS: Final = {"CONTOURCAST_METHODS": '["translation"]'}
+TARGETS: Final = ("api", "dicom-node", "worker", "Orthanc", "Postgres")
+# Signs of life of a course, each of which goes from 0 to 1 (see `Watch.progress`).
+STAGES: Final = 3.0
+# What a propagation tells from being promised to being sent.
+EVENTS: Final = 14
+
+
+class Killable(Protocol):
+    """A process of ours, Orthanc, or Postgres."""
+
+    def kill(self) -> None: ...
+
+    def start(self) -> object: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Undisturbed:
+    """What comes out when nothing is killed.
+
+    Attributes:
+        patients: Whose files they are.
+        files: Of a propagation that was promised at a time: its results, by name.
+        orders: Of each CBCT: all that its result depends on, and so its propagation's id.
+    """
+
+    patients: tuple[Treatment, ...]
+    files: Callable[[str, datetime], dict[str, bytes]]
+    orders: dict[str, dict[str, Any]]
+
+    @property
+    def scans(self) -> list[str]:
+        """The series that are drawn on."""
+        return [cbct.series_uid for patient in self.patients for cbct in patient.fractions]
+
+
+@contextmanager
+def undisturbed(folder: Path, *, fractions: int) -> Iterator[Undisturbed]:
+    """The same files through the same functions, here, in one process."""
+    patients = tuple(
+        make_treatment(folder / name, patient=name, fractions=fractions, seed=seed)
+        for name, seed in (("A", 1), ("B", 7))
+    )
+    with looking_into(folder / "data") as records:
+        department = Department(records)
+        for patient in patients:
+            department.send(patient.paths)
+        department.wait()
+        jobs = department.jobs()
+        drawn = {job.id: department.drawn(job) for job in jobs.values()}
+
+        def files(propagation_id: str, made_at: datetime) -> dict[str, bytes]:
+            with records.index.write() as at:
+                at.execute(
+                    update(propagation)
+                    .where(propagation.c.id == propagation_id)
+                    .values(made_at=made_at.isoformat())
+                )
+            for name in records.derived.results(propagation_id):
+                records.archive.blobs.delete(f"results/{propagation_id}/{name}")
+            department.finish(propagation_id, drawn[propagation_id])
+            return results(records, propagation_id)
+
+        yield Undisturbed(
+            patients=patients, files=files, orders={uid: job.order for uid, job in jobs.items()}
+        )
+
+
+def results(records: Records, propagation_id: str) -> dict[str, bytes]:
+    """A propagation's files, less what tells of the clock and of how things came."""
+    found = {
+        name: records.derived.result(propagation_id, name).read_bytes()
+        for name in records.derived.results(propagation_id)
+    }
+    del found["report.html"]
+    report = json.loads(found["report.json"])
+    del report["registration"]["seconds"]
+    for method in report["methods"]:
+        del method["seconds"]
+    found["report.json"] = json.dumps(report).encode()
+    return found
+
+
+class Pushing(threading.Thread):
+    """Senders that keep what they have until it was taken, as modalities do.
+
+    Attributes:
+        paths: Of all files, so that each goes once to somebody who says that he has it.
+        errors: What ended it other than being done.
+    """
+
+    def __init__(self, service: Topology, patients: Sequence[Treatment], seed: int) -> None:
+        super().__init__(daemon=True)
+        self._service = service
+        self._http = httpx.Client(
+            base_url=service.http.base_url, headers=service.http.headers, timeout=30.0
+        )
+        self._random = random.Random(seed)
+        self._ways: list[Callable[[list[Path]], bool]] = [
+            self._rest_to_orthanc,
+            self._dimse_to_orthanc,
+            self._orthanc_to_node,
+            self._api,
+        ]
+        self._chunks = self._interleaved(patients)
+        self.stopped = threading.Event()
+
+    def _interleaved(
+        self, patients: Sequence[Treatment]
+    ) -> list[tuple[Callable[[list[Path]], bool], list[Path]]]:
+        """Each series by one way, its slices in any order, all series at the same time."""
+        waiting = []
+        groups = [
+            list(group)
+            for patient in patients
+            for group in (
+                patient.planning_ct.paths,
+                [patient.structures],
+                *(cbct.paths for cbct in patient.fractions),
+            )
+        ]
+        self._random.shuffle(groups)
+        for number, group in enumerate(groups):
+            self._random.shuffle(group)
+            way = self._ways[number % len(self._ways)]
+            waiting += [(way, group[start : start + 8]) for start in range(0, len(group), 8)]
+        self._random.shuffle(waiting)
+        return waiting
+
+    def run(self) -> None:
+        for way, paths in self._chunks:
+            while not self.stopped.is_set():
+                with suppress(httpx.HTTPError, ContourcastError):
+                    if way(paths):
+                        break
+                self.stopped.wait(0.1)
+        self._http.close()
+
+    def _rest_to_orthanc(self, paths: list[Path]) -> bool:
+        self._service.orthanc.upload(paths)
+        return True
+
+    def _dimse_to_orthanc(self, paths: list[Path]) -> bool:
+        peer = Peer(
+            host="127.0.0.1",
+            port=self._service.orthanc.dicom_port,
+            aet="ORTHANC",
+            our_aet="CONTOURCAST",
+        )
+        return all(receipt.stored for receipt in peer.store(paths))
+
+    def _orthanc_to_node(self, paths: list[Path]) -> bool:
+        http = self._service.orthanc.http
+        ids = [
+            http.post("/instances", content=path.read_bytes()).raise_for_status().json()["ID"]
+            for path in paths
+        ]
+        return http.post("/modalities/contourcast/store", json=ids).status_code == 200
+
+    def _api(self, paths: list[Path]) -> bool:
+        return self._http.post("/v1/instances", files=form_files(paths)).status_code == 200
+
+
+@dataclass(kw_only=True)
+class Watch:
+    """What can be seen of a course from outside, while the database may be away."""
+
+    service: Topology
+    records: Records
+    files: int
+    fractions: int
+    last: float = 0.0
+    ended: bool = False
+    seen: dict[str, Any] = field(default_factory=dict)
+
+    def look(self) -> None:
+        """Looks again, unless the database is away."""
+        with suppress(BusyError), self.records.index.read() as at:
+            came = at.execute(
+                select(func.count(func.distinct(arrival.c.sop_uid))).select_from(arrival)
+            ).scalar_one()
+            told = at.execute(select(func.count()).select_from(event)).scalar_one()
+            states = Counter(at.execute(select(propagation.c.state)).scalars())
+            sent = at.execute(
+                select(func.count()).where(delivery.c.state == "delivered")
+            ).scalar_one()
+            self.seen = {"came": came, "told": told, "states": dict(states), "sent": sent}
+            self.last = sum(
+                min(1.0, share)
+                for share in (
+                    came / self.files,
+                    told / (EVENTS * self.fractions),
+                    sent / self.fractions,
+                )
+            )
+            self.ended = states[State.AWAITING_REVIEW] >= self.fractions
+
+    def until(self, reached: Callable[[], bool], *, limit_s: float = LIMIT_S) -> bool:
+        """Looks until something is so, or the course has ended; which."""
+        deadline = time.monotonic() + limit_s
+        while True:
+            self.look()
+            if reached():
+                return True
+            if self.ended:
+                return False
+            assert time.monotonic() < deadline, f"{self.seen}\n{self.story()}"
+            time.sleep(0.05)
+
+    def story(self) -> str:
+        """The last lines of everybody, to find out what it waits for."""
+        return "\n".join(
+            f"--- {one.name} {'runs' if one.runs else 'is gone'}\n" + "".join(one.lines[-25:])
+            for one in self.service.processes
+        )
+
+
+def victim(service: Topology, name: str) -> Killable:
+    """Whoever is killed and started again."""
+    victims: dict[str, Killable] = {
+        "api": service.api,
+        "dicom-node": service.node,
+        "worker": service.workers[0],
+        "Orthanc": service.orthanc,
+        "Postgres": service.postgres,
+    }
+    return victims[name]
+
+
+def disturbed(
+    folder: Path, truth: Undisturbed, targets: Sequence[str], *, seed: int
+) -> list[float]:
+    """Runs a course in which each of these is killed once; how far it was each time."""
+    chance = random.Random(seed)
+    moments = sorted(chance.uniform(0.0, STAGES) for _ in targets)
+    order = chance.sample(list(targets), len(targets))
+    killed_at: list[float] = []
+    with topology(folder, workers=1, settings=METHODS) as service, _records(service) as records:
+        watch = Watch(
+            service=service,
+            records=records,
+            files=sum(len(patient.paths) for patient in truth.patients),
+            fractions=len(truth.scans),
+        )
+        pushing = Pushing(service, truth.patients, seed)
+        pushing.start()
+        try:
+            for moment, name in zip(moments, order, strict=True):
+                watch.until(lambda moment=moment: watch.last >= moment)  # type: ignore[misc]
+                pushing.stopped.wait(chance.uniform(0.0, 1.0))
+                victim(service, name).kill()
+                killed_at.append(watch.last)
+                pushing.stopped.wait(chance.uniform(0.0, AWAY_S))
+                victim(service, name).start()
+            watch.until(lambda: watch.ended)
+            pushing.join(LIMIT_S)
+            assert not pushing.is_alive(), watch.story()
+            _look_once_more(service, watch)
+            as_if_nothing_had_been(service, records, truth)
+            assert all(one.runs for one in service.processes), watch.story()
+        finally:
+            pushing.stopped.set()
+            pushing.join(LIMIT_S)
+    return killed_at
+
+
+def as_if_nothing_had_been(service: Topology, records: Records, truth: Undisturbed) -> None:
+    """The invariant: each fraction once, with the bytes that it has when nothing happens."""
+    jobs = current(records)
+    assert jobs.keys() == truth.orders.keys(), "nothing lost"
+    for uid, job in jobs.items():
+        other = {
+            name: (job.order[name], value)
+            for name, value in truth.orders[uid].items()
+            if job.order[name] != value
+        }
+        assert not other, "the same was asked for"
+    assert {job.state for job in jobs.values()} == {State.AWAITING_REVIEW}
+    with records.index.read() as at:
+        sent = at.execute(select(delivery.c.propagation, delivery.c.state)).all()
+        done = Counter(at.execute(select(event.c.propagation).where(event.c.done == 1.0)).scalars())
+    assert sorted(sent) == sorted((job.id, "delivered") for job in jobs.values()), "one each"
+    assert set(done) == {job.id for job in jobs.values()}
+    held = in_orthanc(service)
+    expected = {}
+    for job in jobs.values():
+        mine = results(records, job.id)
+        assert mine == truth.files(job.id, job.made_at), "the same bytes"
+        for name in ("RS.dcm", "REG.dcm"):
+            path = records.derived.result(job.id, name)
+            expected[_sop_uid(path)] = path.read_bytes()
+    assert held == expected, "one structure set and one registration of each, as we keep them"
+
+
+def current(records: Records) -> dict[str, Job]:
+    """By CBCT: the one propagation that counts."""
+    jobs = [j for j in records.propagations.jobs(limit=1000) if j.state is not State.SUPERSEDED]
+    found = {job.order["cbct"]["series"]: job for job in jobs}
+    assert len(found) == len(jobs), "one of each"
+    return found
+
+
+def in_orthanc(service: Topology) -> dict[str, bytes]:
+    """What we sent there, by SOP Instance UID; none of it may be there twice."""
+    http = service.orthanc.http
+    found: dict[str, bytes] = {}
+    for modality in ("RTSTRUCT", "REG"):
+        query = {"Level": "Instance", "Query": {"Modality": modality}, "Expand": True}
+        for one in http.post("/tools/find", json=query).raise_for_status().json():
+            file = http.get(f"/instances/{one['ID']}/file").raise_for_status().content
+            if b"Contourcast" in file[:4096]:
+                uid = one["MainDicomTags"]["SOPInstanceUID"]
+                assert uid not in found
+                found[uid] = file
+    return found
+
+
+def _sop_uid(path: Path) -> str:
+    from contourcast.imaging.dicom.instance import read_header
+
+    return read_header(path).sop_instance_uid
+
+
+def _look_once_more(service: Topology, watch: Watch) -> None:
+    """Whatever Orthanc still has to tell is heard before anything is judged."""
+
+    def looked_at() -> str:
+        with watch.records.index.read() as at:
+            value = at.execute(
+                select(cursor.c.value_json).where(cursor.c.name == "diary:orthanc")
+            ).scalar()
+        return "" if value is None else str(value["looked_at"])
+
+    before = looked_at()
+    service.http.post("/v1/orthanc/events", json={}).raise_for_status()
+    deadline = time.monotonic() + LIMIT_S
+    while looked_at() == before:
+        assert time.monotonic() < deadline, watch.story()
+        time.sleep(0.05)
+
+
+@contextmanager
+def _records(service: Topology) -> Iterator[Records]:
+    settings = ServiceSettings(
+        data_folder=service.data,
+        database_url=service.api.environment["CONTOURCAST_DATABASE_URL"],
+        disk_reserve_mib=0,
+    )
+    records = open_records(settings, role="test")
+    try:
+        yield records
+    finally:
+        records.close()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
+    with undisturbed(tmp_path_factory.mktemp("small"), fractions=1) as truth:
+        yield truth
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
+    with undisturbed(tmp_path_factory.mktemp("whole"), fractions=3) as truth:
+        yield truth
+
+
+def test_each_of_them_killed_once_it_is_as_if_nothing_had_been(
+    tmp_path: Path, small: Undisturbed
+) -> None:
+    assert len(disturbed(tmp_path, small, TARGETS, seed=0)) == len(TARGETS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("target", TARGETS)
+def test_killed_at_twenty_moments_of_a_course_it_is_as_if_nothing_had_been(
+    tmp_path: Path,
+    whole: Undisturbed,
+    target: str,
+    seed: int,
+    record_property: Callable[[str, object], None],
+) -> None:
+    moments = disturbed(tmp_path, whole, [target] * 5, seed=seed)
+    record_property("moments", [round(moment, 2) for moment in moments])
+    assert len(moments) == 5
