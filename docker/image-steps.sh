@@ -28,23 +28,25 @@ as_user() {
 tar -C / --one-file-system --exclude=./root --exclude=./proc --exclude=./sys --exclude=./dev \
   --exclude=./tmp --exclude=./var/tmp -cf - . | tar -C "$last" -xf -
 mkdir -p "$last"/{proc,sys,dev,tmp,root}
+chmod 1777 "$last/tmp"
 
 docker/install.sh tools
 docker/install.sh build
 
+bind --bind "$last" /
 bind --rbind /dev /dev
+mount --make-rslave "$last/dev"  # what is unmounted here stays mounted there
 bind -t proc proc /proc
 cp -a /opt/contourcast "$last/opt/"
 cp docker/install.sh "$last/install.sh"
 chroot "$last" /install.sh runtime
 du -sh "$last/opt/contourcast" | sed 's/^/installed: /'
 
-bind --bind "$last" /
 mount -o remount,bind,ro "$last"
 bind -t tmpfs -o mode=1777 tmpfs /tmp
 bind -t tmpfs -o uid=10001,gid=10001,mode=0750 tmpfs /data
 as_user /install.sh check
-as_user touch /opt/contourcast/written 2>&1 | grep -q 'Read-only file system'
+if chroot "$last" touch /written 2> /dev/null; then echo "its root can be written" >&2; exit 1; fi
 
 as_user contourcast serve --all &
 serving=$!
