@@ -20,10 +20,9 @@ tidy() {
 }
 trap tidy EXIT
 
-as_user() {
-  chroot --userspec=10001:10001 "$last" env -i PATH=/opt/contourcast/bin:/usr/bin:/bin HOME=/tmp \
-    PYTHONDONTWRITEBYTECODE=1 MPLCONFIGDIR=/tmp/matplotlib CONTOURCAST_DATA_FOLDER=/data "$@"
-}
+# words, and no function: what runs in the background is then the process itself
+as_user=(chroot --userspec=10001:10001 "$last" env -i PATH=/opt/contourcast/bin:/usr/bin:/bin
+  HOME=/tmp PYTHONDONTWRITEBYTECODE=1 MPLCONFIGDIR=/tmp/matplotlib CONTOURCAST_DATA_FOLDER=/data)
 
 tar -C / --one-file-system --exclude=./root --exclude=./proc --exclude=./sys --exclude=./dev \
   --exclude=./tmp --exclude=./var/tmp -cf - . | tar -C "$last" -xf -
@@ -45,14 +44,14 @@ du -sh "$last/opt/contourcast" | sed 's/^/installed: /'
 mount -o remount,bind,ro "$last"
 bind -t tmpfs -o mode=1777 tmpfs /tmp
 bind -t tmpfs -o uid=10001,gid=10001,mode=0750 tmpfs /data
-as_user /install.sh check
+"${as_user[@]}" /install.sh check
 if chroot "$last" touch /written 2> /dev/null; then echo "its root can be written" >&2; exit 1; fi
 
-as_user contourcast serve --all &
+"${as_user[@]}" contourcast serve --all &
 serving=$!
 check=$(sed -n '/AS contourcast$/,$p' docker/Dockerfile | sed -n 's/.*"-c", "\(.*\)"\]$/\1/p')
 deadline=$((SECONDS + 120))
-until as_user python -c "$check" 2> /dev/null; do
+until "${as_user[@]}" python -c "$check" 2> /dev/null; do
   ((SECONDS < deadline)) || { echo "it does not answer" >&2; exit 1; }
   sleep 1
 done
