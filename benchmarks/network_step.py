@@ -124,13 +124,14 @@ def _whole_volume(
     }
     if set(FOLLOWED) & set(card.channels):
         spacing = whole.spacing_zyx_mm
-        low = whole.index(region.origin_xyz_mm[None])[0].round().astype(int)[::-1]
-        here = tuple(slice(a, a + n) for a, n in zip(low, region.shape_zyx, strict=True))
-        moved_mm = follow(shown["cbct"][here], shown["planning_ct"][here], spacing_zyx_mm=spacing)
-        beyond = [
-            (a, n - a - m) for a, n, m in zip(low, whole.shape_zyx, region.shape_zyx, strict=True)
-        ]
-        field = np.pad(moved_mm, ((0, 0), *beyond), mode="edge")
+        scan = normalise.apply(scan_on(cbct, region)[0])
+        moved_mm = follow(scan, planning_on(moved, region), spacing_zyx_mm=spacing)
+        # the region may reach beyond the scan, and the scan beyond the region
+        first = whole.index(region.origin_xyz_mm[None])[0].round().astype(int)[::-1]
+        shapes = list(zip(first, region.shape_zyx, whole.shape_zyx, strict=True))
+        within = tuple(slice(max(0, -a), min(m, n - a)) for a, m, n in shapes)
+        beyond = [(max(0, a), max(0, n - a - m)) for a, m, n in shapes]
+        field = np.pad(moved_mm[(slice(None), *within)], ((0, 0), *beyond), mode="edge")
         prior_mm = signed_distance(shown["r_ct"], whole)
         prior, planning = FOLLOWED
         shown[prior] = as_carried(followed(prior_mm, field, spacing_zyx_mm=spacing))

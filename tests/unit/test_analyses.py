@@ -512,7 +512,7 @@ class TestField:
 class TestTrainings:
     SAMPLES = tuple(patch_sample(seed=n) for n in range(12))
     TRAIN = TrainSettings(
-        config=replace(TINY, channels_in=3, nrm=NrmConfig(slabs=False)),
+        config=replace(TINY, channels_in=5, nrm=NrmConfig(slabs=False)),
         samples=SampleSettings(spacing_zyx_mm=(3.0, 3.0, 3.0), patch_zyx=(8, 8, 8)),
         epochs=1,
         steps_per_epoch=1,
