@@ -228,7 +228,7 @@ def say_the_same(first: Path, second: Path) -> bool:
 def _ties(registration: Path) -> bytes:
     """What a registration says, and nothing of whom."""
     results = read_registration(registration).results
-    return dump([(r.number, r.comment, r.transform) for r in results])
+    return dump([(r.number, r.comment, r.transform, r.images) for r in results])
 
 
 def _taken(name: str, file: Staged, outcome: Outcome) -> Answer:

@@ -165,6 +165,51 @@ def test_a_cbct_that_comes_before_its_plan_is_matched_when_that_comes(
     assert set(department.jobs()) == {cbct.series_uid}
 
 
+def test_a_planning_ct_that_still_arrives_is_waited_for_and_a_late_slice_of_it_counts(
+    department: Department, patients: tuple[Treatment, Treatment]
+) -> None:
+    patient = patients[0]
+    cbct, plan = patient.fractions[0], patient.planning_ct
+    hole = [p for k, p in enumerate(plan.paths) if k not in (5, 6)]
+    department.send([*cbct.paths, patient.structures, *hole])
+    department.wait()
+    assert not department.jobs(), "two slices are missing in the middle: it still arrives"
+    assert not [row for row in department.rows(fraction) if row.state == "matched"]
+    department.send(plan.paths[5:7])
+    department.wait()
+    (first,) = department.jobs().values()
+    assert len(first.order["planning_ct"]["files"]) == len(plan.paths)
+
+
+def test_a_slice_that_the_planning_ct_gets_later_makes_other_propagations(
+    department: Department, patients: tuple[Treatment, Treatment]
+) -> None:
+    patient = patients[0]
+    department.send([*patient.fractions[0].paths, patient.structures])
+    department.send(patient.planning_ct.paths[:-1])
+    department.wait()
+    (first,) = department.jobs().values()
+    department.send(patient.planning_ct.paths[-1:])
+    department.wait()
+    department.fractions.look()
+    (second,) = department.jobs().values()
+    assert first.id != second.id
+    assert len(second.order["planning_ct"]["files"]) == len(patient.planning_ct.paths)
+
+
+def test_a_planning_ct_that_stays_incomplete_is_a_question(
+    department: Department, patients: tuple[Treatment, Treatment]
+) -> None:
+    patient = patients[0]
+    hole = [p for k, p in enumerate(patient.planning_ct.paths) if k not in (5, 6)]
+    department.send([*patient.fractions[0].paths, patient.structures, *hole])
+    department.arriving.look(now() + timedelta(minutes=11))
+    department.fractions.look()
+    (asked,) = [row for row in department.rows(fraction) if row.state == "needs_person"]
+    assert "not whole" in asked.question_json["why"]
+    assert asked.question_json["missing"] == [patient.planning_ct.series_uid]
+
+
 def test_a_structure_set_that_cannot_be_read_is_a_question_and_holds_up_nobody(
     department: Department, patients: tuple[Treatment, Treatment]
 ) -> None:

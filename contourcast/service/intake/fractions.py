@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, func, select, update
 
 from contourcast.imaging.errors import GeometryError, InputError
 from contourcast.service.index.database import now
@@ -31,6 +31,7 @@ from contourcast.service.intake.facts import PriorFacts, SeriesFacts
 from contourcast.service.intake.matching import match
 from contourcast.service.intake.outcomes import Answer, Item, Match, NeedsPerson, NotOurs
 from contourcast.service.intake.rules import SiteRules
+from contourcast.service.intake.states import SIGNED
 from contourcast.service.jobs.orders import MatchedOrder, order_id, order_of_match
 from contourcast.service.jobs.propagations import EVALUATION, TODAY, Origin, Propagations
 from contourcast.service.pacs.notices import Kind, Notices
@@ -107,6 +108,17 @@ class Fractions:
                 answers=_answers(asked),
             )
         orders: list[tuple[Item, dict[str, Any]]] = []
+        if isinstance(outcome, Match):
+            planning = self._planning_ct(outcome.planning_ct_uid)
+            if planning.state == "arriving":
+                return False  # looked at again until it is whole
+            if planning.state != "whole":
+                outcome = NeedsPerson(
+                    question="planning_ct",
+                    why=f"the planning CT {planning.uid} is not whole: {planning.reason}",
+                    missing=(planning.uid,),
+                    reasons=outcome.reasons,
+                )
         if isinstance(outcome, Match):
             try:
                 orders = self._orders(outcome, row)
@@ -193,6 +205,10 @@ class Fractions:
             for item in found.items
         ]
 
+    def _planning_ct(self, series_uid: str) -> Row[Any]:
+        with self.index.read() as at:
+            return at.execute(select(series).where(series.c.uid == series_uid)).one()
+
     def _way_home(self, prior: PriorFacts | None) -> str:
         """The registration that was kept beside a signed contour."""
         if prior is None:
@@ -251,6 +267,8 @@ class Fractions:
         else:
             reason = {"question": "cbct", "rule": "", "sentence": outcome.reason}
             values |= {"state": "not_ours", "reasons_json": [reason]}
+            if row.number > 1:
+                match_again(at, course.c.planning_series_uid == row.series_uid)
         made = {"revision_id": row.id, "made_at": now().isoformat()}
         at.execute(self.index.insert_new(fraction, values | made))
         at.execute(update(fraction).where(fraction.c.revision_id == row.id).values(**values))
@@ -321,6 +339,20 @@ class Fractions:
         at.execute(
             update(fraction).where(fraction.c.revision_id.in_(older)).values(state="superseded")
         )
+
+
+def match_again(at: Connection, *conditions: ColumnElement[bool]) -> None:
+    """Fractions of these courses that nobody has signed are matched anew."""
+    signed = select(propagation.c.revision_id).where(
+        propagation.c.revision_id.is_not(None),
+        propagation.c.state.in_([state.value for state in SIGNED]),
+    )
+    mine = (
+        select(fraction.c.revision_id)
+        .join(course, course.c.id == fraction.c.course_id)
+        .where(fraction.c.state == "matched", fraction.c.revision_id.not_in(signed), *conditions)
+    )
+    at.execute(update(revision).where(revision.c.id.in_(mine)).values(matched=0))
 
 
 def _ae_title(scan: Row[Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -133,11 +134,23 @@ def _brought_home(prior: Roi, planning_ct: Volume, known: Sequence[SpatialRegist
 def _start(
     planning_ct: Volume, cbct: Volume, known: Sequence[SpatialRegistration]
 ) -> RigidTransform | None:
+    if planning_ct.frame_of_reference == cbct.frame_of_reference:
+        return _between_images(known, planning_ct, cbct)
     return _tie(
         known,
         target_frame=planning_ct.frame_of_reference,
         source_frame=cbct.frame_of_reference,
     )
+
+
+def _between_images(
+    known: Sequence[SpatialRegistration], planning_ct: Volume, cbct: Volume
+) -> RigidTransform | None:
+    """Where both scans state one frame: what a registration says of their images, if one does."""
+    for registration in known:
+        with contextlib.suppress(InputError, FrameMismatchError):
+            return registration.between_scans(target=planning_ct, source=cbct)
+    return None
 
 
 def _require_useful(
@@ -151,6 +164,8 @@ def _require_useful(
     planning = planning_ct.frame_of_reference
     wanted = {cbct.frame_of_reference, prior.frame_of_reference} - {planning}
     for each in known:
+        if planning == cbct.frame_of_reference and _between_images([each], planning_ct, cbct):
+            continue
         if planning not in each.frames or not wanted & set(each.frames):
             raise FrameMismatchError(
                 "a registration ties nothing that is used here",

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, Row, select
 
 from contourcast.imaging.dicom.check import check_structure_set
 from contourcast.imaging.dicom.ct_series import read_ct_series
@@ -27,9 +27,10 @@ from contourcast.imaging.errors import ContourcastError, InputError
 from contourcast.imaging.structures import Roi, StructureSet
 from contourcast.service.archive import Sent, Staged
 from contourcast.service.index.database import now
-from contourcast.service.index.tables import fraction, propagation, review, revision
+from contourcast.service.index.tables import course, fraction, review
 from contourcast.service.ingest import TAKEN, say_the_same
-from contourcast.service.intake.states import SIGNED, State
+from contourcast.service.intake.fractions import match_again
+from contourcast.service.intake.states import State
 from contourcast.service.jobs.orders import SIGNED_ROI
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.problems import ConflictError
@@ -153,7 +154,12 @@ class Reviews:
                 self.records.propagations.move(at, job.id, State.APPROVED, "approved by a reviewer")
                 number = self._write(at, job, "approved", method, reason, reviewer, uid, tie)
                 self._announce(at, job.id, signed.name, digest)
-                _match_again(at, job)
+                if job.origin.course_id is not None:
+                    match_again(
+                        at,
+                        course.c.id == job.origin.course_id,
+                        fraction.c.acquired_at > job.origin.acquired_at,
+                    )
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         return self._one(number)
@@ -284,23 +290,6 @@ def _staged(path: Path) -> Staged:
 def _numbers(at: Connection, propagation_id: str) -> list[int]:
     query = select(review.c.number).where(review.c.propagation == propagation_id)
     return list(at.execute(query).scalars())
-
-
-def _match_again(at: Connection, job: Job) -> None:
-    """Later fractions of the course that nobody has signed get the new prior."""
-    if job.origin.course_id is None:
-        return
-    signed = select(propagation.c.revision_id).where(
-        propagation.c.course_id == job.origin.course_id,
-        propagation.c.state.in_([state.value for state in SIGNED]),
-    )
-    later = select(fraction.c.revision_id).where(
-        fraction.c.course_id == job.origin.course_id,
-        fraction.c.state == "matched",
-        fraction.c.acquired_at > job.origin.acquired_at,
-        fraction.c.revision_id.not_in(signed),
-    )
-    at.execute(update(revision).where(revision.c.id.in_(later)).values(matched=0))
 
 
 def _review(row: Row[Any]) -> Review:
