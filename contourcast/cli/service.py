@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +63,8 @@ def worker(
     from contourcast.service.jobs.worker import run
 
     _until_told(run, _settings(data_folder=data, queues=queues, worker_slot=slot))
+    sys.stderr.flush()
+    os._exit(0)  # the engine's threads may wait for hours for another worker's part
 
 
 def dicom_node(

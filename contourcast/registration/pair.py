@@ -85,6 +85,11 @@ class Pair:
     cbct_frame: str
     planning_frame: str
 
+    @property
+    def longest_voxel_mm(self) -> float:
+        """The longest side of the CBCT's own voxels."""
+        return float(np.linalg.norm(self.depth.world_from_index[:3, :3], axis=0).max())
+
     @cached_property
     def coarse_mm(self) -> float:
         """Spacing of the coarsest level."""

@@ -198,7 +198,7 @@ def _descended(pair: Pair, pose: Pose, *, free: int, levels: slice) -> _Answer:
 def _agreed(pair: Pair, answer: _Answer) -> _Answer:
     """On from there by the blocks of the field that agree with one another, and then by them alone.
 
-    Fewer blocks than are needed to tell: the answer as it is.
+    Fewer blocks than are needed to tell, or nearly the same place: the answer as it is.
     """
     settings = pair.settings.rigid
     consensus, radius = settings.consensus, settings.descent.rotation_radius_mm
@@ -228,6 +228,9 @@ def _agreed(pair: Pair, answer: _Answer) -> _Answer:
         settings=settings.descent,
         spacing_mm=level.spacing_mm,
     )
+    least_mm = consensus.least_move_voxels * pair.longest_voxel_mm
+    if apart_mm(pair, pose, answer.pose) < least_mm:
+        return answer
     return _Answer(pose=pose, value=value, log=(*answer.log, log))
 
 

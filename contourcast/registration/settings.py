@@ -83,6 +83,8 @@ class ConsensusSettings:
         rounds: The most times that they are asked.
         least_fill: Cubes with fewer samples than this share of the fullest one are not asked.
         least_blocks: With fewer of them the whole field decides.
+        least_move_voxels: Of the CBCT's longest; half of the field that says something else by less
+            than this says nothing else, and the whole field, which has less noise, decides.
     """
 
     block_mm: float = 40.0  # of 24, 30 and 40 the best on virtual courses: decision 0020
@@ -90,6 +92,7 @@ class ConsensusSettings:
     rounds: int = 3  # five end within 0.02 mm of it
     least_fill: float = 0.4
     least_blocks: int = 60
+    least_move_voxels: float = 0.25  # decision 0020: what a rigid phantom is off by noise alone
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +152,7 @@ def request_for(course: CourseFiles) -> dict[str, Any]:
     }
 
 
-def form_files(paths: list[Path]) -> list[tuple[str, tuple[str, bytes, str]]]:
+def form_files(paths: Sequence[Path]) -> list[tuple[str, tuple[str, bytes, str]]]:
     """Files as parts of a multipart request."""
     return [("files", (p.name, p.read_bytes(), "application/dicom")) for p in paths]
 
