@@ -443,6 +443,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
         yield truth
 
 
+@pytest.mark.slow
 def test_each_of_them_killed_once_it_is_as_if_nothing_had_been(
     tmp_path: Path, small: Undisturbed
 ) -> None:

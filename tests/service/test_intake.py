@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
 from sqlalchemy import select
 
@@ -225,6 +226,21 @@ def test_a_structure_set_that_cannot_be_read_is_a_question_and_holds_up_nobody(
     assert set(department.jobs()) == {second.fractions[0].series_uid}
     asked = [row for row in department.rows(fraction) if row.state == "needs_person"]
     assert [row.series_uid for row in asked] == [first.fractions[0].series_uid]
+
+
+def test_two_contents_under_one_uid_are_a_doubt(
+    department: Department, patients: tuple[Treatment, Treatment], tmp_path: Path
+) -> None:
+    patient = patients[0]
+    cbct = patient.fractions[0]
+    department.send([*patient.plan_paths, *cbct.paths])
+    other = pydicom.dcmread(cbct.paths[3])
+    other.PixelData = bytes(len(other.PixelData))
+    other.save_as(tmp_path / "other.dcm")
+    department.send([tmp_path / "other.dcm"])
+    department.wait()
+    (job,) = department.jobs().values()
+    assert "came again with other content" in job.order["doubts"][-1]
 
 
 def test_a_person_answers_from_the_choices_alone(

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, Row, func, select, update
 
 from contourcast.imaging.errors import GeometryError, InputError
+from contourcast.propagate import is_network
 from contourcast.service.index.database import now
 from contourcast.service.index.tables import (
     arrival,
@@ -109,6 +110,7 @@ class Fractions:
             )
         orders: list[tuple[Item, dict[str, Any]]] = []
         if isinstance(outcome, Match):
+            outcome = replace(outcome, doubts=(*outcome.doubts, *self._conflicts(row.series_uid)))
             planning = self._planning_ct(outcome.planning_ct_uid)
             if planning.state == "arriving":
                 return False  # looked at again until it is whole
@@ -178,6 +180,7 @@ class Fractions:
 
     def _orders(self, found: Match, row: Row[Any]) -> list[tuple[Item, dict[str, Any]]]:
         cbct_files = [digest for _, digest in row.members_json]
+        drawn = self._methods is None or any(is_network(method) for method in self._methods)
         return [
             (
                 item,
@@ -199,11 +202,22 @@ class Fractions:
                         methods=self._methods,
                     ),
                     self.evidence.archive,
-                    network=self._served_network(),
+                    network=self._served_network() if drawn else ("", ""),
                 ),
             )
             for item in found.items
         ]
+
+    def _conflicts(self, series_uid: str) -> tuple[str, ...]:
+        """What a person has to know of a series under whose UIDs two contents came."""
+        query = select(func.count()).where(
+            arrival.c.series_uid == series_uid, arrival.c.outcome == "conflict"
+        )
+        with self.index.read() as at:
+            number = at.execute(query).scalar_one()
+        if not number:
+            return ()
+        return (f"{number} instances of the CBCT came again with other content; the first is used",)
 
     def _planning_ct(self, series_uid: str) -> Row[Any]:
         with self.index.read() as at:
