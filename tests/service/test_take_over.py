@@ -26,7 +26,7 @@ from support.server import form_files, request_for
 from support.sleeping_worker import Mark, marks
 from support.topology import Process, topology
 
-pytestmark = pytest.mark.peer
+pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
 PROGRAM: Final = "support.sleeping_worker"
 LIMIT_S: Final = 240.0

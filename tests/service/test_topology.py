@@ -11,7 +11,7 @@ from support.course import make_course
 from support.server import form_files
 from support.topology import topology
 
-pytestmark = pytest.mark.peer
+pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
 
 def test_everything_comes_up_takes_work_and_goes_down_cleanly(tmp_path: Path) -> None:
