@@ -168,6 +168,8 @@ class Index:
                     at.execute(text("RESET idle_session_timeout"))
                     at.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": lock_key(name)})
                     at.commit()
+            if at.invalidated:  # noticed while saying that we are awake
+                raise _unreachable()
 
     def close(self) -> None:
         """Lets go of all connections."""
