@@ -194,6 +194,7 @@ def test_results_reach_orthanc_and_it_vouches_for_them(
     assert site.peer.is_there([*sent, lost]) == {one.sop_uid for one in sent}
 
 
+@pytest.mark.slow
 @pytest.mark.peer
 def test_orthanc_s_refusals_are_told_in_words(site: Site, ct: CtFiles) -> None:
     where = f"{ARCHIVE} at {LOOPBACK}:{site.archive.dicom_port}"
@@ -309,6 +310,7 @@ def storescp(folder: Path, *options: str) -> Iterator[Peer]:
         process.wait(timeout=20)
 
 
+@pytest.mark.slow
 @pytest.mark.peer
 @pytest.mark.parametrize(
     ("syntax", "option", "sent_as"),
