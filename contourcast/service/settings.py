@@ -51,7 +51,10 @@ class ServiceSettings(BaseSettings):
     store_cache_gib: float = Field(
         default=50.0, gt=0, description="Copies of what lies elsewhere, on this machine, GiB."
     )
-    host: str = Field(default="127.0.0.1", description="Address to listen on (loopback only).")
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address to listen on; beyond loopback only once there is a credential.",
+    )
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one.")
 
     access: AccessSettings = Field(
