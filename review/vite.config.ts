@@ -1,0 +1,19 @@
+import { defineConfig } from "vitest/config";
+
+// The service's address while the page is served by `npm run watch`.
+const service = process.env["CONTOURCAST_URL"] ?? "http://127.0.0.1:8000";
+
+export default defineConfig({
+  base: "/review/",
+  server: { proxy: { "/v1": service } },
+  build: {
+    outDir: "../contourcast/service/static",
+    emptyOutDir: true,
+    target: "es2022",
+    // Nothing inline: the policy of the page allows scripts and styles from its own address alone.
+    assetsInlineLimit: 0,
+    modulePreload: { polyfill: false },
+    sourcemap: false,
+  },
+  test: { include: ["src/**/*.test.ts", "tests/**/*.test.ts"], environment: "node" },
+});
