@@ -119,10 +119,24 @@ def blocks_at(
     )
 
 
-def agreed(
-    blocks: Blocks, pose: Pose, *, share: float, rotation_radius_mm: float
-) -> tuple[Float[np.ndarray, " 6"], Bool[np.ndarray, " n"]]:
-    """The step of the given share of blocks that agree best, and which blocks these are.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Consensus:
+    """What the blocks that agree best say.
+
+    Attributes:
+        step: The motion that brings them where they would rather be, see `Pose.moved`.
+        agreeing: Which they are.
+        contrast: Root mean square of what the step leaves of the other blocks' shifts, by that of
+            theirs. Shifts of one normal law in space, split in the middle, give about 2.
+    """
+
+    step: Float[np.ndarray, " 6"]
+    agreeing: Bool[np.ndarray, " n"]
+    contrast: float
+
+
+def agreed(blocks: Blocks, pose: Pose, *, share: float, rotation_radius_mm: float) -> Consensus:
+    """What the given share of blocks, those that agree best, say.
 
     Concentration finds a local answer only, so it begins at several: at all blocks, and at each
     half of the field, since tissue that moves together lies together.
@@ -141,10 +155,13 @@ def agreed(
     beyond = blocks.places_xyz_mm >= np.median(blocks.places_xyz_mm, axis=0)
     starts = [np.ones(len(blocks), bool), *beyond.T, *~beyond.T]
     enough = [start for start in starts if start.sum() >= share * len(blocks) / 2]
-    return min(
+    step, agreeing, misfit = min(
         (_concentrated(blocks, jacobian, start, share) for start in enough),
-        key=lambda found: found[2],
-    )[:2]
+        key=lambda found: found[2][found[1]].sum(),
+    )
+    others = misfit[~agreeing].mean() if not agreeing.all() else math.inf
+    contrast = math.sqrt(others / max(misfit[agreeing].mean(), TINY))
+    return Consensus(step=step, agreeing=agreeing, contrast=contrast)
 
 
 def _concentrated(
@@ -152,8 +169,11 @@ def _concentrated(
     jacobian: Float[np.ndarray, "n 3 6"],
     chosen: Bool[np.ndarray, " n"],
     share: float,
-) -> tuple[Float[np.ndarray, " 6"], Bool[np.ndarray, " n"], float]:
-    """Fit, choose the blocks that the fit explains best, fit again, until the choice stays."""
+) -> tuple[Float[np.ndarray, " 6"], Bool[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Fit, choose the blocks that the fit explains best, fit again, until the choice stays.
+
+    Returns the step, the choice, and how far off each block is after it, mm².
+    """
     most = max(1, round(share * len(blocks)))
     weighed = np.einsum("nai,nab->nib", jacobian, blocks.telling)
     normal = np.einsum("nib,nbj->nij", weighed, jacobian)
@@ -168,4 +188,4 @@ def _concentrated(
         chosen[np.argsort(misfit, kind="stable")[:most]] = True
         if (chosen == before).all():
             break
-    return step, chosen, float(misfit[chosen].sum())
+    return step, chosen, misfit

@@ -198,7 +198,8 @@ def _descended(pair: Pair, pose: Pose, *, free: int, levels: slice) -> _Answer:
 def _agreed(pair: Pair, answer: _Answer) -> _Answer:
     """On from there by the blocks of the field that agree with one another, and then by them alone.
 
-    Fewer blocks than are needed to tell, or nearly the same place: the answer as it is.
+    Fewer blocks than are needed to tell, no two kinds of them, or nearly the same place: the answer
+    as it is.
     """
     settings = pair.settings.rigid
     consensus, radius = settings.consensus, settings.descent.rotation_radius_mm
@@ -216,11 +217,13 @@ def _agreed(pair: Pair, answer: _Answer) -> _Answer:
         )
         if len(blocks) < consensus.least_blocks:
             return answer
-        step, agreeing = agreed(blocks, pose, share=consensus.share, rotation_radius_mm=radius)
-        pose = pose.moved(step, rotation_radius_mm=radius)
-        chosen = blocks.samples_of(agreeing)
-        if np.abs(step).max() < settings.descent.shortest_step_voxels * level.spacing_mm:
+        found = agreed(blocks, pose, share=consensus.share, rotation_radius_mm=radius)
+        pose = pose.moved(found.step, rotation_radius_mm=radius)
+        chosen = blocks.samples_of(found.agreeing)
+        if np.abs(found.step).max() < settings.descent.shortest_step_voxels * level.spacing_mm:
             break
+    if found.contrast < consensus.least_contrast:
+        return answer
     pose, value, log = descend(
         pair.metric(level.spacing_mm, pose, places.where(chosen)),
         pose,

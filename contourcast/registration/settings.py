@@ -83,8 +83,10 @@ class ConsensusSettings:
         rounds: The most times that they are asked.
         least_fill: Cubes with fewer samples than this share of the fullest one are not asked.
         least_blocks: With fewer of them the whole field decides.
-        least_move_voxels: Of the CBCT's longest; half of the field that says something else by less
-            than this says nothing else, and the whole field, which has less noise, decides.
+        least_contrast: See `consensus.Consensus`. Below it there is one kind of blocks, and the
+            whole field, which has more of them, decides.
+        least_move_voxels: Of the CBCT's longest. What half of the field says else by less than
+            this, the grid of the voxels says, too, and the whole field decides.
     """
 
     block_mm: float = 40.0  # of 24, 30 and 40 the best on virtual courses: decision 0020
@@ -92,7 +94,8 @@ class ConsensusSettings:
     rounds: int = 3  # five end within 0.02 mm of it
     least_fill: float = 0.4
     least_blocks: int = 60
-    least_move_voxels: float = 0.25  # decision 0020: what a rigid phantom is off by noise alone
+    least_contrast: float = 2.5  # an abdomen 2.1 to 2.4, breathing thoraces 2.6 to 6: decision 0020
+    least_move_voxels: float = 1 / 3  # rigid phantoms of 5 mm voxels: up to 0.31
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
@@ -59,12 +60,24 @@ def shifts_of(step: np.ndarray) -> np.ndarray:
 def test_the_motion_of_the_greater_part_is_found_and_the_rest_is_left_out() -> None:
     breathing = lattice()[:, 2] < -25  # a third of the field, below
     shifts = shifts_of(STEP) + np.where(breathing[:, None], [0.0, 2.0, 9.0], 0.0)
-    step, chosen = agreed(blocks(shifts), TURNED, share=0.5, rotation_radius_mm=RADIUS_MM)
-    np.testing.assert_allclose(step, STEP, atol=1e-6)
-    assert chosen.sum() == round(0.5 * len(shifts))
-    assert not (chosen & breathing).any()
-    everything, _ = agreed(blocks(shifts), TURNED, share=1.0, rotation_radius_mm=RADIUS_MM)
-    assert np.abs(everything - STEP).max() > 2
+    found = agreed(blocks(shifts), TURNED, share=0.5, rotation_radius_mm=RADIUS_MM)
+    np.testing.assert_allclose(found.step, STEP, atol=1e-6)
+    assert found.agreeing.sum() == round(0.5 * len(shifts))
+    assert not (found.agreeing & breathing).any()
+    everything = agreed(blocks(shifts), TURNED, share=1.0, rotation_radius_mm=RADIUS_MM)
+    assert np.abs(everything.step - STEP).max() > 2
+    assert everything.contrast == np.inf, "there are no others"
+
+
+def test_one_kind_of_blocks_has_the_contrast_of_a_normal_law_and_two_kinds_have_more() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.5, lattice().shape)
+    drift = np.where(lattice()[:, 2:] < 0, [0.0, 1.0, 4.0], 0.0)
+    one, two = (
+        agreed(blocks(shifts_of(STEP) + each), TURNED, share=0.5, rotation_radius_mm=RADIUS_MM)
+        for each in (noise, noise + drift)
+    )
+    assert 1.7 < one.contrast < 2.4
+    assert two.contrast > 4
 
 
 def test_an_edge_is_not_believed_about_shifts_along_it() -> None:
@@ -72,13 +85,13 @@ def test_an_edge_is_not_believed_about_shifts_along_it() -> None:
     direction = np.eye(3)[np.arange(len(lattice())) % 3]
     telling = direction[:, :, None] * direction[:, None, :]
     nonsense = np.random.default_rng(0).normal(0, 5, (len(lattice()), 3)) * (1 - direction)
-    step, _ = agreed(
+    found = agreed(
         blocks(shifts_of(STEP) + nonsense, telling),
         TURNED,
         share=1.0,
         rotation_radius_mm=RADIUS_MM,
     )
-    np.testing.assert_allclose(step, STEP, atol=1e-6)
+    np.testing.assert_allclose(found.step, STEP, atol=1e-6)
 
 
 def metric_of(values: np.ndarray) -> LocalNcc:
@@ -195,6 +208,13 @@ def test_what_breathes_does_not_pull_the_answer_of_what_does_not() -> None:
     agreeing = error_mm(breathing().body.planning_from_cbct)
     assert everything > 1.0
     assert agreeing < everything / 3
+
+
+@pytest.mark.parametrize("rule", [{"least_contrast": 100.0}, {"least_move_voxels": 1.0}])
+def test_of_one_kind_or_of_one_place_the_whole_field_decides(rule: dict[str, float]) -> None:
+    answer = breathing(**rule).body
+    assert len(answer.log) == 2
+    assert error_mm(answer.planning_from_cbct) > 1.0
 
 
 def test_of_too_few_blocks_the_whole_field_decides() -> None:
