@@ -1,0 +1,76 @@
+/** Where the voxels of an image lie in the patient. */
+
+import type { Triple, ViewImage } from "./contract";
+
+export type Axis = 0 | 1 | 2;
+
+/** A regular grid: index `(0, 0, 0)` is the centre of the first voxel. */
+export class Grid {
+  readonly shape_ijk: Triple;
+  readonly spacing_ijk_mm: Triple;
+  readonly origin_xyz_mm: Triple;
+  /** World directions of i, j and k; unit vectors. */
+  readonly axes: readonly [Triple, Triple, Triple];
+
+  constructor(image: Pick<ViewImage, "shape_zyx" | "spacing_xyz_mm" | "origin_xyz_mm" | "direction">) {
+    const [slices, rows, columns] = image.shape_zyx;
+    this.shape_ijk = [columns, rows, slices];
+    this.spacing_ijk_mm = image.spacing_xyz_mm;
+    this.origin_xyz_mm = image.origin_xyz_mm;
+    this.axes = [column(image.direction, 0), column(image.direction, 1), column(image.direction, 2)];
+  }
+
+  world(index_ijk: Triple): Triple {
+    const at = (row: Axis): number =>
+      this.origin_xyz_mm[row] +
+      this.axes[0][row] * index_ijk[0] * this.spacing_ijk_mm[0] +
+      this.axes[1][row] * index_ijk[1] * this.spacing_ijk_mm[1] +
+      this.axes[2][row] * index_ijk[2] * this.spacing_ijk_mm[2];
+    return [at(0), at(1), at(2)];
+  }
+
+  /** The index of a point, with fractions. */
+  index(world_xyz_mm: Triple): Triple {
+    const from: Triple = [
+      world_xyz_mm[0] - this.origin_xyz_mm[0],
+      world_xyz_mm[1] - this.origin_xyz_mm[1],
+      world_xyz_mm[2] - this.origin_xyz_mm[2],
+    ];
+    const along = (axis: Axis): number => dot(from, this.axes[axis]) / this.spacing_ijk_mm[axis];
+    return [along(0), along(1), along(2)];
+  }
+
+  /** The voxel nearest to an index, inside of the grid. */
+  nearest(index_ijk: Triple): Triple {
+    const within = (axis: Axis): number =>
+      Math.min(this.shape_ijk[axis] - 1, Math.max(0, Math.round(index_ijk[axis])));
+    return [within(0), within(1), within(2)];
+  }
+
+  contains(index_ijk: Triple): boolean {
+    return ([0, 1, 2] as const).every(
+      (axis) => index_ijk[axis] >= -0.5 && index_ijk[axis] < this.shape_ijk[axis] - 0.5,
+    );
+  }
+
+  /** Whether voxels of both lie at the same places, to a micrometre. */
+  equals(other: Grid): boolean {
+    const near = (a: Triple, b: Triple, tolerance: number): boolean =>
+      a.every((value, n) => Math.abs(value - (b[n] ?? NaN)) <= tolerance);
+    return (
+      near(this.shape_ijk, other.shape_ijk, 0) &&
+      near(this.spacing_ijk_mm, other.spacing_ijk_mm, 1e-6) &&
+      near(this.origin_xyz_mm, other.origin_xyz_mm, 1e-3) &&
+      this.axes.every((axis, n) => near(axis, other.axes[n as Axis], 1e-6))
+    );
+  }
+}
+
+export function dot(a: Triple, b: Triple): number {
+  return a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
+}
+
+function column(matrix: readonly (readonly number[])[], axis: Axis): Triple {
+  const at = (row: Axis): number => matrix[row]?.[axis] ?? NaN;
+  return [at(0), at(1), at(2)];
+}
