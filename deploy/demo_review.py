@@ -1,7 +1,7 @@
 """`make demo-review`: the review page over a simulated course, with somebody to sign in as.
 
-Simulates a patient with a few fractions, hides a CBCT of another patient among them, as a merge
-error of a hospital would, starts the service with everything (`contourcast serve --all`) and has
+Simulates a patient with a few fractions, hides a CBCT of another patient among them, upside down,
+as no hospital should, starts the service with everything (`contourcast serve --all`) and has
 each fraction drawn. Then it prints the address, a name and a password, and serves until it is
 stopped. Run again on the same folder, it goes on where it was. Nothing outside that folder is
 touched.
@@ -145,15 +145,18 @@ def _send(course: Path, out: Path, address: str, key: str, fractions: int) -> in
 
 
 def _stranger(course: Path, out: Path) -> list[Path]:
-    """A CBCT of another patient under our patient's name: what must come out as rejected."""
+    """A CBCT of another patient, upside down, under our patient's name: it must be rejected."""
     folder = out / "stranger"
     folder.mkdir(exist_ok=True)
     ours = pydicom.dcmread(next((course / PATIENT / "planning-ct").glob("*.dcm")))
+    scan = [pydicom.dcmread(path) for path in (course / STRANGER / "fraction-02").glob("*.dcm")]
+    scan.sort(key=lambda dataset: float(dataset.ImagePositionPatient[2]))
+    pixels = [dataset.PixelData for dataset in reversed(scan)]
     paths = []
-    for source in sorted((course / STRANGER / "fraction-02").glob("*.dcm")):
-        dataset = pydicom.dcmread(source)
+    for number, (dataset, turned) in enumerate(zip(scan, pixels, strict=True), start=1):
         dataset.PatientName, dataset.PatientID = ours.PatientName, ours.PatientID
-        paths.append(folder / source.name)
+        dataset.PixelData = turned
+        paths.append(folder / f"{number:03d}.dcm")
         dataset.save_as(paths[-1])
     return paths
 

@@ -126,6 +126,8 @@ TABLE: Final[dict[str, Rule]] = {
     f"GET {_PROPAGATION}/report": _RESULTS,
     f"GET {_PROPAGATION}/pictures/{{name}}": _RESULTS,
     # Review
+    f"GET {_PROPAGATION}/view": _READS,
+    f"GET {_PROPAGATION}/contours": _READS,
     f"GET {_PROPAGATION}/draft": _for(_REVIEW, what=What.READ),
     f"PUT {_PROPAGATION}/draft": _EDITS,
     f"DELETE {_PROPAGATION}/draft": _EDITS,

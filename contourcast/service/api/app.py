@@ -32,6 +32,7 @@ from contourcast.service.api.routes import (
     keys,
     methods,
     orthanc,
+    pages,
     propagations,
     reviews,
     series,
@@ -48,6 +49,7 @@ from contourcast.service.pacs.deliveries import Deliveries
 from contourcast.service.problems import document_for, problem_of, respond
 from contourcast.service.records import open_records
 from contourcast.service.review.decisions import Reviews
+from contourcast.service.review.pages import Pages
 from contourcast.service.settings import ServiceSettings
 
 ROUTES = (
@@ -55,6 +57,7 @@ ROUTES = (
     series,
     courses,
     propagations,
+    pages,
     reviews,
     worklist,
     deliveries,
@@ -80,6 +83,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         records=records,
         served_network=network,
         reviews=Reviews(records, Deliveries(records, settings.destinations).plan_signed),
+        pages=Pages(records),
         fractions=Fractions(
             Evidence(records.archive),
             records.propagations,

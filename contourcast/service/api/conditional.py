@@ -62,7 +62,7 @@ class _Answer:
     def __init__(self, request: Headers, send: Send) -> None:
         self._send = send
         self._known = request.get("if-none-match", "").replace(f'{COMPRESSED}"', '"')
-        self._gzip = _takes_gzip(request.get("accept-encoding", ""))
+        self._gzip = takes_gzip(request.get("accept-encoding", ""))
         self._start: Message = {}
         self._body = bytearray()
         self._held = self._done = False
@@ -78,7 +78,8 @@ class _Answer:
             if kind in JSON:
                 headers.setdefault("cache-control", PRIVATE)
             tag = headers.get("etag")
-            if message["status"] == 200 and tag and _matches(self._known, tag):
+            bare = (tag or "").replace(f'{COMPRESSED}"', '"')
+            if message["status"] == 200 and tag and _matches(self._known, bare):
                 await self._spare(headers)
                 return
             # a file goes out as it lies there: its tag is its digest, and parts of it may be asked
@@ -135,7 +136,8 @@ def _matches(said: str, tag: str) -> bool:
     return tag in {each.strip().removeprefix("W/") for each in said.split(",")}
 
 
-def _takes_gzip(accepted: str) -> bool:
+def takes_gzip(accepted: str) -> bool:
+    """Whether an Accept-Encoding takes it."""
     for each in accepted.lower().split(","):
         coding, _, parameters = each.partition(";")
         if coding.strip() in ("gzip", "*"):

@@ -15,6 +15,7 @@ from contourcast.service.intake.fractions import Fractions
 from contourcast.service.problems import BusyError, document_for
 from contourcast.service.records import Records
 from contourcast.service.review.decisions import Reviews
+from contourcast.service.review.pages import Pages
 from contourcast.service.settings import ServiceSettings
 
 # Of everything that speaks of a patient; voxels under their digest alone may be kept.
@@ -53,6 +54,7 @@ class Context:
     Attributes:
         served_network: Name and digest of the network that is served.
         reviews: What people decide.
+        pages: What they see of it.
         fractions: What belongs to what, and what people answer to that.
         issuer: Who vouches for people, where there is one.
         uploads: Those under way.
@@ -62,6 +64,7 @@ class Context:
     records: Records
     served_network: Callable[[], tuple[str, str]]
     reviews: Reviews
+    pages: Pages
     fractions: Fractions
     issuer: Issuer | None
     uploads: Uploads

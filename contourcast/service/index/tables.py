@@ -216,6 +216,46 @@ delivery = Table(
     Index("delivery_due", "state", "next_at"),
 )
 
+# What the review page shows, and who is at it
+
+page = Table(
+    "page",
+    metadata,
+    Column("propagation", String, primary_key=True),
+    Column("structures_digest", String, nullable=False),  # of the set that it was made from
+    Column("content_digest", String, nullable=False),  # of contours and comparisons, derived
+)
+
+volume = Table(
+    "volume",
+    metadata,
+    Column("propagation", String, primary_key=True),
+    Column("digest", String, primary_key=True, index=True),  # SHA-256 of the voxels, derived
+    Column("role", String, nullable=False),  # cbct | planning | adjusted
+    Column("image_json", JSON, nullable=False),  # where its voxels lie, as the page is told
+    Column("matrix_json", JSON, nullable=False),  # planning_from_cbct of a resampled one, else []
+)
+
+draft = Table(
+    "draft",
+    metadata,
+    Column("propagation", String, primary_key=True),
+    Column("method", String, nullable=False),  # whose contour it began from
+    Column("slices_json", JSON, nullable=False),  # of edited slices alone
+    Column("seconds", Float, nullable=False),
+    Column("saved_at", String, nullable=False),
+    Column("reviewer", String, nullable=False),
+    Column("digest", String, nullable=False),
+)
+
+presence = Table(
+    "presence",
+    metadata,
+    Column("propagation", String, primary_key=True),
+    Column("who", String, primary_key=True),
+    Column("seen_at", String, nullable=False, index=True),
+)
+
 notice = Table(
     "notice",
     metadata,

@@ -26,15 +26,7 @@ class Derived:
     def put(self, content: bytes) -> str:
         """Keeps the result of a step; the digest it is found by."""
         digest = hashlib.sha256(content).hexdigest()
-        key = f"derived/{digest}.npz"
-        if not self._blobs.has(key):
-            draft = self._draft()
-            try:
-                with writing():
-                    draft.write_bytes(content)
-                self._blobs.put({key: draft})
-            finally:
-                draft.unlink(missing_ok=True)
+        self._keep(f"derived/{digest}.npz", content)
         return digest
 
     def get(self, digest: str) -> bytes:
@@ -54,6 +46,23 @@ class Derived:
             )
         return content
 
+    def put_voxels(self, content: bytes) -> str:
+        """Keeps voxels that are read in parts; the digest that they are found by."""
+        digest = hashlib.sha256(content).hexdigest()
+        self._keep(voxels_key(digest), content)
+        return digest
+
+    def voxels(self, digest: str) -> Path:
+        """A file on this machine with the voxels of that digest.
+
+        Raises:
+            NotFoundError: They are gone, or damaged; they can be made again.
+        """
+        try:
+            return self._blobs.get(voxels_key(digest))
+        except DamagedError as error:
+            raise NotFoundError("voxels are damaged; they were set aside") from error
+
     def put_results(self, propagation: str, files: Mapping[str, Path]) -> None:
         """Keeps the files of a propagation; those that are there already stay as they are."""
         self._blobs.put({result_key(propagation, name): path for name, path in files.items()})
@@ -66,10 +75,26 @@ class Derived:
         """
         return self._blobs.get(result_key(propagation, name))
 
+    def _keep(self, key: str, content: bytes) -> None:
+        if self._blobs.has(key):
+            return
+        draft = self._draft()
+        try:
+            with writing():
+                draft.write_bytes(content)
+            self._blobs.put({key: draft})
+        finally:
+            draft.unlink(missing_ok=True)
+
     def results(self, propagation: str) -> list[str]:
         """The names of a propagation's files, in order."""
         prefix = f"results/{propagation}/"
         return [key.removeprefix(prefix) for key in self._blobs.list(prefix)]
+
+
+def voxels_key(digest: str) -> str:
+    """Where voxels lie in the store: among what may be thrown away."""
+    return f"derived/{digest}.i16"
 
 
 def result_key(propagation: str, name: str) -> str:

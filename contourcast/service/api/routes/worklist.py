@@ -29,6 +29,7 @@ from contourcast.service.api.paging import USUAL, Cursor, Limit, after, lead_on
 from contourcast.service.api.routes.courses import fraction_numbers
 from contourcast.service.index.tables import fraction, patient, propagation, series
 from contourcast.service.intake.states import DECIDED, State
+from contourcast.service.review.view import PatientItem
 
 Verdict = Literal["accept", "look", "reject"]
 # A person is through with these; they are shown when asked for by state.
@@ -55,15 +56,6 @@ _SHOWN: Final = (
     "figures_json",
     "problem_json",
 )
-
-
-class PatientItem(BaseModel):
-    """Who it is, for those who may know."""
-
-    key: str
-    id: str
-    name: str
-    birth_date: str
 
 
 class WorklistItem(BaseModel):

@@ -1,0 +1,37 @@
+"""Small figures that the worklist, the page and the history share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from contourcast.propagate import is_network
+from contourcast.registration.methods import METHODS
+
+# Of the ways to carry a prior, the one that needs least to hold comes first.
+_CARRYING: Final = ("rigid", *(method for method in METHODS if method != "rigid"))
+
+
+def recommended(volumes_cc: Mapping[str, float | None]) -> str:
+    """The method whose contour is shown first: the network's, else rigid; empty: none drew.
+
+    >>> recommended({"rigid": 31.0, "diff-umamba": 28.5}), recommended({"rigid": 0.0})
+    ('diff-umamba', '')
+    """
+    drawn = [method for method, cc in volumes_cc.items() if cc]
+    networks = [method for method in drawn if is_network(method)]
+    carried = [method for method in _CARRYING if method in drawn]
+    return next(iter([*networks, *carried]), "")
+
+
+def change_percent(volume_cc: float | None, prior_cc: float) -> float | None:
+    """How much larger than the prior a contour is; None where that says nothing."""
+    if not volume_cc or not prior_cc:
+        return None
+    return round(100.0 * (volume_cc / prior_cc - 1.0), 1)
+
+
+def mean_or_none(values: Iterable[float]) -> float | None:
+    """The mean of some numbers; None of none."""
+    known = list(values)
+    return sum(known) / len(known) if known else None

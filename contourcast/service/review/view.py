@@ -1,0 +1,453 @@
+"""Everything that the page says of a propagation beside its pictures and contours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from pydantic import BaseModel, Field
+from sqlalchemy import Connection, select
+
+from contourcast.imaging.transform import RigidTransform
+from contourcast.propagate import color_rgb
+from contourcast.service.index.tables import patient, revision, series
+from contourcast.service.intake.states import DECIDED, State
+from contourcast.service.jobs.propagations import Job
+from contourcast.service.outputs.report import JudgedFigure, MethodReport, Report
+from contourcast.service.records import Records
+from contourcast.service.review.decisions import Review
+from contourcast.service.review.figures import change_percent, recommended
+from contourcast.service.review.pages import PRIOR, Page
+from contourcast.service.review.signed import APPROVED, Signed
+
+# Told apart without colours, too; px along the line, drawn and left out.
+DASHES: Final[dict[str, list[int]]] = {
+    "translation": [2, 3],
+    "rigid": [8, 4],
+    "dir-t": [8, 3, 2, 3],
+    "dir-l": [8, 3, 2, 3, 2, 3],
+    PRIOR: [1, 4],
+    APPROVED: [4, 2],
+}
+GHOST_COLOURS: Final = {PRIOR: "#b4b4b4", APPROVED: "#ffffff"}
+
+Xyz = tuple[float, float, float]
+
+
+class PatientItem(BaseModel):
+    """Who it is, for those who may know."""
+
+    key: str
+    id: str
+    name: str
+    birth_date: str
+
+
+class FigureItem(BaseModel):
+    """A number with its limit."""
+
+    name: str
+    value: float | None
+    limit: str
+    verdict: str
+    reason: str
+
+
+class StaleItem(BaseModel):
+    """Why what is shown is not to be signed any more."""
+
+    why: str
+    propagation: str | None = Field(description="What came after it, where that is known.")
+
+
+class VerdictItem(BaseModel):
+    """What the machine thinks of it all."""
+
+    verdict: str = Field(description="accept, look or reject; empty until it is known.")
+    reasons: list[str]
+    figures: list[FigureItem]
+
+
+class RegistrationItem(BaseModel):
+    """Where the planning CT is today."""
+
+    verdict: str
+    direction: str
+    translation_xyz_mm: Xyz
+    rotation_xyz_deg: Xyz = Field(description="Angles of R = Rz Ry Rx.")
+    at: str = Field(description="Where the translation is measured.")
+    at_xyz_mm: Xyz = Field(description="On the CBCT.")
+    figures: list[FigureItem]
+    planning_from_cbct: list[list[float]] = Field(description="4x4, for columns, LPS mm.")
+
+
+class ImageItem(BaseModel):
+    """Voxels that /v1/volumes hands out, and where they lie."""
+
+    volume: str = Field(description="SHA-256 of the voxels.")
+    shape_zyx: tuple[int, int, int]
+    spacing_xyz_mm: Xyz
+    origin_xyz_mm: Xyz = Field(description="Centre of the first voxel.")
+    direction: list[list[float]] = Field(description="Columns: where i, j and k lead, LPS.")
+    slice_z_mm: list[float] = Field(description="Along k, from the first slice.")
+    even: bool = Field(description="Whether all slices are the same distance apart.")
+    label: str
+    outside: int = Field(description="Where there is nothing to show.")
+    frame_of_reference: str
+
+
+class ImagesItem(BaseModel):
+    """Both on one grid."""
+
+    cbct: ImageItem
+    planning: ImageItem | None
+    planning_why_not: str
+
+
+class TargetItem(BaseModel):
+    """Where the contours are."""
+
+    center_xyz_mm: Xyz
+    first_slice: int
+    last_slice: int
+
+
+class AgreementItem(BaseModel):
+    """Of two methods' contours."""
+
+    dice: float | None
+    mean_surface_mm: float | None
+
+
+class DrawnItem(BaseModel):
+    """A method's contour."""
+
+    method: str
+    roi_name: str
+    colour: str
+    dash: list[int]
+    volume_cc: float | None
+    change_percent: float | None = Field(description="Against the prior.")
+    shift_xyz_mm: Xyz | None = Field(description="Of its centre, from the carried prior's.")
+    seconds: float
+    recommended: bool
+    empty: bool
+    agreement: dict[str, AgreementItem]
+    note: str
+
+
+class SliceItem(BaseModel):
+    """How far methods lie apart on a slice."""
+
+    slice: int
+    mm: float
+
+
+class GhostItem(BaseModel):
+    """A contour that is shown and not chosen."""
+
+    ghost: str = Field(description="prior or approved.")
+    label: str
+    colour: str
+    dash: list[int]
+    volume_cc: float | None
+
+
+class ApprovedItem(BaseModel):
+    """The last signature."""
+
+    number: int
+    method: str
+    reviewer: str
+    at: str
+    structures_uid: str
+
+
+class MayItem(BaseModel):
+    """What the caller may do with it now."""
+
+    sign: bool
+    edit: bool
+    why_not: str
+
+
+class View(BaseModel):
+    """A propagation for the review page."""
+
+    propagation: str
+    state: State
+    patient: PatientItem | None
+    course: str | None
+    fraction: int | None
+    fractions: int | None
+    roi: str
+    acquired_at: str
+    arrived_at: str
+    machine: str
+    cbct_series: str
+    frame_of_reference: str
+    stale: StaleItem | None
+    verdict: VerdictItem
+    registration: RegistrationItem | None
+    images: ImagesItem
+    target: TargetItem | None
+    methods: list[DrawnItem]
+    disagreement: list[SliceItem]
+    worst_slice: int | None
+    ghosts: list[GhostItem]
+    approved: ApprovedItem | None
+    may: MayItem
+
+
+def build_view(
+    records: Records,
+    job: Job,
+    page: Page,
+    report: Report | None,
+    *,
+    signed: Signed | None,
+    reviews: Sequence[Review],
+    numbers: Mapping[tuple[str, str], int],
+    reviewer: bool,
+    person: bool,
+) -> View:
+    """Puts together what the page shows.
+
+    Args:
+        records: Index and store.
+        job: Whose view it is.
+        page: Its pictures and contours.
+        report: What came out; None: nothing yet.
+        signed: The contour that was signed last, if any.
+        reviews: Every decision on it.
+        numbers: Of the fractions of its course; see `fraction_numbers`.
+        reviewer: Whether the caller's role lets it edit.
+        person: Whether the caller has signed in, so that it may sign.
+    """
+    with records.index.read() as at:
+        who = _patient(at, job)
+        machine = _machine(at, job)
+        stale = stale_of(at, job)
+    drawn = {} if report is None else {each.method: each for each in report.methods}
+    best = recommended({m: each.volume_cc for m, each in drawn.items()})
+    prior_cc = 0.0 if report is None else report.prior.volume_cc
+    course = job.origin.course_id
+    slices = [k for k, _ in page.disagreement.items()]
+    worst = max(page.disagreement, key=page.disagreement.__getitem__, default=None)
+    return View(
+        propagation=job.id,
+        state=job.state,
+        patient=who,
+        course=course,
+        fraction=numbers.get((course or "", job.order["cbct"]["series"])),
+        fractions=len(numbers) or None,
+        roi=str(job.order["roi"]) if report is None else report.prior.roi_name,
+        acquired_at=job.origin.acquired_at,
+        arrived_at=job.made_at.isoformat(),
+        machine=machine,
+        cbct_series=job.order["cbct"]["series"],
+        frame_of_reference=page.cbct["frame_of_reference"],
+        stale=stale,
+        verdict=VerdictItem(
+            verdict=job.verdict,
+            reasons=_reasons(job, report),
+            figures=[
+                _figure(figure, f"{method} ")
+                for method, each in drawn.items()
+                for figure in each.figures
+            ],
+        ),
+        registration=None if report is None else _registration(report, page),
+        images=ImagesItem(
+            cbct=ImageItem.model_validate(page.cbct),
+            planning=None if page.planning is None else ImageItem.model_validate(page.planning),
+            planning_why_not=page.planning_why_not,
+        ),
+        target=_target(page, best, drawn, slices),
+        methods=[
+            _method(each, page, prior_cc, recommended=method == best)
+            for method, each in drawn.items()
+        ],
+        disagreement=[SliceItem(slice=k, mm=mm) for k, mm in sorted(page.disagreement.items())],
+        worst_slice=worst,
+        ghosts=_ghosts(job, page, prior_cc, signed),
+        approved=_approved(reviews),
+        may=_may(job, stale, drawn, reviewer=reviewer, person=person),
+    )
+
+
+def stale_of(at: Connection, job: Job) -> StaleItem | None:
+    """Why a propagation is not the newest word on its scan, if it is not."""
+    if job.state is State.SUPERSEDED:
+        return StaleItem(
+            why="a newer propagation has taken the place of this one",
+            propagation=job.superseded_by,
+        )
+    if job.origin.revision_id is None:
+        return None
+    shown = select(revision.c.number).where(revision.c.id == job.origin.revision_id)
+    newest = (
+        select(revision.c.number)
+        .where(revision.c.series_uid == job.order["cbct"]["series"])
+        .order_by(revision.c.number.desc())
+        .limit(1)
+    )
+    if (at.execute(newest).scalar() or 0) > (at.execute(shown).scalar() or 0):
+        return StaleItem(
+            why="more slices of this CBCT have come since it was drawn on", propagation=None
+        )
+    return None
+
+
+def _patient(at: Connection, job: Job) -> PatientItem | None:
+    key = job.origin.patient_key
+    row = at.execute(select(patient.c.identity_json).where(patient.c.key == key)).scalar()
+    if row is None:
+        return None
+    return PatientItem(
+        key=key, id=row["patient_id"], name=row["name"], birth_date=row["birth_date"]
+    )
+
+
+def _machine(at: Connection, job: Job) -> str:
+    uid = job.order["cbct"]["series"]
+    facts = at.execute(select(series.c.facts_json).where(series.c.uid == uid)).scalar() or {}
+    return f"{facts.get('manufacturer', '')} {facts.get('model', '')}".strip()
+
+
+def _reasons(job: Job, report: Report | None) -> list[str]:
+    if report is not None:
+        return list(report.reasons)
+    cause = job.problem.get("detail") or job.problem.get("cause")
+    return [str(cause)] if cause else []
+
+
+def _figure(figure: JudgedFigure, prefix: str = "") -> FigureItem:
+    return FigureItem(
+        name=f"{prefix}{figure.name}",
+        value=figure.value,
+        limit=figure.limit,
+        verdict=figure.verdict.value,
+        reason=figure.reason,
+    )
+
+
+def _registration(report: Report, page: Page) -> RegistrationItem:
+    told = report.registration
+    planning_from_cbct = RigidTransform(
+        matrix=np.array(told.planning_from_cbct.rows), source_frame="cbct", target_frame="planning"
+    )
+    point, at = page.pivot_xyz_mm, "centre of the prior"
+    if point is None:
+        point, at = told.at_isocenter.point_xyz_mm, told.at_isocenter.point
+    here = np.array(point)
+    return RegistrationItem(
+        verdict=told.verdict.value,
+        direction=told.cbct_from_planning.direction,
+        translation_xyz_mm=_xyz(here - planning_from_cbct.apply(here[None])[0]),
+        rotation_xyz_deg=told.rotation_xyz_deg,
+        at=at,
+        at_xyz_mm=_xyz(here),
+        figures=[
+            *map(_figure, told.figures),
+            *(_figure(figure, "target ") for figure in told.target_figures),
+        ],
+        planning_from_cbct=told.planning_from_cbct.rows,
+    )
+
+
+def _target(
+    page: Page, best: str, drawn: Mapping[str, MethodReport], slices: Sequence[int]
+) -> TargetItem | None:
+    center = drawn[best].centroid_xyz_mm if best else None
+    if center is None or not slices:
+        return None
+    return TargetItem(center_xyz_mm=center, first_slice=min(slices), last_slice=max(slices))
+
+
+def _method(each: MethodReport, page: Page, prior_cc: float, *, recommended: bool) -> DrawnItem:
+    shift = None
+    if each.centroid_xyz_mm is not None and page.pivot_xyz_mm is not None:
+        shift = _xyz(np.array(each.centroid_xyz_mm) - page.pivot_xyz_mm)
+    return DrawnItem(
+        method=each.method,
+        roi_name=each.roi_name,
+        colour="#{:02x}{:02x}{:02x}".format(*color_rgb(each.method)),
+        dash=DASHES.get(each.method, []),
+        volume_cc=each.volume_cc,
+        change_percent=change_percent(each.volume_cc, prior_cc),
+        shift_xyz_mm=shift,
+        seconds=each.seconds,
+        recommended=recommended,
+        empty=not page.contours.get(each.method),
+        agreement={
+            other: AgreementItem.model_validate(figures)
+            for other, figures in page.agreement.get(each.method, {}).items()
+        },
+        note="; ".join(filter(None, (each.failed, each.ended_as, *each.notes))),
+    )
+
+
+def _ghosts(job: Job, page: Page, prior_cc: float, signed: Signed | None) -> list[GhostItem]:
+    ghosts = []
+    if PRIOR in page.contours:
+        label = "prior: planning contour" if job.order["prior"] is None else "prior: last approved"
+        ghosts.append((PRIOR, f"{label}, carried rigidly", prior_cc))
+    if signed is not None:
+        ghosts.append((APPROVED, f"approved by {signed.reviewer}", signed.volume_cc))
+    return [
+        GhostItem(
+            ghost=name,
+            label=label,
+            colour=GHOST_COLOURS[name],
+            dash=DASHES[name],
+            volume_cc=None if cc is None else round(cc, 4),
+        )
+        for name, label, cc in ghosts
+    ]
+
+
+def _approved(reviews: Sequence[Review]) -> ApprovedItem | None:
+    signed = [each for each in reviews if each.structures_uid]
+    if not signed or reviews[-1].decision == "rejected":
+        return None
+    last = signed[-1]
+    return ApprovedItem(
+        number=last.number,
+        method=last.method,
+        reviewer=last.reviewer,
+        at=last.at,
+        structures_uid=last.structures_uid,
+    )
+
+
+def _may(
+    job: Job,
+    stale: StaleItem | None,
+    drawn: Mapping[str, MethodReport],
+    *,
+    reviewer: bool,
+    person: bool,
+) -> MayItem:
+    why_not = ""
+    if not reviewer:
+        why_not = "your role is to look, not to decide"
+    elif stale is not None:
+        why_not = stale.why
+    elif job.state not in DECIDED | {State.AWAITING_REVIEW}:
+        why_not = f"it is {job.state.value.replace('_', ' ')}"
+    edit = not why_not and any(each.state == "drawn" for each in drawn.values())
+    if not why_not and not person:
+        why_not = "a signature needs a person who has signed in"
+    return MayItem(sign=not why_not, edit=edit, why_not=why_not)
+
+
+def _xyz(values: np.ndarray) -> Xyz:
+    x, y, z = (round(float(v), 4) for v in values)
+    return x, y, z
+
+
+def named_contours(page: Page, signed: Signed | None) -> dict[str, list[dict[str, Any]]]:
+    """All loops, by the names that the view gives."""
+    return page.contours | ({} if signed is None else {APPROVED: signed.loops})
