@@ -107,7 +107,7 @@ export function letters(direction: Triple): string {
 /** The world axis that each axis of the array runs along most; each once, also where the grid is oblique. */
 function worldAxes(grid: Grid): Triple {
   const fit = (order: Triple): number =>
-    ([0, 1, 2] as const).reduce((sum, axis) => sum + Math.abs(grid.axes[axis][order[axis] as Axis]), 0);
+    ([0, 1, 2] as const).reduce<number>((sum, axis) => sum + Math.abs(grid.axes[axis][order[axis] as Axis]), 0);
   return ORDERS.reduce((best, order) => (fit(order) > fit(best) + 1e-9 ? order : best));
 }
 
