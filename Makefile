@@ -12,13 +12,22 @@ TEST_PARTS := baselines,codecs,compare,dev,docs,evidence,networks,report,s3,simu
 # Compiled at installation, where there is a compiler.
 KERNEL := hatch_build.py $(addprefix contourcast/models/kernels/,build.py selective_scan.c)
 
-.PHONY: demo demo-service test check test-all bench docs serve wheel peers constraints image-steps sbom clean
+# The review page, built; not in git, in the wheel.
+PAGE := contourcast/service/static/index.html
+PAGE_SOURCES := $(wildcard review/*.html review/*.json review/*.ts) $(shell find review/src -type f)
+
+.PHONY: demo demo-service demo-review page test check test-all bench docs serve wheel peers constraints image-steps sbom clean
 
 demo: .venv/.stamp-demo        ## a virtual patient, the main job, a table and pictures
 	$(BIN)/contourcast demo --out demo
 
 demo-service: .venv/.stamp-demo ## Orthanc, a course pushed by C-STORE, structure sets found back (needs make peers)
 	$(BIN)/python deploy/demo_service.py --out demo-service
+
+demo-review: .venv/.stamp-demo $(PAGE) ## the review page on a simulated course, with somebody to sign in as
+	$(BIN)/python deploy/demo_review.py --out demo-review
+
+page: $(PAGE)                  ## the review page, built into the package (needs Node 20.19 or newer)
 
 test: .venv/.stamp-test        ## everything that the tests need, then the tests
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow" --doctest-modules contourcast tests
@@ -42,13 +51,13 @@ docs: .venv/.stamp-test
 serve: .venv/.stamp-demo
 	$(BIN)/contourcast serve
 
-wheel: .venv/.stamp-test
+wheel: .venv/.stamp-test $(PAGE)
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .
 
 peers:                         ## the Debian programs that tests use as oracles (needs root)
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
 	  dicom3tools dcmtk plastimatch nginx-light orthanc orthanc-dicomweb orthanc-gdcm orthanc-python postgresql \
-	  radosgw ceph-mon ceph-osd ceph-common openssl
+	  radosgw ceph-mon ceph-osd ceph-common openssl chromium
 
 constraints:                   ## pins from what is installed
 	$(BIN)/pip freeze --exclude-editable | sed -E 's/\+cpu//; / @ /d' \
@@ -63,7 +72,11 @@ sbom: .venv/.stamp-demo        ## what an installation holds, as CycloneDX
 	  --pyproject pyproject.toml --output-file dist/contourcast.cdx.json $(BIN)/python
 
 clean:
-	rm -rf .venv demo demo-service site dist build
+	rm -rf .venv demo demo-service demo-review site dist build review/node_modules contourcast/service/static
+
+$(PAGE): $(PAGE_SOURCES)
+	@command -v npm >/dev/null || { echo "the review page is built by Node.js 20.19 or newer: install it, or a wheel that holds the page"; exit 1; }
+	cd review && npm ci --no-audit --no-fund && npm run build
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Contourcast needs Python 3.11 or newer"; exit 1; }
