@@ -66,9 +66,17 @@ class Network(Protocol):
         """SHA-256 (hex) of its weights."""
 
     def predict(
-        self, cbct: Volume, r_ct: Probability, planning_ct: Moved | None = None
+        self,
+        cbct: Volume,
+        r_ct: Probability,
+        planning_ct: Moved | None = None,
+        *,
+        on_note: Callable[[str], None] = lambda note: None,
     ) -> Probability:
-        """Today's region on the CBCT's grid; empty where the r-CT channel is."""
+        """Today's region on the CBCT's grid; empty where the r-CT channel is.
+
+        ``on_note`` is told, in a sentence, what was done otherwise than asked.
+        """
 
 
 def is_network(method: str) -> bool:
@@ -301,7 +309,9 @@ def _redrawn(
     planning_ct = Moved(
         volume=case.planning_ct, moving_from_fixed=registrations.chosen.planning_from_cbct
     )
-    return Drawn(method=method, region=network.predict(case.cbct, r_ct, planning_ct))
+    notes: list[str] = []
+    region = network.predict(case.cbct, r_ct, planning_ct, on_note=notes.append)
+    return Drawn(method=method, region=region, notes=tuple(notes))
 
 
 def _carried(case: Case, settings: Settings, registrations: Registrations, method: str) -> Drawn:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -18,6 +19,7 @@ from contourcast.imaging.errors import InputError, WeightsError
 from contourcast.imaging.grid import Grid
 from contourcast.imaging.resample import Moved
 from contourcast.imaging.volume import Probability, Volume, require_same_frame
+from contourcast.models.config import NetworkConfig
 from contourcast.models.follow import follow, followed
 from contourcast.models.foreign import ours
 from contourcast.models.networks import SEGMENTING
@@ -46,6 +48,11 @@ NEAR_PRIOR_MM: Final = 10.0
 # Pieces smaller than this share of the largest are dropped, as the labelling rule does
 # (REGISTRATION §11.1).
 SPECK_SHARE: Final = 0.1
+# How often windows are halved before the processor draws instead (CLINICAL_SERVICE §6.1).
+SMALLER_WINDOWS: Final = 2
+
+OnNote = Callable[[str], None]
+"""Told, in a sentence, what was done otherwise than asked."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,17 +74,24 @@ class Predictor:
         return self.card.network
 
     def predict(
-        self, cbct: Volume, r_ct: Probability, planning_ct: Moved | None = None
+        self,
+        cbct: Volume,
+        r_ct: Probability,
+        planning_ct: Moved | None = None,
+        *,
+        on_note: OnNote = lambda note: None,
     ) -> Probability:
         """Today's region on the CBCT's grid, zero away from it.
 
         An empty prior gives an empty region: the prior says where to look, and without it
-        nothing may be drawn.
+        nothing may be drawn. Where a GPU's memory does not do, windows are halved up to
+        `SMALLER_WINDOWS` times, then the processor draws.
 
         Args:
             cbct: Today's scan.
             r_ct: The carried prior.
             planning_ct: Carried by the same registration; only some models look at it.
+            on_note: Told when memory ran out, and what was done.
 
         Raises:
             FrameMismatchError: Scan, prior and planning CT are not seen from one frame.
@@ -112,26 +126,75 @@ class Predictor:
             shown["planning_ct"] = planning_on(planning_ct, grid)
         if set(FOLLOWED) & set(card.channels):
             shown |= _as_followed(shown, grid)
-        logits = self._logits(np.stack([shown[name] for name in card.channels]))
+        logits = self._logits(np.stack([shown[name] for name in card.channels]), on_note)
         logits[~plausible(logits > 0, prior, grid)] = -LOGIT_LIMIT
         return r_ct.with_values(_onto_scan(logits, grid, r_ct.grid))
 
-    @torch.inference_mode()
-    def _logits(self, channels: Float[np.ndarray, "c z y x"]) -> Float[np.ndarray, "z y x"]:
-        """Logit of the target at each voxel of the region, from overlapping windows."""
-        patch = self.card.patch_zyx
-        weight = _window(patch)
-        total = np.zeros(channels.shape[1:], np.float32)
-        weights = np.zeros_like(total)
-        starts = (_starts(n, p) for n, p in zip(channels.shape[1:], patch, strict=True))
-        for corner in product(*starts):
-            box = tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))
-            x = torch.from_numpy(channels[(slice(None), *box)][None].copy()).to(self.device)
-            background, target = on_volume(self.network, x)[0].float().cpu().numpy()
-            total[box] += weight * (target - background)
-            weights[box] += weight
-        logits: np.ndarray = (total / weights).clip(-LOGIT_LIMIT, LOGIT_LIMIT)
-        return logits
+    def _logits(
+        self, channels: Float[np.ndarray, "c z y x"], on_note: OnNote
+    ) -> Float[np.ndarray, "z y x"]:
+        """Logit of the target at each voxel of the region, however much memory there is."""
+        patch: tuple[int, ...] | None = self.card.patch_zyx
+        for _ in range(1 + SMALLER_WINDOWS):
+            if patch is None:
+                break
+            try:
+                return _in_windows(self.network, channels, patch, self.device)
+            except torch.cuda.OutOfMemoryError:
+                on_note(
+                    "the GPU's memory did not do for windows of "
+                    f"{' x '.join(map(str, patch))} voxels"
+                )
+            torch.cuda.empty_cache()
+            patch = _halved(patch, self.card.config)
+        on_note("drawn on the processor")
+        return _in_windows(_on_processor(self.network), channels, self.card.patch_zyx, "cpu")
+
+
+@torch.inference_mode()
+def _in_windows(
+    network: nn.Module,
+    channels: Float[np.ndarray, "c z y x"],
+    patch: tuple[int, ...],
+    device: str,
+) -> Float[np.ndarray, "z y x"]:
+    """Logit of the target at each voxel of the region, from overlapping windows."""
+    weight = _window(patch)
+    total = np.zeros(channels.shape[1:], np.float32)
+    weights = np.zeros_like(total)
+    starts = (_starts(n, p) for n, p in zip(channels.shape[1:], patch, strict=True))
+    for corner in product(*starts):
+        box = tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))
+        x = torch.from_numpy(channels[(slice(None), *box)][None].copy()).to(device)
+        background, target = on_volume(network, x)[0].float().cpu().numpy()
+        total[box] += weight * (target - background)
+        weights[box] += weight
+    logits: np.ndarray = (total / weights).clip(-LOGIT_LIMIT, LOGIT_LIMIT)
+    return logits
+
+
+def _halved(patch: tuple[int, ...], config: NetworkConfig) -> tuple[int, ...] | None:
+    """A window of about half the voxels that the network takes as well; None: it takes none.
+
+    Slices of a network of two axes are a batch, so there it is their number that is halved.
+    """
+    axis = 0 if config.axes == 2 else max(range(3), key=patch.__getitem__)
+    for side in range(-(-patch[axis] // 2), patch[axis]):
+        smaller = (*patch[:axis], side, *patch[axis + 1 :])
+        try:
+            config.require_patch(smaller[-config.axes :])
+        except InputError:
+            continue
+        return smaller
+    return None
+
+
+def _on_processor(network: nn.Module) -> nn.Module:
+    """The same network in the machine's memory; the one on the GPU stays, and nothing is added."""
+    known: dict[int, object] = {id(one): one.cpu() for one in network.buffers()}
+    for one in network.parameters():
+        known[id(one)] = nn.Parameter(one.detach().cpu(), requires_grad=False)
+    return copy.deepcopy(network, known)
 
 
 def _as_followed(

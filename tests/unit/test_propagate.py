@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,8 +35,14 @@ class Halver:
     name, digest = NETWORK, "ab" * 32
 
     def predict(
-        self, cbct: Volume, r_ct: Probability, planning_ct: Moved | None = None
+        self,
+        cbct: Volume,
+        r_ct: Probability,
+        planning_ct: Moved | None = None,
+        *,
+        on_note: Callable[[str], None] = lambda note: None,
     ) -> Probability:
+        on_note("drawn by halves")
         assert planning_ct is not None
         assert planning_ct.moving_from_fixed.source_frame == cbct.frame_of_reference
         values = r_ct.values.copy()
@@ -85,6 +92,7 @@ def test_the_network_gets_the_carried_prior(result: Propagation) -> None:
     carried_cc = result.r_ct.mask().volume_cc
     assert drawn.volume_cc is not None
     assert 0.2 * carried_cc < drawn.volume_cc < 0.6 * carried_cc
+    assert drawn.notes == ("drawn by halves",)  # what it said of itself stands in the report
 
 
 def test_every_method_is_compared_with_rigid_and_with_the_network(result: Propagation) -> None:

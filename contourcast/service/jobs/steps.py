@@ -118,6 +118,8 @@ class Steps:
             network=self._network(job.order["network"]) if is_network(method) else None,
             clock=time.perf_counter,
         )
+        if drawn.notes:
+            log.info("drawn_with_notes", job_id=propagation, method=method, notes=drawn.notes)
         self.records.propagations.tell(
             propagation,
             State.DRAWING,
