@@ -27,6 +27,11 @@ def etag(answer: BaseModel) -> str:
     return f'"{hashlib.sha256(answer.model_dump_json().encode()).hexdigest()}"'
 
 
+def digest_in_tag(tag: str) -> str:
+    """What stands in a strong entity tag, be it of a compressed answer."""
+    return tag.strip().strip('"').removesuffix(COMPRESSED)
+
+
 def require_unchanged(if_match: str | None, answer: BaseModel) -> None:
     """What is to be changed is still what the caller looked at; without If-Match, it is not asked.
 

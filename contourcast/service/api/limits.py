@@ -9,6 +9,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_BYTES: Final = 2**20
+# Loops of an edit: some hundred kilobytes for a large target.
+MOST_DRAFT_BYTES: Final = 16 * 2**20
 UPLOADS: Final = ("/v1/instances", "/dicom-web/studies")  # which have limits of their own
 
 
@@ -29,6 +31,7 @@ class SmallBodies:
             await self.app(scope, receive, send)
             return
         received, whole = 0, False
+        most = MOST_DRAFT_BYTES if scope["path"].endswith("/draft") else MOST_BYTES
 
         async def counted() -> Message:
             nonlocal received, whole
@@ -41,7 +44,7 @@ class SmallBodies:
                 raise HTTPException(408) from None
             received += len(message.get("body", b""))
             whole = not message.get("more_body", False)
-            if received > MOST_BYTES:
+            if received > most:
                 raise HTTPException(413)
             return message
 

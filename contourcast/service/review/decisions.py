@@ -12,7 +12,6 @@ import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -24,7 +23,8 @@ from contourcast.imaging.dicom.instance import read_header
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.dicom.rtstruct_out import Approval, write_structure_set
 from contourcast.imaging.errors import ContourcastError, InputError
-from contourcast.imaging.structures import Roi, StructureSet
+from contourcast.imaging.structures import Contour, Roi, StructureSet
+from contourcast.imaging.volume import Volume, require_same_frame
 from contourcast.service.archive import Sent, Staged
 from contourcast.service.index.database import now
 from contourcast.service.index.tables import course, fraction, review
@@ -35,8 +35,11 @@ from contourcast.service.jobs.orders import SIGNED_ROI
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.problems import ConflictError
 from contourcast.service.records import Records
+from contourcast.service.review.drafts import Draft, take_within
+from contourcast.service.review.edited import distance_of, edited
+from contourcast.service.review.stale import require_current
 
-Decision = Literal["approved", "rejected"]
+Decision = Literal["approved", "edited", "rejected"]
 # The short list of CLINICAL_SERVICE §1.6.
 Why = Literal[
     "registration wrong",
@@ -58,6 +61,7 @@ class Review:
 
     Attributes:
         structures_uid: SOP Instance UID of the signed set; empty when it was rejected.
+        figures: How far the signed contour lies from the machine's; see `edited.distance_of`.
     """
 
     number: int
@@ -68,6 +72,7 @@ class Review:
     reviewer: str
     at: str
     structures_uid: str
+    figures: dict[str, Any]
 
 
 def to_nobody(at: Connection, propagation: str, name: str, digest: str) -> None:
@@ -112,7 +117,7 @@ class Reviews:
         reason = f"{why}: {text.strip()}" if text.strip() else why
         with self.records.index.write() as at:
             self.records.propagations.move(at, job.id, State.REJECTED, "rejected by a reviewer")
-            number = self._write(at, job, "rejected", "", reason, reviewer, "", "")
+            number = self._write(at, job, "rejected", "", reason, reviewer, "", "", {})
         return self._one(number)
 
     def approve(self, job: Job, *, method: str, reviewer: str, reason: str = "") -> Review:
@@ -127,32 +132,86 @@ class Reviews:
         Raises:
             InputError: The method drew nothing.
             ConflictError: Somebody else decided at the same moment.
+            ChangedError: More of the scan is here than was drawn on.
             ForbiddenTransitionError: It cannot be decided in its state.
         """
+        return self._sign(job, method, reviewer, reason, draft=None)
+
+    def approve_edited(
+        self, job: Job, *, draft: Draft, method: str, reviewer: str, reason: str = ""
+    ) -> Review:
+        """A method's contour, with the slices of a draft drawn anew, is the contour of the day.
+
+        Args:
+            job: As it was shown to the reviewer.
+            draft: As it was shown to the reviewer; it is gone afterwards.
+            method: Whose contour the reviewer saw being edited.
+            reviewer: Who signs.
+            reason: In words, if any.
+
+        Raises:
+            InputError: The draft is of another method, or cannot be a contour; names the slice.
+            ChangedError: The draft is another by now, or more of the scan is here.
+            ConflictError, ForbiddenTransitionError: As `approve`.
+        """
+        if draft.method != method:
+            raise InputError(
+                f"the draft began from {draft.method}, not from '{method}'",
+                remedy=f"sign it as {draft.method}",
+            )
+        return self._sign(job, method, reviewer, reason, draft=draft)
+
+    def _sign(
+        self, job: Job, method: str, reviewer: str, reason: str, *, draft: Draft | None
+    ) -> Review:
+        with self.records.index.read() as at:
+            require_current(at, job)
         made = self._machine_set(job)
-        chosen = _contour_of(job, made, method)
+        machine = _contour_of(job, made, method)
+        scan = self._scan(job)
+        require_same_frame(machine.frame_of_reference, scan.frame_of_reference)
+        contours = machine.loops if draft is None else edited(machine, draft, scan.grid)
+        signed_roi = _signed_roi(machine, method, contours, draft)
+        figures = distance_of(machine, signed_roi, scan.grid, draft=draft)
         at_time = now().replace(microsecond=0)
         before = self.of(job.id)
-        draft = self.records.archive.incoming().with_suffix("")
-        draft.mkdir()
+        folder = self.records.archive.incoming().with_suffix("")
+        folder.mkdir()
         try:
-            signed = draft / SIGNED_FILE.format(number=len(before) + 1)
-            uid = self._write_signed(
-                signed, job, made, chosen, method, reviewer, at_time, len(before)
+            signed = folder / SIGNED_FILE.format(number=len(before) + 1)
+            parts = [job.files["RS.dcm"], method, reviewer, str(len(before))]
+            parts += ["signed", *([] if draft is None else [draft.digest])]
+            uid = write_structure_set(
+                signed,
+                rois=[signed_roi],
+                reference=scan,
+                label="CC " + at_time.strftime("%Y%m%d") + " S",
+                series_description="Contourcast, signed",
+                description=_description(method, draft),
+                digest=hashlib.sha256("\0".join(parts).encode()).hexdigest(),
+                drawn_at=at_time,
+                predecessor_uid=made.sop_instance_uid,
+                approval=Approval(status="APPROVED", reviewer=reviewer, at=at_time),
             )
-            kept = draft / "kept.dcm"
+            _require_sound(signed, scan, uid)
+            kept = folder / "kept.dcm"
             shutil.copyfile(signed, kept)
             digest = hashlib.sha256(signed.read_bytes()).hexdigest()
             self.records.derived.put_results(job.id, {signed.name: signed})
             tie = self._keep(job, kept)
+            decision: Decision = "approved" if draft is None else "edited"
             with self.records.index.write() as at:
                 if len(_numbers(at, job.id)) != len(before):
                     raise ConflictError(
                         "somebody else decided on this propagation meanwhile",
                         remedy="read it again, then decide",
                     )
-                self.records.propagations.move(at, job.id, State.APPROVED, "approved by a reviewer")
-                number = self._write(at, job, "approved", method, reason, reviewer, uid, tie)
+                if draft is not None:
+                    take_within(at, draft)
+                self.records.propagations.move(
+                    at, job.id, State(decision), f"{decision} by a reviewer"
+                )
+                number = self._write(at, job, decision, method, reason, reviewer, uid, tie, figures)
                 self._announce(at, job.id, signed.name, digest)
                 if job.origin.course_id is not None:
                     match_again(
@@ -161,8 +220,13 @@ class Reviews:
                         fraction.c.acquired_at > job.origin.acquired_at,
                     )
         finally:
-            shutil.rmtree(draft, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
         return self._one(number)
+
+    def _scan(self, job: Job) -> Volume:
+        cbct = job.order["cbct"]
+        files = [self.records.archive.file_of(cbct["series"], d) for d in cbct["files"]]
+        return read_ct_series(files, role="CBCT")
 
     def _machine_set(self, job: Job) -> StructureSet:
         if "RS.dcm" not in job.files:
@@ -170,51 +234,6 @@ class Reviews:
                 "there is nothing to sign yet", remedy="wait until the propagation is done"
             )
         return read_structure_set(self.records.derived.result(job.id, "RS.dcm"))
-
-    def _write_signed(
-        self,
-        path: Path,
-        job: Job,
-        made: StructureSet,
-        chosen: Roi,
-        method: str,
-        reviewer: str,
-        at_time: datetime,
-        decisions: int,
-    ) -> str:
-        cbct = job.order["cbct"]
-        files = [self.records.archive.file_of(cbct["series"], d) for d in cbct["files"]]
-        scan = read_ct_series(files, role="CBCT")
-        parts = (job.files["RS.dcm"], method, reviewer, str(decisions), "signed")
-        uid = write_structure_set(
-            path,
-            rois=[
-                Roi(
-                    number=SIGNED_ROI,
-                    name=chosen.name.removesuffix(method).strip() or chosen.name,
-                    contours=chosen.loops,
-                    frame_of_reference=scan.frame_of_reference,
-                    interpreted_type=chosen.interpreted_type or "GTV",
-                    generation_algorithm="AUTOMATIC",
-                    description=chosen.description,
-                )
-            ],
-            reference=scan,
-            label="CC " + at_time.strftime("%Y%m%d") + " S",
-            series_description="Contourcast, signed",
-            description=f"{method}, signed unchanged",
-            digest=hashlib.sha256("\0".join(parts).encode()).hexdigest(),
-            drawn_at=at_time,
-            predecessor_uid=made.sop_instance_uid,
-            approval=Approval(status="APPROVED", reviewer=reviewer, at=at_time),
-        )
-        if findings := check_structure_set(path, scan):
-            raise ContourcastError(
-                f"what was to be signed does not pass our own check: {findings[0]}",
-                uid=uid,
-                remedy="nothing was signed; report this",
-            )
-        return uid
 
     def _keep(self, job: Job, signed: Path) -> str:
         """Takes the signed set, and the way home, into the archive; the registration's UID."""
@@ -240,6 +259,7 @@ class Reviews:
         reviewer: str,
         structures_uid: str,
         registration_uid: str,
+        figures: dict[str, Any],
     ) -> int:
         written = at.execute(
             review.insert().values(
@@ -253,7 +273,7 @@ class Reviews:
                 at=now().isoformat(),
                 structures_uid=structures_uid or None,
                 registration_uid=registration_uid or None,
-                figures_json={},
+                figures_json=figures,
             )
         )
         (number,) = written.inserted_primary_key or (0,)
@@ -273,6 +293,38 @@ def _contour_of(job: Job, made: StructureSet, method: str) -> Roi:
     if not roi.loops:
         raise InputError(f"{method} drew nothing", remedy="choose another method, or reject")
     return roi
+
+
+def _signed_roi(machine: Roi, method: str, contours: Sequence[Contour], draft: Draft | None) -> Roi:
+    """The one ROI of a signed set, named as the contour that was carried."""
+    edits = "" if draft is None else f", {_edits(draft)}"
+    return Roi(
+        number=SIGNED_ROI,
+        name=machine.name.removesuffix(method).strip() or machine.name,
+        contours=tuple(contours),
+        frame_of_reference=machine.frame_of_reference,
+        interpreted_type=machine.interpreted_type or "GTV",
+        generation_algorithm="AUTOMATIC" if draft is None else "SEMIAUTOMATIC",
+        description=f"{machine.description}{edits}",
+    )
+
+
+def _description(method: str, draft: Draft | None) -> str:
+    return f"{method}, signed {'unchanged' if draft is None else 'after ' + _edits(draft)}"
+
+
+def _edits(draft: Draft) -> str:
+    n = len(draft.loops)
+    return f"editing of {n} slice{'' if n == 1 else 's'} by hand"
+
+
+def _require_sound(path: Path, scan: Volume, uid: str) -> None:
+    if findings := check_structure_set(path, scan):
+        raise ContourcastError(
+            f"what was to be signed does not pass our own check: {findings[0]}",
+            uid=uid,
+            remedy="nothing was signed; mend the contour, or report this",
+        )
 
 
 def _staged(path: Path) -> Staged:
@@ -302,4 +354,5 @@ def _review(row: Row[Any]) -> Review:
         reviewer=row.reviewer,
         at=row.at,
         structures_uid=row.structures_uid or "",
+        figures=row.figures_json,
     )

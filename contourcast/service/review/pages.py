@@ -39,7 +39,7 @@ from contourcast.service.outputs.report import MethodReport, Report
 from contourcast.service.problems import NotFoundError, NotReadyError
 from contourcast.service.records import Records
 from contourcast.service.review.disagreement import disagreement
-from contourcast.service.review.grids import grid_as_json
+from contourcast.service.review.grids import grid_as_json, grid_of
 from contourcast.service.review.loops import Slices, as_json, on_slices
 from contourcast.service.review.motion import moved
 
@@ -204,6 +204,15 @@ class Pages:
             translation_xyz_mm=translation_xyz_mm,
             rotation_xyz_deg=rotation_xyz_deg,
         )
+
+    def grid(self, job: Job) -> Grid:
+        """Of the CBCT that is shown."""
+        query = select(volume.c.image_json).where(
+            volume.c.propagation == job.id, volume.c.role == "cbct"
+        )
+        with self.records.index.read() as at:
+            known = at.execute(query).scalar()
+        return grid_of(known if known is not None else self.of(job).cbct)
 
     def report(self, job: Job) -> Report | None:
         """The report, once it is written."""

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 
 from contourcast.imaging.transform import RigidTransform
 from contourcast.propagate import color_rgb
-from contourcast.service.index.tables import patient, revision, series
+from contourcast.service.index.tables import patient, series
 from contourcast.service.intake.states import DECIDED, State
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.outputs.report import JudgedFigure, MethodReport, Report
@@ -20,6 +20,7 @@ from contourcast.service.review.decisions import Review
 from contourcast.service.review.figures import change_percent, recommended
 from contourcast.service.review.pages import PRIOR, Page
 from contourcast.service.review.signed import APPROVED, Signed
+from contourcast.service.review.stale import StaleItem, stale_of
 
 # Told apart without colours, too; px along the line, drawn and left out.
 DASHES: Final[dict[str, list[int]]] = {
@@ -52,13 +53,6 @@ class FigureItem(BaseModel):
     limit: str
     verdict: str
     reason: str
-
-
-class StaleItem(BaseModel):
-    """Why what is shown is not to be signed any more."""
-
-    why: str
-    propagation: str | None = Field(description="What came after it, where that is known.")
 
 
 class VerdictItem(BaseModel):
@@ -275,29 +269,6 @@ def build_view(
         approved=_approved(reviews),
         may=_may(job, stale, drawn, reviewer=reviewer, person=person),
     )
-
-
-def stale_of(at: Connection, job: Job) -> StaleItem | None:
-    """Why a propagation is not the newest word on its scan, if it is not."""
-    if job.state is State.SUPERSEDED:
-        return StaleItem(
-            why="a newer propagation has taken the place of this one",
-            propagation=job.superseded_by,
-        )
-    if job.origin.revision_id is None:
-        return None
-    shown = select(revision.c.number).where(revision.c.id == job.origin.revision_id)
-    newest = (
-        select(revision.c.number)
-        .where(revision.c.series_uid == job.order["cbct"]["series"])
-        .order_by(revision.c.number.desc())
-        .limit(1)
-    )
-    if (at.execute(newest).scalar() or 0) > (at.execute(shown).scalar() or 0):
-        return StaleItem(
-            why="more slices of this CBCT have come since it was drawn on", propagation=None
-        )
-    return None
 
 
 def _patient(at: Connection, job: Job) -> PatientItem | None:

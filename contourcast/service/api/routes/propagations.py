@@ -115,7 +115,7 @@ def routes(context: Context) -> APIRouter:
         "/v1/propagations",
         status_code=202,
         response_model=PropagationAnswer,
-        responses=also(200, {"model": PropagationAnswer}) | document_for(404, 507),
+        responses=also(200, {"model": PropagationAnswer}) | document_for(404, 503, 507),
     )
     async def post_propagation(
         order: PropagationOrder,
@@ -346,7 +346,9 @@ def _open(context: Context, order: PropagationOrder, *, by: str) -> tuple[Job, b
         asked_by=by,
         priority=PRIORITIES[order.priority],
     )
-    job, new = context.records.propagations.open(order_id(asked_for), asked_for, origin)
+    job, new = context.records.propagations.open(
+        order_id(asked_for), asked_for, origin, most=context.settings.waiting_limit
+    )
     remember(context.records.index, job.id, by)
     return job, new
 

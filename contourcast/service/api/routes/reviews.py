@@ -7,16 +7,20 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import func, select
 
 from contourcast.imaging.errors import InputError
 from contourcast.service.access.caller import Caller
 from contourcast.service.access.sessions import require_proof
-from contourcast.service.api.conditional import etag
+from contourcast.service.api.conditional import digest_in_tag, etag
 from contourcast.service.api.context import Context, in_thread
 from contourcast.service.api.routes.propagations import shown
+from contourcast.service.index.database import Index
+from contourcast.service.index.tables import delivery, review
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.problems import ChangedError, ForbiddenError, document_for
-from contourcast.service.review.decisions import Review, Reviews
+from contourcast.service.review.decisions import SIGNED_FILE, Review
+from contourcast.service.review.drafts import Drafts
 
 
 class ReviewRequest(BaseModel):
@@ -24,14 +28,28 @@ class ReviewRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    decision: Literal["approved", "rejected"]
+    decision: Literal["approved", "edited", "rejected"]
     method: str = Field(
-        default="", description="Whose contour is approved, unchanged.", max_length=64
+        default="", description="Whose contour is approved, or was edited.", max_length=64
+    )
+    draft_etag: str = Field(
+        default="", description="Of an edit: the ETag of the draft that was seen.", max_length=96
     )
     reason: str = Field(
         default="", description="Of a rejection: one of the list; see docs.", max_length=64
     )
     text: str = Field(default="", description="In words.", max_length=1024)
+
+
+class FiguresItem(BaseModel):
+    """How far a signed contour lies from the machine's."""
+
+    surface_dice_1mm: float | None = None
+    mean_surface_mm: float | None = None
+    edited_slices: int | None = None
+    seconds: float | None = Field(default=None, description="Of editing.")
+    volume_cc: float | None = None
+    machine_volume_cc: float | None = None
 
 
 class ReviewAnswer(BaseModel):
@@ -45,6 +63,8 @@ class ReviewAnswer(BaseModel):
     reviewer: str
     at: str
     structures_uid: str = Field(description="SOP Instance UID of the signed structure set.")
+    figures: FiguresItem
+    deliveries: list[str] = Field(description="Where the signed structure set goes.")
 
 
 class ReviewsAnswer(BaseModel):
@@ -64,7 +84,9 @@ def routes(context: Context) -> APIRouter:
         """Every decision, the first first."""
         await in_thread(records.propagations.job, propagation)
         found = await in_thread(reviews.of, propagation)
-        return ReviewsAnswer(reviews=[_answer(each) for each in found])
+        return await in_thread(
+            lambda: ReviewsAnswer(reviews=[_answer(records.index, each) for each in found])
+        )
 
     @router.post(
         "/v1/propagations/{propagation}/reviews",
@@ -89,18 +111,50 @@ def routes(context: Context) -> APIRouter:
                 "a signature needs a person who has signed in", remedy="sign in on the page"
             )
         require_proof(caller.session, minutes=context.settings.access.sign_proof_minutes)
-        return _answer(await in_thread(_decide, reviews, job, decision, caller.shown_name))
+        return await in_thread(
+            lambda: _answer(records.index, _decide(context, job, decision, caller.shown_name))
+        )
 
     return router
 
 
-def _decide(reviews: Reviews, job: Job, decision: ReviewRequest, reviewer: str) -> Review:
+def _decide(context: Context, job: Job, decision: ReviewRequest, reviewer: str) -> Review:
+    reviews = context.reviews
     if decision.decision == "rejected":
         return reviews.reject(job, reviewer=reviewer, why=decision.reason, text=decision.text)
     if not decision.method:
         raise InputError("no method is named", remedy="say whose contour is approved: method")
-    return reviews.approve(job, method=decision.method, reviewer=reviewer, reason=decision.text)
+    said = {"method": decision.method, "reviewer": reviewer, "reason": decision.text}
+    if decision.decision == "approved":
+        return reviews.approve(job, **said)
+    draft = Drafts(context.records.index).of(job.id)
+    if draft.digest != digest_in_tag(decision.draft_etag):
+        raise ChangedError(
+            f"the draft is not the one that was seen: {draft.reviewer} saved it at"
+            f" {draft.saved_at[11:19]}",
+            remedy="look at it again, then sign",
+        )
+    return reviews.approve_edited(job, draft=draft, **said)
 
 
-def _answer(found: Review) -> ReviewAnswer:
-    return ReviewAnswer.model_validate(asdict(found))
+def _answer(index: Index, found: Review) -> ReviewAnswer:
+    return ReviewAnswer(**asdict(found), deliveries=_destinations(index, found))
+
+
+def _destinations(index: Index, found: Review) -> list[str]:
+    """Where a signed set goes: deliveries name its file, which is numbered as the decision is."""
+    if not found.structures_uid:
+        return []
+    earlier = select(func.count()).where(
+        review.c.propagation == found.propagation, review.c.number <= found.number
+    )
+    sent = select(delivery.c.destination, delivery.c.objects_json).where(
+        delivery.c.propagation == found.propagation
+    )
+    with index.read() as at:
+        name = SIGNED_FILE.format(number=at.execute(earlier).scalar_one())
+        return sorted(
+            row.destination
+            for row in at.execute(sent)
+            if any(name in each["files"] for each in row.objects_json)
+        )

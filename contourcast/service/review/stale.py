@@ -1,0 +1,52 @@
+"""Whether a propagation is still the newest word on its scan."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+from sqlalchemy import Connection, select
+
+from contourcast.service.index.tables import revision
+from contourcast.service.intake.states import State
+from contourcast.service.jobs.propagations import Job
+from contourcast.service.problems import ChangedError
+
+
+class StaleItem(BaseModel):
+    """Why what is shown is not to be signed any more."""
+
+    why: str
+    propagation: str | None = Field(description="What came after it, where that is known.")
+
+
+def stale_of(at: Connection, job: Job) -> StaleItem | None:
+    """Why a propagation is not the newest word on its scan, if it is not."""
+    if job.state is State.SUPERSEDED:
+        return StaleItem(
+            why="a newer propagation has taken the place of this one",
+            propagation=job.superseded_by,
+        )
+    if job.origin.revision_id is None:
+        return None
+    shown = select(revision.c.number).where(revision.c.id == job.origin.revision_id)
+    newest = (
+        select(revision.c.number)
+        .where(revision.c.series_uid == job.order["cbct"]["series"])
+        .order_by(revision.c.number.desc())
+        .limit(1)
+    )
+    if (at.execute(newest).scalar() or 0) > (at.execute(shown).scalar() or 0):
+        return StaleItem(
+            why="more slices of this CBCT have come since it was drawn on", propagation=None
+        )
+    return None
+
+
+def require_current(at: Connection, job: Job) -> None:
+    """Nobody signs what a newer revision has overtaken.
+
+    Raises:
+        ChangedError: One has.
+    """
+    stale = stale_of(at, job)
+    if stale is not None:
+        raise ChangedError(stale.why, remedy="open the worklist again, and decide on the newer one")
