@@ -93,6 +93,12 @@ class ServiceSettings(BaseSettings):
     rules: Path | None = Field(
         default=None, description="TOML file of the site's rules (docs/rules.md); none: ours."
     )
+    waiting_limit: int = Field(
+        default=2000,
+        ge=1,
+        description="Propagations that may wait or run before more cannot be asked for, and scans "
+        "of cohorts stay unmatched; those of today's fractions that arrive are always taken.",
+    )
     jobs_at_once: int = Field(
         default=0,
         ge=0,

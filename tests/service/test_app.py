@@ -148,6 +148,35 @@ def test_a_propagation_is_202_and_the_same_request_again_200(
     assert other.json()["id"] != first.json()["id"]
 
 
+def test_more_work_than_may_wait_is_503_and_what_arrives_is_taken(
+    folder: Path, course: CourseFiles, tmp_path: Path
+) -> None:
+    settings = ServiceSettings(data_folder=folder, disk_reserve_mib=0, waiting_limit=1)
+    more = make_ct_series(tmp_path / "more", np.zeros((1, 32, 32), np.int16))
+    asked = request_for(course)
+    with served(create_app(settings)) as http:
+        http.post("/v1/instances", files=form_files(course.paths))
+        evaluated = http.post("/v1/propagations", json=asked | {"priority": "evaluation"})
+        assert evaluated.status_code == 202
+        refused = http.post(
+            "/v1/propagations", json=asked | {"priority": "evaluation", "methods": ["rigid"]}
+        )
+        assert problem(refused, 503)["type"] == "/problems/busy"
+        assert int(refused.headers["Retry-After"]) > 0
+        again = http.post("/v1/propagations", json=asked | {"priority": "evaluation"})
+        assert again.status_code == 200, "what waits already is no more work"
+        today = http.post("/v1/propagations", json=asked | {"methods": ["rigid"]})
+        assert today.status_code == 202, "what is evaluated holds up nobody"
+        many = http.post("/v1/propagations", json=asked | {"methods": ["translation"]})
+        problem(many, 503)
+        assert len(http.get("/v1/propagations").json()["propagations"]) == 2
+        taken = http.post("/v1/instances", files=form_files(list(more.paths)))
+        assert taken.json()["instances"][0]["outcome"] == "stored"
+        http.delete(f"/v1/propagations/{today.json()['id']}")
+        later = http.post("/v1/propagations", json=asked | {"methods": ["translation"]})
+        assert later.status_code == 202
+
+
 def test_what_is_left_out_is_concluded(loaded: Client, course: CourseFiles) -> None:
     asked = request_for(course)
     by_structures = loaded.post("/v1/propagations", json=asked).json()

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pydicom
 import pytest
@@ -41,7 +41,7 @@ SETTINGS = ServiceSettings(disk_reserve_mib=0)
 class Department:
     """The intake of a service, its clock in our hands."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, *, waiting_limit: int | None = None) -> None:
         self.records = records
         notices = Notices(records.index)
         self.arriving = Arriving(records.index, notices)
@@ -52,15 +52,16 @@ class Department:
             SiteRules(),
             served_network=lambda: ("", ""),
             methods=["translation"],
+            waiting_limit=waiting_limit,
         )
         self.reviews = Reviews(records)
 
-    def send(self, paths: Sequence[Path]) -> None:
+    def send(self, paths: Sequence[Path], *, door: Literal["rest", "cohort"] = "rest") -> None:
         take_files(
             ((p.name, p.open("rb")) for p in paths),
             self.records.archive,
             SETTINGS,
-            sent=Sent(door="rest"),
+            sent=Sent(door=door),
         )
 
     def wait(self) -> None:
@@ -124,6 +125,30 @@ def test_two_patients_in_scrambled_order_each_find_their_own_plan(
     assert len(department.rows(course)) == 2
     states = {row.state for row in department.rows(fraction)}
     assert states == {"matched", "not_ours"}, "planning CTs are looked at and left alone"
+
+
+def test_while_too_many_wait_cohorts_do_and_todays_fractions_do_not(
+    tmp_path: Path, patients: tuple[Treatment, Treatment]
+) -> None:
+    first, second = patients
+    with looking_into(tmp_path / "data") as records:
+        department = Department(records, waiting_limit=1)
+        department.send([*first.plan_paths, *second.plan_paths])
+        department.wait()
+        department.send(first.fractions[0].paths, door="cohort")
+        department.wait()
+        assert len(department.jobs()) == 1
+        department.send(first.fractions[1].paths, door="cohort")
+        department.send(second.fractions[0].paths)
+        department.wait()
+        assert set(department.jobs()) == {
+            first.fractions[0].series_uid,
+            second.fractions[0].series_uid,
+        }
+        for job in department.jobs().values():
+            records.propagations.cancel(job.id, by="test")
+        department.fractions.look()
+        assert first.fractions[1].series_uid in department.jobs()
 
 
 def test_a_late_slice_makes_a_revision_and_another_propagation(

@@ -230,79 +230,82 @@ class InSteps(NetworkConfig):
         self._require_multiple(shape, self.step)
 
 
-class TestWithoutMemory:
-    @pytest.mark.parametrize(
-        ("times", "tried", "said"),
-        [
-            (0, [(16, 20, 20)], []),
-            (1, [(16, 20, 20), (16, 10, 20)], ["16 x 20 x 20"]),
-            (2, [(16, 20, 20), (16, 10, 20), (16, 10, 10)], ["16 x 20 x 20", "16 x 10 x 20"]),
-            (
-                3,
-                [(16, 20, 20), (16, 10, 20), (16, 10, 10)],
-                ["16 x 20 x 20", "16 x 10 x 20", "16 x 10 x 10", "drawn on the processor"],
-            ),
-        ],
-    )
-    def test_windows_are_halved_twice_and_then_the_processor_draws(
-        self, times: int, tried: list[tuple[int, ...]], said: list[str]
-    ) -> None:
-        cbct, r_ct, _ = ball_case(noise_hu=5.0)
-        network, notes = Hungry(times), list[str]()
-        model = predictor(network)
-        found = model.predict(cbct, r_ct, on_note=notes.append)
-        whole = predictor(Bright(0.5)).predict(cbct, r_ct)
-        assert list(dict.fromkeys(network.asked)) == tried
-        assert len(notes) == len(said)
-        assert all(part in note for part, note in zip(said, notes, strict=True))
-        assert dice(found.mask(), whole.mask()) > 0.99
-        asked = len(network.asked)
-        model.predict(cbct, r_ct)  # the next scan begins with whole windows, where it began before
-        assert network.asked[asked] == (16, 20, 20)
+@pytest.mark.parametrize(
+    ("times", "tried", "said"),
+    [
+        (0, [(16, 20, 20)], []),
+        (1, [(16, 20, 20), (16, 10, 20)], ["16 x 20 x 20"]),
+        (2, [(16, 20, 20), (16, 10, 20), (16, 10, 10)], ["16 x 20 x 20", "16 x 10 x 20"]),
+        (
+            3,
+            [(16, 20, 20), (16, 10, 20), (16, 10, 10)],
+            ["16 x 20 x 20", "16 x 10 x 20", "16 x 10 x 10", "drawn on the processor"],
+        ),
+    ],
+)
+def test_without_memory_windows_are_halved_twice_and_then_the_processor_draws(
+    times: int, tried: list[tuple[int, ...]], said: list[str]
+) -> None:
+    cbct, r_ct, _ = ball_case(noise_hu=5.0)
+    network, notes = Hungry(times), list[str]()
+    model = predictor(network)
+    found = model.predict(cbct, r_ct, on_note=notes.append)
+    whole = predictor(Bright(0.5)).predict(cbct, r_ct)
+    assert list(dict.fromkeys(network.asked)) == tried
+    assert len(notes) == len(said)
+    assert all(part in note for part, note in zip(said, notes, strict=True))
+    assert dice(found.mask(), whole.mask()) > 0.99
+    asked = len(network.asked)
+    model.predict(cbct, r_ct)  # the next scan begins with whole windows, where it began before
+    assert network.asked[asked] == (16, 20, 20)
 
-    def test_a_smaller_window_is_one_that_the_network_takes(self) -> None:
-        cbct, r_ct, _ = ball_case(noise_hu=5.0)
-        network = Hungry(2)
-        card = {"config": InSteps(step=8), "patch_zyx": (16, 24, 16)}
-        predictor(network, **card).predict(cbct, r_ct)
-        assert list(dict.fromkeys(network.asked)) == [(16, 24, 16), (16, 16, 16), (8, 16, 16)]
 
-    def test_a_network_that_takes_one_size_is_drawn_on_the_processor_at_once(self) -> None:
-        cbct, r_ct, _ = ball_case(noise_hu=5.0)
-        network, notes = Hungry(1), list[str]()
-        card = {"config": InSteps(step=16), "patch_zyx": (16, 16, 16)}
-        predictor(network, **card).predict(cbct, r_ct, on_note=notes.append)
-        assert network.asked == [(16, 16, 16)]
-        assert notes[-1] == "drawn on the processor"
+def test_a_smaller_window_is_one_that_the_network_takes() -> None:
+    cbct, r_ct, _ = ball_case(noise_hu=5.0)
+    network = Hungry(2)
+    card = {"config": InSteps(step=8), "patch_zyx": (16, 24, 16)}
+    predictor(network, **card).predict(cbct, r_ct)
+    assert list(dict.fromkeys(network.asked)) == [(16, 24, 16), (16, 16, 16), (8, 16, 16)]
 
-    def test_another_fault_is_not_taken_for_it(self) -> None:
-        class Broken(Bright):
-            def forward(self, x: Tensor) -> Tensor:
-                raise RuntimeError("a launch failed")
 
-        cbct, r_ct, _ = ball_case(noise_hu=5.0)
-        with pytest.raises(RuntimeError, match="launch"):
-            predictor(Broken()).predict(cbct, r_ct)
+def test_a_network_that_takes_one_size_is_drawn_on_the_processor_at_once() -> None:
+    cbct, r_ct, _ = ball_case(noise_hu=5.0)
+    network, notes = Hungry(1), list[str]()
+    card = {"config": InSteps(step=16), "patch_zyx": (16, 16, 16)}
+    predictor(network, **card).predict(cbct, r_ct, on_note=notes.append)
+    assert network.asked == [(16, 16, 16)]
+    assert notes[-1] == "drawn on the processor"
 
-    @pytest.mark.gpu
-    def test_a_real_gpu_without_memory_draws_the_same(self) -> None:
-        require("gpu", torch.cuda.is_available(), "no CUDA device")
-        torch.manual_seed(0)
-        cbct, r_ct, _ = ball_case(noise_hu=5.0)
-        network = entry("diff-umamba").build(TINY).eval()
-        card = tiny_card(patch_zyx=(16, 20, 20))
-        plain = Predictor(network=network, card=card, digest="0" * 64).predict(cbct, r_ct)
-        notes: list[str] = []
-        on_gpu = Predictor(network=network.to("cuda"), card=card, digest="0" * 64, device="cuda")
-        torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction(1e-9)
-        try:
-            found = on_gpu.predict(cbct, r_ct, on_note=notes.append)
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0)
-        assert notes[-1] == "drawn on the processor"
-        assert float(np.abs(found.values - plain.values).max()) < 1e-5
-        assert next(network.parameters()).is_cuda
+
+def test_another_fault_is_not_taken_for_it() -> None:
+    class Broken(Bright):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("a launch failed")
+
+    cbct, r_ct, _ = ball_case(noise_hu=5.0)
+    with pytest.raises(RuntimeError, match="launch"):
+        predictor(Broken()).predict(cbct, r_ct)
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_without_memory_draws_the_same() -> None:
+    require("gpu", torch.cuda.is_available(), "no CUDA device")
+    torch.manual_seed(0)
+    cbct, r_ct, _ = ball_case(noise_hu=5.0)
+    network = entry("diff-umamba").build(TINY).eval()
+    card = tiny_card(patch_zyx=(16, 20, 20))
+    plain = Predictor(network=network, card=card, digest="0" * 64).predict(cbct, r_ct)
+    notes: list[str] = []
+    on_gpu = Predictor(network=network.to("cuda"), card=card, digest="0" * 64, device="cuda")
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1e-9)
+    try:
+        found = on_gpu.predict(cbct, r_ct, on_note=notes.append)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert notes[-1] == "drawn on the processor"
+    assert float(np.abs(found.values - plain.values).max()) < 1e-5
+    assert next(network.parameters()).is_cuda
 
 
 class TestPieces:

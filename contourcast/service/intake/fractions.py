@@ -34,7 +34,13 @@ from contourcast.service.intake.outcomes import Answer, Item, Match, NeedsPerson
 from contourcast.service.intake.rules import SiteRules
 from contourcast.service.intake.states import SIGNED
 from contourcast.service.jobs.orders import MatchedOrder, order_id, order_of_match
-from contourcast.service.jobs.propagations import EVALUATION, TODAY, Origin, Propagations
+from contourcast.service.jobs.propagations import (
+    EVALUATION,
+    TODAY,
+    Origin,
+    Propagations,
+    unfinished_before,
+)
 from contourcast.service.pacs.notices import Kind, Notices
 from contourcast.service.problems import ConflictError, DamagedError, NotFoundError
 
@@ -56,6 +62,8 @@ class Fractions:
         rules: Of the site.
         served_network: Name and digest of the network that is drawn with.
         methods: What is drawn with; None: everything.
+        waiting_limit: When so many propagations wait, scans of cohorts are not matched yet; None:
+            they always are.
     """
 
     def __init__(
@@ -67,6 +75,7 @@ class Fractions:
         *,
         served_network: Callable[[], tuple[str, str]],
         methods: Sequence[str] | None = None,
+        waiting_limit: int | None = None,
     ) -> None:
         self.evidence = evidence
         self.propagations = propagations
@@ -75,17 +84,25 @@ class Fractions:
         self.rules = rules
         self._served_network = served_network
         self._methods = methods
+        self._waiting_limit = waiting_limit
 
     def look(self) -> int:
-        """Matches what is new, and what may be answered by now; how many were matched."""
+        """Matches what is new, and what may be answered by now; how many were matched.
+
+        Scans of cohorts come last, and only while there is room for what is drawn on them.
+        """
+        of_cohort = series.c.door == "cohort"
+        fresh = (
+            select(revision.c.id)
+            .join(series, series.c.uid == revision.c.series_uid)
+            .where(revision.c.matched == 0)
+            .order_by(of_cohort, revision.c.made_at)
+            .limit(AT_A_LOOK)
+        )
         with self.index.read() as at:
-            fresh = at.execute(
-                select(revision.c.id)
-                .where(revision.c.matched == 0)
-                .order_by(revision.c.made_at)
-                .limit(AT_A_LOOK)
-            ).scalars()
-            ids = [*fresh, *self._open_again(at)]
+            if self._is_full(at):
+                fresh = fresh.where(~of_cohort)
+            ids = [*at.execute(fresh).scalars(), *self._open_again(at)]
         return sum(self.match(revision_id) for revision_id in ids)
 
     def match(self, revision_id: str) -> bool:
@@ -167,6 +184,10 @@ class Fractions:
                 .values(answers_json=[*row.answers_json, given])
             )
         self.match(revision_id)
+
+    def _is_full(self, at: Connection) -> bool:
+        limit = self._waiting_limit
+        return limit is not None and unfinished_before(at, EVALUATION) >= limit
 
     def _open_again(self, at: Connection) -> list[str]:
         """Open questions of patients of whom something has arrived since they were asked."""

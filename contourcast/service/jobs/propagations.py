@@ -16,7 +16,7 @@ from contourcast.imaging.errors import ContourcastError
 from contourcast.service.index.database import Index, now
 from contourcast.service.index.tables import event, propagation
 from contourcast.service.intake.states import SIGNED, TRANSITIONS, WORKING, State, advance
-from contourcast.service.problems import NotFoundError
+from contourcast.service.problems import BusyError, NotFoundError
 
 # Those of a cohort come after everything that somebody waits for (CLINICAL_SERVICE §6.1).
 TODAY: Final = 1
@@ -103,11 +103,32 @@ class Propagations:
         self._told = told
 
     def open(
-        self, propagation_id: str, order: dict[str, Any], origin: Origin | None = None
+        self,
+        propagation_id: str,
+        order: dict[str, Any],
+        origin: Origin | None = None,
+        *,
+        most: int | None = None,
     ) -> tuple[Job, bool]:
-        """The job of that order: made, or taken up again if it had stopped; is it new work?"""
+        """The job of that order: made, or taken up again if it had stopped; is it new work?
+
+        Args:
+            propagation_id: Digest of the order.
+            order: All that the result depends on.
+            origin: Where it comes from.
+            most: New work is refused when so many others wait that come first, or as soon.
+
+        Raises:
+            BusyError: So many wait.
+        """
+        origin = origin or Origin()
         with self.index.write() as at:
-            new = self.open_within(at, propagation_id, order, origin or Origin())
+            full = most is not None and unfinished_before(at, origin.priority) >= most
+            new = self.open_within(at, propagation_id, order, origin)
+            if new and full:
+                raise BusyError(
+                    "as many propagations wait as may", remedy="send the request again later"
+                )
         return self.job(propagation_id), new
 
     def open_within(
@@ -364,6 +385,12 @@ class Propagations:
                 )
                 for row in at.execute(query)
             ]
+
+
+def unfinished_before(at: Connection, priority: int) -> int:
+    """How many propagations the engine has to do that come as soon as this priority, or sooner."""
+    query = select(func.count()).where(propagation.c.ended == 0, propagation.c.priority <= priority)
+    return int(at.execute(query).scalar_one())
 
 
 def _locked(at: Connection, propagation_id: str) -> Row[Any]:

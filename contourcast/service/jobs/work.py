@@ -143,6 +143,7 @@ def _intake(settings: ServiceSettings, records: Records) -> list[Duty]:
             read_rules(settings.rules) if settings.rules else SiteRules(),
             served_network=served_network(settings),
             methods=settings.methods or None,
+            waiting_limit=settings.waiting_limit,
         )
         duties.append(Duty(name="matching", every_s=LOOK_S, run=fractions.look))
     return duties
