@@ -58,7 +58,7 @@ describe("adding and taking away", () => {
       let wrong = 0;
       for (let y = 0; y < cells; y++)
         for (let x = 0; x < cells; x++) if (isIn(rings, place(x), place(y)) !== (mask[y * cells + x] === 1)) wrong++;
-      // Crumbs under a hundredth of a square millimetre are dropped.
+      // Crumbs under a twentieth of a square millimetre are dropped.
       expect(wrong).toBeLessThanOrEqual(1);
     }
   });
@@ -93,8 +93,8 @@ describe("adding and taking away", () => {
   });
 
   test("leave no crumbs", () => {
-    const rings = subtract([square(0, 0, 10)], [[[-1, -1], [9.95, -1], [9.95, 9.95], [-1, 9.95]]]);
-    expect(rings.every((ring) => Math.abs(shoelace_mm2(ring)) > 0.01)).toBe(true);
+    const rings = subtract([square(0, 0, 10)], [[[-1, -1], [9.999, -1], [9.999, 9.999], [-1, 9.999]]]);
+    expect(rings).toEqual([]);
     expect(subtract([square(0, 0, 10)], [square(-1, -1, 12)])).toEqual([]);
   });
 
@@ -167,7 +167,7 @@ describe("a push", () => {
     const next = random(4);
     let rings: Rings = [disc(0, 0, 15), disc(0, 0, 6)];
     let at = [15, 0] as readonly [number, number];
-    for (let n = 0; n < 40; n++) {
+    for (let n = 0; n < 15; n++) {
       const to = [30 * next() - 15, 30 * next() - 15] as const;
       rings = pushed(rings, at, to, 5);
       at = to;
