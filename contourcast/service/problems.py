@@ -69,6 +69,10 @@ class BusyError(ContourcastError):
     """More work than may be taken now; later it may."""
 
 
+class TooOftenError(ContourcastError):
+    """One credential asks more often than it may."""
+
+
 class DiskFullError(ContourcastError):
     """Free space is below the reserve."""
 
@@ -108,6 +112,7 @@ STATUS: Final[dict[type[ContourcastError], int]] = {
     ForbiddenError: 403,
     SlowUploadError: 408,
     BusyError: 503,
+    TooOftenError: 429,
     DiskFullError: 507,
     StoreError: 503,
     DamagedError: 500,
@@ -261,9 +266,11 @@ class _Faults:
 
 def respond(problem: Problem, *, headers: dict[str, str] | None = None) -> JSONResponse:
     """The response that carries a problem."""
-    extra = {503: {"Retry-After": "10"}, 401: {"WWW-Authenticate": CHALLENGE}}.get(
-        problem.status, {}
-    )
+    extra = {
+        401: {"WWW-Authenticate": CHALLENGE},
+        429: {"Retry-After": "1"},
+        503: {"Retry-After": "10"},
+    }.get(problem.status, {})
     return JSONResponse(
         problem.model_dump(),
         status_code=problem.status,

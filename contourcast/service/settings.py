@@ -126,6 +126,12 @@ class ServiceSettings(BaseSettings):
         default=50, ge=1, description="Unpacked bytes for each packed byte, at most."
     )
     files_limit: int = Field(default=5000, ge=1, description="Files in one request, at most.")
+    requests_each_minute: int = Field(
+        default=6000,
+        ge=0,
+        description="Requests of one key to one API process; a minute's worth may come at once; "
+        "0: as many as there are.",
+    )
     uploads_at_once: int = Field(default=64, ge=1, description="Uploads taken at the same time.")
     upload_memory_mib: int = Field(
         default=256, ge=0, description="Uploads wait in this much memory, then on disk, MiB."

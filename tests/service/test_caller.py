@@ -28,6 +28,7 @@ from contourcast.service.access.caller import (
 )
 from contourcast.service.access.guard import STRANGERS_EVERY_S, Guard, note
 from contourcast.service.access.keys import make_key, revoke_key
+from contourcast.service.access.pace import Pace
 from contourcast.service.access.roles import Role
 from contourcast.service.access.sessions import NewSession, open_session
 from contourcast.service.access.settings import AccessSettings, OidcSettings
@@ -432,6 +433,56 @@ def test_what_a_handler_knows_is_noted_and_a_failure_is_one(index: Index, door: 
         ["1.2.3"],
     )
     assert (looked["outcome"], looked["objects"], looked["patient"]) == ("failed", [JOB], "")
+
+
+def test_a_key_that_asks_too_often_is_429_until_it_has_waited(index: Index) -> None:
+    app, now_s = FastAPI(), [0.0]
+
+    @app.get("/v1/series/{uid}")
+    def get_series(uid: str) -> str:
+        return uid
+
+    @app.get("/health/live")
+    def live() -> str:
+        return "live"
+
+    gate = gate_of(index, local_accounts=True)
+    app.add_middleware(Guard, gate=gate, each_minute=30, clock=lambda: now_s[0])
+    first, other = (
+        dict([bearer(make_key(index, label=who, roles=[Role.VIEWER], days=1)[1])])
+        for who in ("first", "other")
+    )
+    path = f"/v1/series/{SERIES}"
+    with served(app) as http:
+        assert {http.get(path, headers=first).status_code for _ in range(30)} == {200}
+        rows_before = len(happenings(index))
+        slower = http.get(path, headers=first)
+        assert slower.status_code == 429
+        assert slower.json()["type"] == "/problems/too-often"
+        assert slower.headers["Retry-After"] == "2"
+        assert len(happenings(index)) == rows_before, "a flood does not fill the log"
+        assert http.get(path, headers=other).status_code == 200
+        assert http.get("/health/live", headers=first).status_code == 200
+        now_s[0] = 1.5
+        assert http.get(path, headers=first).headers["Retry-After"] == "1"
+        now_s[0] = 2.0
+        assert http.get(path, headers=first).status_code == 200
+        assert http.get(path, headers=first).status_code == 429
+        new = open_session(index, account="local:ann", roles=[Role.VIEWER], hours=1)
+        cookie = {"Cookie": f"__Host-contourcast={new.cookie}"}
+        people = {http.get(path, headers=cookie).status_code for _ in range(40)}
+        assert people == {200}, "a person is not a program"
+
+
+def test_as_many_requests_as_there_are_where_there_is_no_limit() -> None:
+    pace = Pace(0, clock=lambda: 0.0)
+    assert not any(pace.wait_s("key:a") for _ in range(1000))
+
+
+def test_buckets_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("contourcast.service.access.pace.MOST_CALLERS", 2)
+    pace = Pace(1, clock=lambda: 0.0)
+    assert [pace.wait_s(who) for who in ("a", "a", "b", "c", "a")] == [0, 60, 0, 0, 0]
 
 
 def test_a_route_outside_the_table_is_reached_by_nobody(index: Index, door: Door) -> None:

@@ -6,6 +6,7 @@ have never reaches the application; nothing of a patient leaves before its row i
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import uuid
@@ -17,15 +18,23 @@ import anyio.to_thread
 import structlog
 from sqlalchemy import select
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from contourcast.imaging.errors import ContourcastError
 from contourcast.service.access.audit import Happening, Outcome, record
 from contourcast.service.access.caller import Caller, Gate
+from contourcast.service.access.pace import Pace
 from contourcast.service.access.roles import What, allowed, methods_of, rule_of, template_of
 from contourcast.service.index.database import Index
 from contourcast.service.index.tables import course, propagation, series
-from contourcast.service.problems import NotFoundError, Problem, problem_of, respond
+from contourcast.service.problems import (
+    NotFoundError,
+    Problem,
+    TooOftenError,
+    problem_of,
+    respond,
+)
 
 log = structlog.get_logger()
 
@@ -82,13 +91,20 @@ class Guard:
     Args:
         app: The application.
         gate: Who is who.
+        each_minute: Requests of one key, see `Pace`.
         clock: Seconds that only grow.
     """
 
     def __init__(
-        self, app: ASGIApp, *, gate: Gate, clock: Callable[[], float] = time.monotonic
+        self,
+        app: ASGIApp,
+        *,
+        gate: Gate,
+        each_minute: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.app, self.gate = app, gate
+        self._pace = Pace(each_minute, clock)
         self._strangers = _Strangers(clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,6 +126,11 @@ class Guard:
         except ContourcastError as error:
             await self._refuse(error, caller, template, scope, receive, send)
             return
+        if caller is not None and caller.kind == "key":
+            wait_s = self._pace.wait_s(caller.name)
+            if wait_s:  # without a row: nothing is touched, and a flood shall not fill the log
+                await _slower(wait_s, scope)(scope, receive, send)
+                return
         noted = Noted()
         scope.setdefault("state", {}).update(caller=caller, noted=noted)
         rule = rule_of(method, template)
@@ -267,6 +288,12 @@ def _patient_of(index: Index, template: str, named: list[str]) -> str:
     with index.read() as connection:
         found = connection.execute(select(patient).where(key == named[0])).scalar_one_or_none()
     return str(found or "")
+
+
+def _slower(wait_s: float, scope: Scope) -> Response:
+    error = TooOftenError("this key asks too often", remedy="ask again when Retry-After says")
+    headers = {"Retry-After": str(math.ceil(wait_s))}
+    return respond(_problem(error, scope), headers=headers)
 
 
 def _problem(error: ContourcastError, scope: Scope) -> Problem:

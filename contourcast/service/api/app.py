@@ -114,14 +114,16 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         description="Not a medical device. Every contour is a proposal that a person must check.",
         version="1",
         lifespan=lifespan,
-        responses=document_for(401, 403, 422, 500),
+        responses=document_for(401, 403, 422, 429, 500),
         redoc_url=None,
     )
     app.add_middleware(SmallBodies, idle_s=settings.upload_idle_s)
     app.add_middleware(Idempotent, index=records.index)
     app.add_middleware(Conditional)
     app.add_middleware(
-        Guard, gate=Gate(records.index, settings.access, host=settings.host, issuer=issuer)
+        Guard,
+        gate=Gate(records.index, settings.access, host=settings.host, issuer=issuer),
+        each_minute=settings.requests_each_minute,
     )
     if spans is not None:
         app.add_middleware(Traced, provider=spans)
