@@ -128,6 +128,12 @@ TABLE: Final[dict[str, Rule]] = {
     # Review
     f"GET {_PROPAGATION}/view": _READS,
     f"GET {_PROPAGATION}/contours": _READS,
+    f"POST {_PROPAGATION}/adjusted": _for(_REVIEW, what=What.READ),
+    f"POST {_PROPAGATION}/again": _for(_REVIEW, what=What.CREATE),
+    # said every few seconds, and of nobody's patient
+    f"POST {_PROPAGATION}/presence": _for(_VIEW, _REVIEW),
+    "GET /v1/courses/{id}/history": _READS,
+    "GET /v1/statistics/editing": _OPERATES,
     f"GET {_PROPAGATION}/draft": _for(_REVIEW, what=What.READ),
     f"PUT {_PROPAGATION}/draft": _EDITS,
     f"DELETE {_PROPAGATION}/draft": _EDITS,
@@ -181,6 +187,12 @@ TABLE: Final[dict[str, Rule]] = {
     "POST /v1/accounts": _person(_ADMIN, What.SETTING),
     "PATCH /v1/accounts/{name}": _person(_ADMIN, What.SETTING),
     "GET /v1/audit": _for(Role.AUDITOR, what=What.AUDIT),
+    # The review page's own files
+    "GET /": _PUBLIC,
+    "GET /review": _PUBLIC,
+    "GET /review/": _PUBLIC,
+    "GET /review/{name}": _PUBLIC,
+    "GET /review/assets/{name}": _PUBLIC,
     # The service itself
     "GET /docs": _KNOWN,
     "GET /openapi.json": _KNOWN,

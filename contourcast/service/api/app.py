@@ -33,12 +33,14 @@ from contourcast.service.api.routes import (
     keys,
     methods,
     orthanc,
+    page_files,
     pages,
     propagations,
     reviews,
     series,
     session,
     site,
+    statistics,
     worklist,
 )
 from contourcast.service.api.tracing import Traced, tracer_provider
@@ -61,6 +63,7 @@ ROUTES = (
     pages,
     drafts,
     reviews,
+    statistics,
     worklist,
     deliveries,
     methods,
@@ -70,6 +73,7 @@ ROUTES = (
     keys,
     site,
     health,
+    page_files,
 )
 
 

@@ -10,27 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import Request
-from sqlalchemy import Column, ColumnElement, String, Table, select
+from sqlalchemy import ColumnElement, select
 
 from contourcast.service.access.caller import Caller
 from contourcast.service.access.roles import own_only
 from contourcast.service.index.database import Index
-from contourcast.service.index.tables import metadata, propagation
+from contourcast.service.index.tables import asked, propagation, sent
 from contourcast.service.ingest import Answer
 from contourcast.service.problems import NotFoundError
-
-asked = Table(
-    "asked",
-    metadata,
-    Column("propagation", String, primary_key=True),
-    Column("caller", String, primary_key=True),  # as `Caller.name`
-)
-sent = Table(
-    "sent",
-    metadata,
-    Column("series_uid", String, primary_key=True),
-    Column("caller", String, primary_key=True),
-)
 
 
 def remember(index: Index, propagation_id: str, caller: str) -> None:

@@ -159,6 +159,31 @@ propagation = Table(
     Column("asked_by", String, nullable=False),
     Column("ended", Integer, nullable=False),  # 1: the engine is through with it
     Index("propagation_unfinished", "ended", "priority", "number"),
+    # All that the order of triage asks for, so that no order of a propagation, with its hundreds
+    # of digests, is read for it.
+    Index(
+        "propagation_triage",
+        "state",
+        "verdict",
+        "made_at",
+        "id",
+        "course_id",
+        "cbct_series_uid",
+    ),
+)
+
+asked = Table(
+    "asked",
+    metadata,
+    Column("propagation", String, primary_key=True),
+    Column("caller", String, primary_key=True),  # as `Caller.name`
+)
+
+sent = Table(
+    "sent",
+    metadata,
+    Column("series_uid", String, primary_key=True),
+    Column("caller", String, primary_key=True),
 )
 
 event = Table(

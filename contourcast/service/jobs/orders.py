@@ -30,6 +30,8 @@ from contourcast.service.problems import NotFoundError
 
 # Part of every order: raised when the same inputs no longer give the same result.
 ORDER_VERSION: Final = 2
+# Of a start that a person gave: far below what anybody sees, and the same on every machine.
+START_DECIMALS: Final = 9
 # The number of the one ROI of a set that was signed here.
 SIGNED_ROI: Final = 1
 Uid = str
@@ -188,6 +190,12 @@ def order_of_match(
     }
 
 
+def started_from(order: dict[str, Any], planning_from_cbct: RigidTransform) -> dict[str, Any]:
+    """The same order, its registration begun where a person put the planning CT."""
+    matrix = planning_from_cbct.matrix.round(START_DECIMALS).tolist()
+    return order | {"start_planning_from_cbct": matrix}
+
+
 def order_id(order: dict[str, Any]) -> str:
     """The digest of an order, the id of its propagation."""
     text = json.dumps(order, sort_keys=True, separators=(",", ":"))
@@ -228,7 +236,20 @@ def case_of(order: dict[str, Any], archive: Archive) -> Case:
         registrations=[_paths(each, archive)[0] for each in order["registrations"]],
         vouched=order["vouched"],
     )
-    return replace(case, start=case.start or _shifted(order, case), doubts=tuple(order["doubts"]))
+    start = _put_by_hand(order, case) or case.start or _shifted(order, case)
+    return replace(case, start=start, doubts=tuple(order["doubts"]))
+
+
+def _put_by_hand(order: dict[str, Any], case: Case) -> RigidTransform | None:
+    """The start that a person gave; it counts more than what objects say."""
+    matrix = order.get("start_planning_from_cbct")
+    if matrix is None:
+        return None
+    return RigidTransform(
+        matrix=np.array(matrix),
+        source_frame=case.cbct.frame_of_reference,
+        target_frame=case.planning_ct.frame_of_reference,
+    )
 
 
 def _shifted(order: dict[str, Any], case: Case) -> RigidTransform | None:

@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import structlog
 from sqlalchemy import Connection
 
@@ -27,8 +28,10 @@ from contourcast.service.jobs.orders import case_of, settings_of
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.jobs.queues import CPU, GPU
 from contourcast.service.jobs.results import dump, load
-from contourcast.service.outputs.report import write_results
+from contourcast.service.outputs.report import Report, write_results
 from contourcast.service.records import Records
+from contourcast.service.review.figures import change_percent, mean_or_none, recommended
+from contourcast.service.review.pages import Pages
 
 # A worker that was not seen for so long is not waited for (CLINICAL_SERVICE §6.1, "GPU gone").
 GPU_SEEN_S: Final = 60.0
@@ -65,6 +68,7 @@ class Steps:
         self.device = device
         self.weights = weights
         self._send = send
+        self._pages = Pages(records)
         self._case = lru_cache(maxsize=1)(self._read_case)  # hundreds of MiB each
         self._network = lru_cache(maxsize=1)(self._load_network)
 
@@ -150,11 +154,17 @@ class Steps:
             State.COMPARING,
             f"verdict: {verdict}",
             0.95,
-            figures={"verdict": verdict, "reasons": list(result.quality.reasons)},
+            figures={
+                "verdict": verdict,
+                "reasons": list(result.quality.reasons),
+                **_compared_figures(result),
+            },
             verdict=verdict,
         )
         self._tell(propagation, State.WRITING, "writing the structure set and the report", 0.95)
-        files = self._write(result, job)
+        files, report = self._write(result, job)
+        structures = self.records.derived.result(job.id, "RS.dcm")
+        self._pages.prepare(job, result.case, report, structures, files["RS.dcm"])
         self._case.cache_clear()
         return {"files": files}
 
@@ -169,18 +179,19 @@ class Steps:
             )
         return {}
 
-    def _write(self, result: Propagation, job: Job) -> dict[str, str]:
+    def _write(self, result: Propagation, job: Job) -> tuple[dict[str, str], Report]:
         """Writes the files aside and brings them into the store; digests of what is there now."""
         draft = self.records.archive.incoming().with_suffix("")
         try:
-            write_results(result, draft, made_at=job.made_at)
+            report = write_results(result, draft, made_at=job.made_at)
             self.records.derived.put_results(job.id, {p.name: p for p in sorted(draft.iterdir())})
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        return {
+        digests = {
             name: _digest(self.records.derived.result(job.id, name))
             for name in self.records.derived.results(job.id)
         }
+        return digests, report
 
     def _put(self, thing: object) -> str:
         return self.records.derived.put(dump(thing))
@@ -212,11 +223,29 @@ class Steps:
         return network
 
 
+def _compared_figures(result: Propagation) -> dict[str, Any]:
+    """What the worklist and the history ask of a propagation."""
+    volumes = {drawn.method: drawn.volume_cc for drawn in result.drawn}
+    best = recommended(volumes)
+    centroid = result.r_ct.mask().centroid_xyz_mm()
+    pairs = {frozenset(pair): found.dice for pair, found in result.agreement.items()}
+    return {
+        "recommended": best,
+        "prior_volume_cc": result.prior_volume_cc,
+        "prior_centroid_xyz_mm": _rounded(centroid),
+        "volume_change_percent": change_percent(volumes.get(best), result.prior_volume_cc),
+        "agreement": mean_or_none(pairs.values()),
+    }
+
+
+def _rounded(point_xyz_mm: np.ndarray | None) -> list[float] | None:
+    return None if point_xyz_mm is None else [round(float(c), 3) for c in point_xyz_mm]
+
+
 def _method_figures(drawn: Drawn) -> dict[str, Any]:
-    centroid = drawn.centroid_xyz_mm
     return {
         "volume_cc": drawn.volume_cc,
-        "centroid_xyz_mm": None if centroid is None else [round(float(c), 3) for c in centroid],
+        "centroid_xyz_mm": _rounded(drawn.centroid_xyz_mm),
         "verdict": drawn.quality.verdict.value,
         "failed": drawn.failed,
         "ended_as": drawn.ended_as,

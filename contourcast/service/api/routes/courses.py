@@ -16,6 +16,7 @@ from contourcast.service.api.paging import USUAL, Cursor, Limit, after, lead_on
 from contourcast.service.index.tables import course, fraction, propagation, review
 from contourcast.service.intake.outcomes import Answer, Question
 from contourcast.service.problems import NotFoundError, document_for
+from contourcast.service.review.history import PassedItem, passed
 
 
 class CourseItem(BaseModel):
@@ -112,6 +113,15 @@ class CourseAnswer(BaseModel):
     )
 
 
+class HistoryAnswer(BaseModel):
+    """A course, fraction by fraction."""
+
+    course: str
+    patient: str = Field(description="A key that says nothing to a reader.")
+    roi: str
+    fractions: list[PassedItem]
+
+
 def routes(context: Context) -> APIRouter:
     """The routes over one application's records."""
     router = APIRouter(tags=["courses"])
@@ -144,6 +154,24 @@ def routes(context: Context) -> APIRouter:
         found = await in_thread(read, course_id)
         response.headers["ETag"] = etag(found)
         return found
+
+    @router.get("/v1/courses/{course_id}/history", responses=document_for(404))
+    async def get_history(course_id: str) -> HistoryAnswer:
+        """Volumes, shifts, verdicts and decisions of a course, in the order of being taken."""
+
+        def find() -> HistoryAnswer:
+            with index.read() as at:
+                row = at.execute(select(course).where(course.c.id == course_id)).first()
+                if row is None:
+                    raise NotFoundError("no course has that id", remedy="see /v1/courses")
+                return HistoryAnswer(
+                    course=course_id,
+                    patient=row.patient_key,
+                    roi=", ".join(roi["name"] for roi in row.rois_json),
+                    fractions=passed(at, course_id, fraction_numbers(at, {course_id})),
+                )
+
+        return await in_thread(find)
 
     @router.patch("/v1/courses/{course_id}", responses=document_for(404, 409, 412))
     async def answer_question(

@@ -6,26 +6,29 @@ import gzip
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from contourcast.imaging.errors import InputError
 from contourcast.service.access.guard import note
 from contourcast.service.access.roles import Role
-from contourcast.service.api.asked import caller_of
+from contourcast.service.api.asked import caller_of, remember
 from contourcast.service.api.conditional import etag, takes_gzip
 from contourcast.service.api.context import Context, also, in_thread
 from contourcast.service.api.routes.courses import fraction_numbers
 from contourcast.service.api.routes.propagations import shown
 from contourcast.service.problems import document_for
-from contourcast.service.review.pages import Page
+from contourcast.service.review.again import begin_again
+from contourcast.service.review.pages import Adjusted, Page
+from contourcast.service.review.presence import look_at
 from contourcast.service.review.signed import Signed, last_signed
-from contourcast.service.review.view import View, build_view, named_contours
+from contourcast.service.review.view import ImageItem, View, build_view, named_contours
 
 # What has its digest in its address never changes.
 FOR_EVER: Final = "private, max-age=31536000, immutable"
 # Asked again each time, and sent again only when it changed: a signature adds to it.
 ASK_AGAIN: Final = "private, no-cache"
 SLICES_AT_ONCE: Final = 64
+FARTHEST_MM: Final = 500.0
 # Voxels are noisy: more work saves little.
 COMPRESSION: Final = 1
 EDITORS: Final = frozenset({Role.REVIEWER, Role.INTERNAL})
@@ -47,6 +50,47 @@ class ContoursAnswer(BaseModel):
 
     frame_of_reference: str
     contours: dict[str, list[LoopItem]]
+
+
+Millimetres = Annotated[FiniteFloat, Field(ge=-FARTHEST_MM, le=FARTHEST_MM)]
+Degrees = Annotated[FiniteFloat, Field(ge=-180, le=180)]
+
+
+class MotionRequest(BaseModel):
+    """What is to be done to the planning CT as it is seen on the CBCT."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    translation_xyz_mm: tuple[Millimetres, Millimetres, Millimetres] = (0.0, 0.0, 0.0)
+    rotation_xyz_deg: tuple[Degrees, Degrees, Degrees] = Field(
+        default=(0.0, 0.0, 0.0), description="R = Rz Ry Rx about the centre of the prior."
+    )
+
+
+class AdjustedAnswer(BaseModel):
+    """A changed registration, to be looked at; nothing follows from it yet."""
+
+    image: ImageItem
+    contours: dict[str, list[LoopItem]] = Field(description="The prior, as `rigid` would carry it.")
+    planning_from_cbct: list[list[float]]
+
+
+class AgainAnswer(BaseModel):
+    """What was begun."""
+
+    propagation: str
+
+
+class PresenceRequest(BaseModel):
+    """Nothing has to be said."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class PresenceAnswer(BaseModel):
+    """Who else looks."""
+
+    others: list[str]
 
 
 def routes(context: Context) -> APIRouter:
@@ -101,6 +145,57 @@ def routes(context: Context) -> APIRouter:
             "frame_of_reference": page.cbct["frame_of_reference"],
             "contours": named_contours(page, signed),
         }
+
+    @router.post(
+        "/v1/propagations/{propagation}/adjusted",
+        response_model=AdjustedAnswer,
+        responses=document_for(404, 409),
+    )
+    async def post_adjusted(propagation: str, motion: MotionRequest) -> Any:
+        """The planning CT and the prior, moved by hand from where registration put them."""
+
+        def adjust() -> Adjusted:
+            job = records.propagations.job(propagation)
+            return pages.adjusted(job, **motion.model_dump())
+
+        made = await in_thread(adjust)
+        return {
+            "image": made.image,
+            "contours": {"rigid": made.contours},
+            "planning_from_cbct": made.planning_from_cbct.matrix.tolist(),
+        }
+
+    @router.post(
+        "/v1/propagations/{propagation}/again",
+        status_code=202,
+        responses=document_for(404, 409),
+    )
+    async def post_again(
+        propagation: str, motion: MotionRequest, request: Request, response: Response
+    ) -> AgainAnswer:
+        """Register and draw again from there; takes the place of this propagation."""
+        by = caller_of(request).name
+
+        def begin() -> str:
+            job = records.propagations.job(propagation)
+            start = pages.changed(job, **motion.model_dump())
+            newer = begin_again(records, job, start)
+            remember(records.index, newer, by)
+            return newer
+
+        newer = await in_thread(begin)
+        response.headers["Location"] = f"/v1/propagations/{newer}"
+        note(request, objects=[newer])
+        return AgainAnswer(propagation=newer)
+
+    @router.post("/v1/propagations/{propagation}/presence", responses=document_for(404))
+    async def post_presence(
+        propagation: str, request: Request, _: PresenceRequest | None = None
+    ) -> PresenceAnswer:
+        """I have it open now; who else has? Said again every few seconds, kept for a minute."""
+        await in_thread(records.propagations.job, propagation)
+        who = caller_of(request).shown_name
+        return PresenceAnswer(others=await in_thread(look_at, records.index, propagation, who))
 
     @router.get(
         "/v1/volumes/{digest}/slices",

@@ -12,7 +12,6 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 from sqlalchemy import (
     Connection,
-    Index,
     Row,
     Select,
     and_,
@@ -29,22 +28,12 @@ from contourcast.service.api.paging import USUAL, Cursor, Limit, after, lead_on
 from contourcast.service.api.routes.courses import fraction_numbers
 from contourcast.service.index.tables import fraction, patient, propagation, series
 from contourcast.service.intake.states import DECIDED, State
+from contourcast.service.review.presence import open_by
 from contourcast.service.review.view import PatientItem
 
 Verdict = Literal["accept", "look", "reject"]
 # A person is through with these; they are shown when asked for by state.
 _THROUGH: Final = DECIDED | {State.SUPERSEDED, State.CANCELLED}
-# All that the order of triage asks for, so that no order of a propagation, with its hundreds of
-# digests, is read for it.
-_TRIAGE: Final = Index(
-    "propagation_triage",
-    propagation.c.state,
-    propagation.c.verdict,
-    propagation.c.made_at,
-    propagation.c.id,
-    propagation.c.course_id,
-    propagation.c.cbct_series_uid,
-)
 _SHOWN: Final = (
     "patient_key",
     "course_id",
@@ -79,6 +68,8 @@ class WorklistItem(BaseModel):
     volume_change_percent: float | None = Field(
         description="Of the recommended method against the prior; null until it is known."
     )
+    agreement: float | None = Field(description="Mean Dice of the methods; null where unknown.")
+    open_by: list[str] = Field(description="Who has it open just now.")
 
 
 class WorklistAnswer(BaseModel):
@@ -91,9 +82,6 @@ def routes(context: Context) -> APIRouter:
     """The routes over one application's records."""
     router = APIRouter(tags=["worklist"])
     index = context.records.index
-    with index.write() as at:
-        index.in_turn(at, "schema")
-        _TRIAGE.create(at, checkfirst=True)
 
     @router.get("/v1/worklist")
     async def get_worklist(
@@ -230,8 +218,11 @@ def _items(at: Connection, shown: list[Row[Any]] | Any) -> list[WorklistItem]:
         )
     }
     numbers = fraction_numbers(at, {row.course_id for row in rows.values() if row.course_id})
+    looking = open_by(at, ids["propagation"])
     return [
-        _item(each.kind, rows[each.id], people, facts, numbers) for each in shown if each.id in rows
+        _item(each.kind, rows[each.id], people, facts, numbers, looking.get(each.id, []))
+        for each in shown
+        if each.id in rows
     ]
 
 
@@ -245,6 +236,7 @@ def _item(
     people: dict[str, dict[str, str]],
     facts: dict[str, dict[str, Any]],
     numbers: dict[tuple[str, str], int],
+    looking: list[str],
 ) -> WorklistItem:
     who, scan = people.get(row.patient_key), _scan(row)
     about = facts.get(scan, {})
@@ -276,6 +268,8 @@ def _item(
             roi="",
             volumes_cc={},
             volume_change_percent=None,
+            agreement=None,
+            open_by=[],
         )
     figures = row.figures_json
     reasons = [*figures.get("reasons", []), *figures.get("registration", {}).get("reasons", [])]
@@ -291,4 +285,6 @@ def _item(
             name: drawn.get("volume_cc") for name, drawn in figures.get("methods", {}).items()
         },
         volume_change_percent=figures.get("volume_change_percent"),
+        agreement=figures.get("agreement"),
+        open_by=looking,
     )
