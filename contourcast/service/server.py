@@ -52,6 +52,12 @@ def serve(
         _listening(host, port) as listening,
         contextlib.ExitStack() as beside,
     ):
+        sockets = [listening]
+        if settings.internal_port is not None:
+            sockets.append(beside.enter_context(_listening(host, settings.internal_port)))
+            settings = settings.model_copy(
+                update={"internal_port": sockets[-1].getsockname()[1]}  # 0 took a free one
+            )
         for module in children:
             beside.enter_context(child(module, settings))
         bound = listening.getsockname()[1]
@@ -64,8 +70,13 @@ def serve(
                 timeout_graceful_shutdown=3,
             )
         )
-        log.info("serving", url=f"http://{_in_url(host)}:{bound}", docs="/docs")
-        server.run(sockets=[listening])
+        log.info(
+            "serving",
+            url=f"http://{_in_url(host)}:{bound}",
+            docs="/docs",
+            internal_port=settings.internal_port,
+        )
+        server.run(sockets=sockets)
 
 
 def _require_credentials(host: str, settings: ServiceSettings) -> None:

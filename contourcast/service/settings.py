@@ -56,6 +56,13 @@ class ServiceSettings(BaseSettings):
         description="Address to listen on; beyond loopback only once there is a credential.",
     )
     port: int = Field(default=8000, ge=0, le=65535, description="TCP port; 0 takes a free one.")
+    internal_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="TCP port on which whoever reaches it is told /health and /metrics without a "
+        "credential, and nothing else; left out: there is none.",
+    )
 
     access: AccessSettings = Field(
         default_factory=AccessSettings, description="Who may enter; see docs/security.md."

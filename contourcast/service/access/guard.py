@@ -40,6 +40,8 @@ log = structlog.get_logger()
 
 STRANGERS_EVERY_S: Final = 10.0
 MOST_STRANGERS: Final = 10_000
+# All that there is on the internal port: nothing of it is of a patient.
+INSIDE: Final = frozenset({"/health/live", "/health/ready", "/metrics"})
 
 # A path may hold whatever somebody typed; only what can be no name goes into the log.
 _ID: Final = re.compile(r"[0-2](\.[0-9]{1,39}){2,31}|[0-9a-f]{16,64}")
@@ -92,6 +94,7 @@ class Guard:
         app: The application.
         gate: Who is who.
         each_minute: Requests of one key, see `Pace`.
+        internal_port: What comes in there needs no credential and reaches `INSIDE` alone.
         clock: Seconds that only grow.
     """
 
@@ -101,10 +104,12 @@ class Guard:
         *,
         gate: Gate,
         each_minute: int = 0,
+        internal_port: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.app, self.gate = app, gate
         self._pace = Pace(each_minute, clock)
+        self._internal_port = internal_port
         self._strangers = _Strangers(clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,6 +121,9 @@ class Guard:
             return  # there are no WebSockets here
         method, path = scope["method"], scope["path"]
         template = template_of(method, path)
+        if self._internal_port is not None and _came_to(scope) == self._internal_port:
+            await self._inside(template, scope, receive, send)
+            return
         caller: Caller | None = None
         try:
             caller = await self._identified(scope, template)
@@ -138,6 +146,16 @@ class Guard:
             await self.app(scope, receive, send)
             return
         await self._audited(rule.what, caller, template, noted, scope, receive, send)
+
+    async def _inside(
+        self, template: str | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        if template not in INSIDE:
+            error = NotFoundError("there is no such resource", remedy="ask the service's own port")
+            await respond(_problem(error, scope))(scope, receive, send)
+            return
+        scope.setdefault("state", {}).update(caller=None, noted=Noted())
+        await self.app(scope, receive, send)
 
     async def _identified(self, scope: Scope, template: str | None) -> Caller | None:
         rule = rule_of(scope["method"], template) if template is not None else None
@@ -300,6 +318,12 @@ def _problem(error: ContourcastError, scope: Scope) -> Problem:
     trace = uuid.uuid4().hex
     log.info("refused", trace=trace, code=error.code)
     return problem_of(error, instance=scope["path"], trace=trace)
+
+
+def _came_to(scope: Scope) -> int | None:
+    """The port of ours that the connection was made to; no header says it."""
+    server = scope.get("server")
+    return server[1] if server else None
 
 
 def _address(scope: Scope) -> str:

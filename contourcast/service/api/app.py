@@ -128,6 +128,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         Guard,
         gate=Gate(records.index, settings.access, host=settings.host, issuer=issuer),
         each_minute=settings.requests_each_minute,
+        internal_port=settings.internal_port,
     )
     if spans is not None:
         app.add_middleware(Traced, provider=spans)
