@@ -121,15 +121,19 @@ def test_two_courses_in_scrambled_order_come_back_each_matched_to_its_plan(
     plans = {p["course"]: p["planning_ct"] for p in drawn}
     assert len(plans) == PATIENTS
     of_patient = {
-        read_header(found[0]).series_instance_uid: patient.name
+        read_header(scan[0]).series_instance_uid: patient.name
         for patient in courses.iterdir()
         for folder in patient.iterdir()
-        if folder.is_dir() and (found := images(folder))
+        if folder.is_dir() and (scan := images(folder))
     }
     for each in drawn:
         assert of_patient[each["cbct"]] == of_patient[each["planning_ct"]]
 
-    proposals = [p for p in department.files(tmp_path / "rs", "RTSTRUCT") if is_ours(p)]
+    sent = {read_header(path).sop_instance_uid for path in paths}
+    found = {
+        read_header(p).sop_instance_uid: p for p in department.files(tmp_path / "rs", "RTSTRUCT")
+    }
+    proposals = [path for uid, path in found.items() if uid not in sent]
     registrations = department.files(tmp_path / "reg", "REG")
     assert len(proposals) == wanted
     assert len(registrations) == sum(p["verdict"] != "reject" for p in drawn)
@@ -172,11 +176,6 @@ def test_a_cbct_under_another_patient_s_id_is_rejected(
 
 def current(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [p for p in found if p["state"] != "superseded"]
-
-
-def is_ours(path: Path) -> bool:
-    header = read_header(path)
-    return (header.manufacturer, header.modality) == ("Contourcast", "RTSTRUCT")
 
 
 def renamed(paths: list[Path], seed: str, *, who: pydicom.Dataset | None = None) -> list[Path]:
