@@ -1,7 +1,7 @@
 /** Shapes that a hand draws: round brushes along a line, and a push. */
 
 import type { Point, Ring, Rings } from "../viewer/contract";
-import { area_mm2, closed, perimeter_mm, shoelace_mm2 } from "./clip";
+import { area_mm2, closed, distance_mm, perimeter_mm, shoelace_mm2 } from "./clip";
 
 export interface Brush {
   readonly diameter_mm: number;
@@ -116,12 +116,4 @@ function dense(ring: Ring, at: Point, radius_mm: number): Ring {
 
 function touches(ring: Ring, at: Point, radius_mm: number): boolean {
   return ring.some((point, n) => distance_mm(at, point, ring[(n + 1) % ring.length]!) < radius_mm);
-}
-
-/** How far a place is from a straight line between two others. */
-export function distance_mm(at: Point, a: Point, b: Point): number {
-  const [du, dv] = [b[0] - a[0], b[1] - a[1]];
-  const length2 = du * du + dv * dv;
-  const share = length2 === 0 ? 0 : Math.min(1, Math.max(0, ((at[0] - a[0]) * du + (at[1] - a[1]) * dv) / length2));
-  return Math.hypot(at[0] - a[0] - share * du, at[1] - a[1] - share * dv);
 }

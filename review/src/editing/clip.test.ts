@@ -1,8 +1,8 @@
 import { describe, expect, test } from "vitest";
 import { random } from "../viewer/phantom";
 import type { Ring, Rings } from "../viewer/contract";
-import { bounded, distance_mm, pushed, reach, stroke } from "./brush";
-import { add, area_mm2, closed, islands, perimeter_mm, shoelace_mm2, subtract } from "./clip";
+import { bounded, pushed, reach, stroke } from "./brush";
+import { add, area_mm2, closed, distance_mm, islands, perimeter_mm, shoelace_mm2, subtract, thinned } from "./clip";
 import { contains } from "./shape";
 
 const square = (left: number, top: number, size: number): Ring => [
@@ -101,6 +101,25 @@ describe("adding and taking away", () => {
   test("make something of nothing", () => {
     expect(area_mm2(add([], [square(3, 4, 5)]))).toBeCloseTo(25, 6);
   });
+});
+
+test("points that say nothing go, points that were there before stay, and the line moves by a hundredth of a millimetre at most", () => {
+  const known = square(0, 0, 30);
+  const drawn = add([known], [stroke([30, 10], [34, 20], 4)]);
+  const many = drawn.map((ring) =>
+    ring.flatMap((p, n) => {
+      const q = ring[(n + 1) % ring.length]!;
+      return [p, [(p[0] + q[0]) / 2, (p[1] + q[1]) / 2] as const];
+    }),
+  );
+  const [thin] = thinned(many, [known]);
+  expect(thin!.length).toBeLessThan(0.7 * many[0]!.length);
+  for (const point of known.filter((corner) => many[0]!.includes(corner))) expect(thin).toContain(point);
+  for (const point of many[0]!) {
+    const off = Math.min(...thin!.map((p, n) => distance_mm(point, p, thin![(n + 1) % thin!.length]!)));
+    expect(off).toBeLessThanOrEqual(0.0101);
+  }
+  expect(thinned([known], [known])[0]).toBe(known);
 });
 
 test("a line drawn by hand goes around all that it goes around", () => {

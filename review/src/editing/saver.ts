@@ -123,6 +123,13 @@ export class DraftSaver {
     else this.tell({ state: "saved" });
   }
 
+  /** Somebody else's draft lies there: nothing is saved until it is decided whose goes on. */
+  refuse(by: string): void {
+    this.change++;
+    this.kept = this.change;
+    this.tell({ state: "conflict", by });
+  }
+
   /** The draft was changed. */
   touch(): void {
     this.change++;
@@ -155,6 +162,14 @@ export class DraftSaver {
     this.tell({ state: "unsaved" });
     this.change++;
     await this.flush();
+  }
+
+  /** Ours is given up for somebody else's: nothing is saved any more, and the copy goes. */
+  abandon(): void {
+    this.closed = true;
+    this.cancel?.();
+    this.cancel = null;
+    this.forget();
   }
 
   /** Throws the draft away, here and at the service.
