@@ -5,7 +5,8 @@ const service = process.env["CONTOURCAST_URL"] ?? "http://127.0.0.1:8000";
 
 export default defineConfig({
   base: "/review/",
-  server: { proxy: { "/v1": service } },
+  // The service wants to be called by the name that the page has.
+  server: { proxy: { "/v1": { target: service, changeOrigin: false } } },
   build: {
     outDir: "../contourcast/service/static",
     emptyOutDir: true,
@@ -15,5 +16,5 @@ export default defineConfig({
     modulePreload: { polyfill: false },
     sourcemap: false,
   },
-  test: { include: ["src/**/*.test.ts", "tests/**/*.test.ts"], environment: "node" },
+  test: { include: ["src/**/*.test.ts", "tests/**/*.test.ts"], environment: "node", isolate: false, maxWorkers: 2 },
 });

@@ -1,0 +1,232 @@
+/** What the service says, as far as the page reads it. Lengths are mm, volumes cm³; DICOM patient axes. */
+
+import type { Loop } from "../viewer";
+
+export type Verdict = "accept" | "look" | "reject";
+export type Triple = readonly [number, number, number];
+
+export interface Session {
+  name: string;
+  kind: "key" | "person" | "loopback";
+  roles: string[];
+  expires_at: string | null;
+  proven_at: string | null;
+  csrf: string | null;
+}
+
+export interface Ways {
+  local: boolean;
+  oidc: boolean;
+}
+
+export interface Patient {
+  key: string;
+  id: string;
+  name: string;
+  birth_date: string;
+}
+
+export interface WorklistItem {
+  kind: "propagation" | "question";
+  id: string;
+  link: string;
+  patient: Patient | null;
+  course: string | null;
+  fraction: number | null;
+  cbct: string;
+  acquired_at: string;
+  arrived_at: string;
+  machine: string;
+  state: string;
+  verdict: Verdict | "";
+  reason: string;
+  roi: string;
+  volumes_cc: Record<string, number | null>;
+  volume_change_percent: number | null;
+  open_by?: string[];
+  agreement?: number | null;
+}
+
+export interface Figure {
+  name: string;
+  value: number | null;
+  limit: string;
+  verdict: Verdict | null;
+  reason: string;
+}
+
+export interface Image {
+  volume: string;
+  shape_zyx: Triple;
+  spacing_xyz_mm: Triple;
+  origin_xyz_mm: Triple;
+  direction: readonly (readonly number[])[];
+  slice_z_mm: readonly number[];
+  label: string;
+  outside: number;
+  frame_of_reference: string;
+}
+
+export interface Method {
+  method: string;
+  roi_name: string;
+  colour: string;
+  dash: readonly number[];
+  volume_cc: number | null;
+  change_percent: number | null;
+  shift_xyz_mm: Triple | null;
+  seconds: number | null;
+  recommended: boolean;
+  empty: boolean;
+  agreement: Readonly<Record<string, { dice: number | null; mean_surface_mm: number | null }>>;
+  note: string;
+}
+
+export interface Ghost {
+  ghost: "prior" | "approved";
+  label: string;
+  colour: string;
+  dash: readonly number[];
+  volume_cc: number | null;
+}
+
+export interface Registration {
+  direction: string;
+  translation_xyz_mm: Triple;
+  rotation_xyz_deg: Triple;
+  at: string;
+  figures: Figure[];
+  planning_from_cbct: readonly (readonly number[])[];
+}
+
+export interface View {
+  propagation: string;
+  state: string;
+  patient: Patient;
+  course: string | null;
+  fraction: number | null;
+  fractions: number | null;
+  roi: string;
+  acquired_at: string;
+  arrived_at: string;
+  machine: string;
+  cbct_series: string;
+  frame_of_reference: string;
+  stale: { why: string; propagation: string | null } | null;
+  verdict: { verdict: Verdict | ""; reasons: string[]; figures: Figure[] };
+  registration: Registration | null;
+  images: { cbct: Image; planning: Image | null; planning_why_not: string };
+  target: { center_xyz_mm: Triple; first_slice: number; last_slice: number } | null;
+  methods: Method[];
+  disagreement: { slice: number; mm: number }[];
+  worst_slice: number | null;
+  ghosts: Ghost[];
+  approved: Approved | null;
+  may: { sign: boolean; edit: boolean; why_not: string };
+}
+
+export interface Approved {
+  number: number;
+  method: string;
+  reviewer: string;
+  at: string;
+  structures_uid: string;
+}
+
+export type Decision =
+  | { decision: "approved"; method: string; text: string }
+  | { decision: "edited"; method: string; draft_etag: string; text: string }
+  | { decision: "rejected"; reason: string; text: string };
+
+export interface Reviewed {
+  number: number;
+  propagation: string;
+  decision: string;
+  method: string;
+  reason: string;
+  reviewer: string;
+  at: string;
+  structures_uid: string;
+  figures?: {
+    surface_dice_1mm: number | null;
+    mean_surface_mm: number | null;
+    edited_slices: number | null;
+    seconds: number | null;
+    volume_cc: number | null;
+    machine_volume_cc: number | null;
+  } | null;
+  deliveries?: string[];
+}
+
+export interface Change {
+  translation_xyz_mm: Triple;
+  rotation_xyz_deg: Triple;
+}
+
+export interface Adjusted {
+  image: Image;
+  contours: Record<string, Loop[]>;
+}
+
+export interface FractionHistory {
+  fraction: number | null;
+  propagation: string;
+  acquired_at: string;
+  state: string;
+  verdict: Verdict | "";
+  reason: string;
+  volumes_cc: Record<string, number | null>;
+  signed_volume_cc: number | null;
+  prior_volume_cc: number | null;
+  shift_xyz_mm: Triple | null;
+  review: {
+    decision: string;
+    method: string;
+    reviewer: string;
+    at: string;
+    surface_dice_1mm: number | null;
+    mean_surface_mm: number | null;
+    edited_slices: number | null;
+    seconds: number | null;
+  } | null;
+}
+
+export interface History {
+  course: string;
+  /** The key; who it is stands in the worklist. */
+  patient: string;
+  roi: string;
+  fractions: FractionHistory[];
+}
+
+export interface EditingStatistics {
+  since: string | null;
+  methods: {
+    method: string;
+    signed: number;
+    unchanged: number;
+    edited: number;
+    rejected: number;
+    median_surface_dice_1mm: number | null;
+    median_mean_surface_mm: number | null;
+    median_seconds: number | null;
+  }[];
+}
+
+export interface Course {
+  id: string;
+  question: string | null;
+  fractions: {
+    id: string;
+    acquired_at: string;
+    state: string;
+    question: {
+      question: string;
+      why: string;
+      choices: { value: string; label: string }[];
+      several: boolean;
+      missing: string[];
+    } | null;
+    propagations: string[];
+  }[];
+}

@@ -1,0 +1,68 @@
+/** What the verdict stands on: each figure with its limit, those out of bounds first. */
+
+import type { Figure, View } from "../api/types";
+import { t, told } from "../catalogue";
+import { h } from "../dom";
+import { number } from "../format";
+import { shape } from "./marks";
+
+const OF_A_METHOD = /^(.+)_(drawn|volume_over_prior|quality)$/;
+// The rigid method is the registration, which has a panel of its own.
+const REGISTRATION = "rigid ";
+const MOST_REASONS = 3;
+
+/** A figure's name in words: `lncc`, `translation lncc`, `target prior_in_view`, `dir-l_volume_over_prior`. */
+export function figureName(name: string): string {
+  const [of, own] = name.includes(" ") ? [name.slice(0, name.indexOf(" ")), name.slice(name.indexOf(" ") + 1)] : ["", name];
+  const found = OF_A_METHOD.exec(own);
+  const words = found === null ? told("figure", own) : told("figure", found[2] ?? "").replace("{method}", found[1] ?? "");
+  return of === "" ? words : `${of}: ${words}`;
+}
+
+/** A figure's value with as many places as say something. */
+export function figureValue(figure: Figure): string {
+  return number(figure.value, /_(mm|deg)$/.test(figure.name) ? 1 : 2);
+}
+
+/** Out of bounds first, each kind in the service's order. */
+export function byWeight(figures: readonly Figure[]): Figure[] {
+  const weight = (figure: Figure): number => (figure.verdict === "reject" ? 0 : figure.verdict === "look" ? 1 : 2);
+  return [...figures].sort((a, b) => weight(a) - weight(b));
+}
+
+/** Why the verdict is as it is, and its figures but those that the registration panel shows. */
+export function figuresPanel(view: View): HTMLElement {
+  const { verdict, reasons } = view.verdict;
+  const elsewhere = new Set(view.registration?.figures.flatMap(({ name }) => [name, REGISTRATION + name]) ?? []);
+  const own = byWeight(view.verdict.figures.filter((figure) => !elsewhere.has(figure.name)));
+  const odd = own.filter((figure) => figure.verdict !== null && figure.verdict !== "accept");
+  const fine = own.filter((figure) => !odd.includes(figure));
+  return h(
+    "section",
+    { class: "panel figures", "aria-labelledby": "figures-title" },
+    h("div", { class: "panel-head" }, h("h2", { id: "figures-title" }, t("figures.title"))),
+    reasons.length === 0 && verdict === "accept" && h("p", { class: "soft" }, t("verdict.fine")),
+    h(
+      "ul",
+      { class: "why" },
+      reasons.slice(0, MOST_REASONS).map((reason) => h("li", {}, reason)),
+      reasons.length > MOST_REASONS && h("li", { class: "soft" }, t("review.more_reasons", { count: reasons.length - MOST_REASONS })),
+    ),
+    odd.length > 0 && h("ul", { class: "figure-list" }, odd.map(figureRow)),
+    fine.length > 0 &&
+      h("details", {}, h("summary", {}, t("figures.within", { count: fine.length })), h("ul", { class: "figure-list" }, fine.map(figureRow))),
+  );
+}
+
+/** One figure on a line of its own. */
+export function figureRow(figure: Figure): HTMLElement {
+  return h(
+    "li",
+    { class: "figure", title: figure.reason || null },
+    shape(figure.verdict ?? ""),
+    h("span", { class: "clip" }, figure.value === null && figure.reason ? figure.reason : figureName(figure.name)),
+    figure.verdict !== null && h("span", { class: "unseen" }, told("verdict", figure.verdict)),
+    h("span", { class: "value" }, figure.value === null ? "" : figureValue(figure)),
+    h("span", { class: "limit" }, figure.limit),
+  );
+}

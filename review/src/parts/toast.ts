@@ -1,0 +1,14 @@
+/** One line that says what came about, and goes by itself; read aloud politely. */
+
+import { h } from "../dom";
+
+const STAYS_MS = 6000;
+
+const place = h("div", { class: "toasts", role: "status", "aria-live": "polite" });
+
+export function say(words: string): void {
+  if (!place.isConnected) document.body.append(place);
+  const line = h("div", { class: "toast" }, words);
+  place.append(line);
+  window.setTimeout(() => line.remove(), STAYS_MS);
+}

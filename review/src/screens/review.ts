@@ -1,0 +1,392 @@
+/** One fraction on one screen: is it the right patient, is the registration right, is the contour right, may I sign? */
+
+import type { App, Screen } from "../app";
+import type { View } from "../api/types";
+import { t } from "../catalogue";
+import { h, show } from "../dom";
+import { mm, number, personName } from "../format";
+import type { Action } from "../keys";
+import { banner } from "../parts/banner";
+import { coursePlots } from "../parts/course-plots";
+import { openRejecting, openSigning, type Deciding } from "../parts/deciding";
+import { openDialog } from "../parts/dialog";
+import { figuresPanel } from "../parts/figures";
+import { disclaimer } from "../parts/header";
+import type { KeyGroup } from "../parts/help";
+import { methodsPanel, type ContourChoice } from "../parts/methods";
+import { noticesOf, whyNotSign, type Notice } from "../parts/notices";
+import { inOneLine, parts, problemBox } from "../parts/problem";
+import { mayAdjust, registrationPanel } from "../parts/registration";
+import { say } from "../parts/toast";
+import { editTools, imageTools, restoredWords } from "../parts/tools";
+import type { Place } from "../router";
+import { createViewer, KEYS, type Probe, type Viewer, type ViewerState, type ViewerTexts } from "../viewer";
+import { openNext } from "./worklist";
+
+const LOOK_EVERY_MS = 20_000;
+const PLOT = { width: 186, height: 88 };
+const FIRST_METHOD_KEY = 5;
+const METHOD_KEYS = 5;
+
+export function review(app: App, place: Place): Screen {
+  const id = place.screen === "review" ? place.id : "";
+  const root = h("div", { class: "screen review" }, h("p", { class: "empty", role: "status" }, t("page.loading")));
+  let open: Opened | null = null;
+  let left = false;
+
+  const load = async (): Promise<void> => {
+    try {
+      const { body, etag } = await app.client.view(id);
+      if (left) return;
+      await open?.close();
+      open = openView(app, root, body, etag, () => void load());
+    } catch (error) {
+      if (left) return;
+      const again = h("button", { onclick: () => void load() }, t("page.again"));
+      const back = h("a", { class: "button", href: "#/worklist" }, t("page.worklist"));
+      show(root, h("div", { class: "card wide" }, problemBox(error, again, back)), disclaimer());
+    }
+  };
+  void load();
+
+  return {
+    title: t("page.title"),
+    root,
+    actions: () => [
+      ...(open?.actions() ?? [{ id: "worklist", keys: ["q"], run: () => app.go({ screen: "worklist" }) }]),
+      { id: "next", keys: ["n"], run: () => void openNext(app, id) },
+    ],
+    keyGroups,
+    keyDown: (event) => open?.viewer.keyDown(event) ?? false,
+    keyUp: (event) => open?.viewer.keyUp(event) ?? false,
+    answered: (yes) => {
+      if (yes) void open?.lookWhetherChanged();
+    },
+    leave: async () => {
+      left = true;
+      await open?.close();
+    },
+  };
+}
+
+function keyGroups(): KeyGroup[] {
+  const lines = (editing: boolean): KeyGroup["lines"] =>
+    KEYS.filter((each) => (each.editing ?? false) === editing).map((each) => ({
+      words: t(`key.${each.command}`),
+      chords: each.keys,
+      held: each.held ?? false,
+    }));
+  return [
+    { title: t("keys.images"), lines: lines(false) },
+    { title: t("keys.editing"), lines: lines(true) },
+  ];
+}
+
+interface Opened {
+  readonly viewer: Viewer;
+  actions(): Action[];
+  lookWhetherChanged(): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** Builds the screen over what the service said; everything in it belongs to that answer and its ETag. */
+function openView(app: App, root: HTMLElement, view: View, etag: string, lookAgain: () => void): Opened {
+  let changed = false;
+  let others: string[] = [];
+  let troubles: Notice[] = [];
+  let closed = false;
+
+  const bars = h("div", { class: "notices", role: "status" });
+  const stage = h("div", { class: "stage" });
+  const probe = h("span", { class: "probe value" }, t("tools.probe_none"));
+  const windowed = h("span", { class: "window-values value" });
+  const middle = h("div", { class: "middle" });
+  const history = h("section", { class: "panel history", "aria-labelledby": "history-title" }, h("h2", { id: "history-title" }, t("history.title")));
+
+  // The root of the viewer has its size before the viewer looks at it.
+  const side = h("aside", { class: "side" });
+  const toolRow = h("div", { class: "tool-rows" });
+  const decision = h("footer", { class: "decision" });
+  show(root, banner(app, view), bars, h("div", { class: "work" }, h("div", { class: "images" }, toolRow, stage), side), decision);
+
+  const viewer = createViewer(stage, view, { http: app.client.http, texts: viewerTexts(), storage: browserStorage() });
+  viewer.setInterpolation(app.preferences.interpolation);
+  viewer.setContours({ width_px: app.preferences.contour_px });
+
+  const tell = (): void => {
+    const notices: Notice[] = [...noticesOf(view), ...troubles];
+    if (others.length > 0) notices.push({ kind: "info", words: t("review.open_too", { names: others.map(personName).join(", ") }) });
+    show(
+      bars,
+      changed &&
+        h("div", { class: "bar bar-bad" }, h("span", {}, t("review.changed")), h("button", { class: "small", onclick: lookAgain }, t("sign.look_again"))),
+      notices.map((notice) =>
+        h(
+          "div",
+          { class: `bar bar-${notice.kind}` },
+          h("span", {}, notice.words),
+          notice.go !== undefined && h("a", { class: "button small", href: notice.go.hash }, notice.go.words),
+        ),
+      ),
+    );
+  };
+
+  // Panels
+  const choose = (change: Partial<ContourChoice>): void => {
+    const { ghosts, ...rest } = change;
+    viewer.setContours({ ...rest, ...(ghosts === undefined ? {} : { ghosts: [...ghosts] }) });
+  };
+  const methods = methodsPanel(view, choose);
+  const registration = registrationPanel(app, view, {
+    begin: () => side.classList.add("side-adjusting"),
+    end: () => side.classList.remove("side-adjusting"),
+    preview: (adjusted) => (adjusted === null ? viewer.preview(null) : viewer.preview(adjusted.image, adjusted.contours)),
+  });
+  show(side, methods.root, figuresPanel(view), registration.root, history);
+  const drawHistory = async (): Promise<void> => {
+    const heading = h("h2", { id: "history-title" }, t("history.title"));
+    if (view.course === null) return show(history, heading, h("p", { class: "soft" }, t("review.no_course")));
+    try {
+      const told = await app.client.history(view.course);
+      show(history, heading, coursePlots(told, view.methods.filter((each) => each.method === selected()), view.fraction, PLOT));
+    } catch (error) {
+      show(history, heading, h("p", { class: "soft" }, inOneLine(error)));
+    }
+  };
+  const selected = (): string => viewer.state.contours.selected;
+
+  // Tools
+  const images = imageTools(viewer, view.images.planning !== null);
+  show(toolRow, images.root);
+  let editing: ReturnType<typeof editTools> | null = null;
+  const beginEditing = async (): Promise<void> => {
+    const reason = view.may.edit ? "" : view.may.why_not || whyNotSign(view, changed);
+    if (reason !== "" || viewer.state.editing !== null) return reason === "" ? undefined : say(reason);
+    try {
+      await viewer.edit(selected());
+      viewer.setTool("brush");
+    } catch (error) {
+      say(inOneLine(error));
+    }
+  };
+  const leaveEditing = async (): Promise<void> => {
+    try {
+      await viewer.leaveEditing();
+    } catch (error) {
+      say(inOneLine(error));
+    }
+  };
+  const sources = [
+    ...view.methods.filter((each) => !each.empty).map((each) => ({ name: each.method, words: each.method })),
+    ...view.ghosts.map((each) => ({ name: each.ghost, words: t(`ghost.${each.ghost}`) })),
+  ];
+  const discard = (): void => {
+    const count = viewer.state.editing?.edited_slices.length ?? 0;
+    const go = async (): Promise<void> => {
+      dialog.close();
+      try {
+        await viewer.discardDraft();
+      } catch (error) {
+        say(inOneLine(error));
+      }
+    };
+    const dialog = openDialog(
+      t("discard.title"),
+      h(
+        "div",
+        {},
+        h("p", {}, t("discard.text", { count })),
+        h(
+          "div",
+          { class: "buttons" },
+          h("button", { autofocus: true, onclick: () => dialog.close() }, t("page.cancel")),
+          h("button", { class: "danger main", onclick: () => void go() }, t("discard.go")),
+        ),
+      ),
+    );
+  };
+
+  // Deciding
+  const deciding: Deciding = {
+    saveDraft: () => viewer.saveDraft(),
+    lookAgain,
+    next: () => void openNext(app, view.propagation),
+  };
+  const approve = (): void => {
+    const why = whyNotSign(view, changed);
+    if (why !== "") return say(why);
+    const edit = viewer.state.editing;
+    const edited = edit !== null && edit.edited_slices.length > 0;
+    const method = edit === null ? selected() : edit.method;
+    const machine = view.methods.find((each) => each.method === method);
+    if (!edited && (machine === undefined || machine.empty)) return say(t("sign.nothing", { method }));
+    const subject = {
+      view,
+      etag,
+      method,
+      edit: edited
+        ? { edited_slices: edit.edited_slices, volume_cc: edit.volume_cc, machine_volume_cc: machine?.volume_cc ?? null }
+        : null,
+    };
+    openSigning(app, subject, deciding);
+  };
+  const reject = (): void => {
+    const why = whyNotSign(view, changed);
+    if (why !== "") return say(why);
+    openRejecting(app, view, etag, deciding);
+  };
+  const rejectButton = h("button", { class: "danger", title: "x", onclick: reject }, t("decide.reject"));
+  const editButton = h("button", { title: "e", onclick: () => void (viewer.state.editing === null ? beginEditing() : leaveEditing()) });
+  const approveButton = h("button", { class: "main", title: "y", onclick: approve });
+  show(middle, probe, windowed);
+  show(decision, rejectButton, editButton, approveButton, middle, disclaimer());
+  const dressDecision = (): void => {
+    const blocked = whyNotSign(view, changed);
+    const edit = viewer.state.editing;
+    const method = edit?.method ?? selected();
+    const nothing = (edit?.edited_slices.length ?? 0) === 0 && (view.methods.find((each) => each.method === method)?.empty ?? true);
+    rejectButton.disabled = blocked !== "";
+    rejectButton.title = blocked || "x";
+    approveButton.disabled = blocked !== "" || nothing;
+    approveButton.title = blocked || (nothing ? t("sign.nothing", { method }) : "y");
+    editButton.disabled = edit === null && !view.may.edit;
+    show(editButton, t(edit === null ? "decide.edit" : "decide.done"));
+    show(approveButton, t(edit !== null && edit.edited_slices.length > 0 ? "decide.approve_edited" : "decide.approve"));
+  };
+
+  // What the viewer says
+  let drawnFor = "";
+  const follow = (state: ViewerState): void => {
+    images.update(state);
+    show(windowed, t("tools.window_values", { width: number(state.window.width_hu, 0), center: number(state.window.center_hu, 0) }));
+    methods.update(state.contours);
+    const isEditing = state.editing !== null;
+    if (isEditing && editing === null) {
+      editing = editTools(viewer, { discard, sources });
+      show(toolRow, images.root, editing.root);
+      show(middle, editing.below, probe, windowed);
+    } else if (!isEditing && editing !== null) {
+      editing = null;
+      show(toolRow, images.root);
+      show(middle, probe, windowed);
+    }
+    editing?.update(state);
+    root.classList.toggle("is-editing", isEditing);
+    dressDecision();
+    if (state.contours.selected !== drawnFor) {
+      drawnFor = state.contours.selected;
+      void drawHistory();
+    }
+  };
+  const whats = { cbct: t("review.cbct_image"), planning: t("review.planning_image"), contours: t("review.contours") };
+  viewer.on("state", follow);
+  viewer.on("editing", () => follow(viewer.state));
+  viewer.on("probe", (told) => show(probe, told === null ? t("tools.probe_none") : probeWords(told)));
+  viewer.on("restored", (told) => say(restoredWords(told)));
+  viewer.on("distance", ({ length_mm }) => say(mm(length_mm)));
+  viewer.on("failed", ({ what, error }) => {
+    const why = parts(error).cause;
+    troubles = [...troubles, { kind: "bad", words: t("review.image_failed", { what: whats[what], why }) }];
+    tell();
+  });
+  viewer.on("refused", () => {
+    troubles = [...troubles, { kind: "bad", words: t("review.foreign_frame") }];
+    tell();
+  });
+  void viewer.loaded.then(() => {
+    performance.mark("review-first-picture");
+    root.dataset["shown"] = view.propagation; // for whoever waits for it without asking the screen
+  });
+  follow(viewer.state);
+  tell();
+
+  // Whether it is still what is here
+  const lookWhetherChanged = async (): Promise<void> => {
+    if (closed || document.hidden) return;
+    try {
+      const told = await app.client.presence(view.propagation);
+      const now = told.etag ?? (await app.client.view(view.propagation)).etag;
+      if (closed) return;
+      const was = [changed, ...others].join();
+      others = told.others;
+      changed ||= now !== etag;
+      if ([changed, ...others].join() !== was) {
+        tell();
+        dressDecision();
+      }
+    } catch {
+      // silence is told by the bar of the page; a refusal comes again with the next decision
+    }
+  };
+  const timer = window.setInterval(() => void lookWhetherChanged(), LOOK_EVERY_MS);
+  void lookWhetherChanged();
+
+  const back = (): void => {
+    if (registration.adjusting()) registration.leave();
+    else if (viewer.state.editing !== null) void leaveEditing();
+    else app.go({ screen: "worklist" });
+  };
+  const ghost = (name: string): void => {
+    const on = viewer.state.contours.ghosts;
+    choose({ ghosts: on.includes(name) ? on.filter((each) => each !== name) : [...on, name] });
+  };
+  return {
+    viewer,
+    actions: () => [
+      { id: "approve", keys: ["y"], run: approve, when: () => !approveButton.disabled },
+      { id: "edit", keys: ["e"], run: () => void beginEditing(), when: () => viewer.state.editing === null },
+      { id: "reject", keys: ["x"], run: reject, when: () => !rejectButton.disabled },
+      { id: "adjust", keys: ["r"], run: () => registration.begin(), when: () => mayAdjust(view) },
+      { id: "worklist", keys: ["q"], run: back },
+      { id: "history", keys: ["j"], run: () => view.course !== null && app.go({ screen: "course", id: view.course }) },
+      ...view.methods.slice(0, METHOD_KEYS).map((method, index) => ({
+        id: "method",
+        values: { n: method.method },
+        keys: [String(FIRST_METHOD_KEY + index)],
+        run: () => choose({ selected: method.method }),
+      })),
+      { id: "ghost_prior", keys: ["Shift+P"], run: () => ghost("prior") },
+      { id: "ghost_approved", keys: ["Shift+L"], run: () => ghost("approved") },
+    ],
+    lookWhetherChanged,
+    close: async () => {
+      if (closed) return;
+      closed = true;
+      window.clearInterval(timer);
+      registration.leave();
+      if (viewer.state.editing !== null) await leaveEditing();
+      viewer.destroy();
+    },
+  };
+}
+
+function probeWords(probe: Probe): string {
+  const [x, y, z] = probe.world_xyz_mm;
+  return t("tools.probe", {
+    x: number(x, 1),
+    y: number(y, 1),
+    z: number(z, 1),
+    cbct: number(probe.cbct_hu, 0),
+    planning: number(probe.planning_hu, 0),
+  });
+}
+
+function viewerTexts(): ViewerTexts {
+  return {
+    planes: { axial: t("viewer.axial"), coronal: t("viewer.coronal"), sagittal: t("viewer.sagittal") },
+    slice_bar: t("viewer.slice_bar"),
+    slice_value: (slice, slices, z_mm) => t("viewer.slice_value", { slice: slice + 1, slices, z: number(z_mm, 1) }),
+    loading: t("viewer.loading"),
+    foreign_frame: t("viewer.foreign_frame"),
+    no_planning: t("viewer.no_planning"),
+    copy_of_draft: t("viewer.copy_of_draft"),
+  };
+}
+
+function browserStorage(): Storage | null {
+  try {
+    return window.localStorage;
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,303 @@
+/** Which patients need a look: the service's order of triage, one row a fraction. */
+
+import type { App, Screen } from "../app";
+import type { WorklistItem } from "../api/types";
+import { t, told } from "../catalogue";
+import { h, press, show } from "../dom";
+import { local, number, patientName, percent, personName, taken } from "../format";
+import { disclaimer, header } from "../parts/header";
+import { badge } from "../parts/marks";
+import { inOneLine, problemBox } from "../parts/problem";
+import { say } from "../parts/toast";
+import { WindowList } from "../parts/window-list";
+import type { Place } from "../router";
+
+export const ROW_PX = 40;
+const FIRST_PAGE = 100;
+const FURTHER_PAGE = 500;
+const AHEAD_ROWS = 100;
+const REFRESH_MS = 30_000;
+const WORKING = ["received", "complete", "matched", "registering", "drawing", "comparing", "writing", "delivering"];
+const STATES = { undecided: [], decided: ["approved", "edited", "rejected"], working: WORKING } as const;
+
+export interface Filters {
+  verdict: string;
+  states: keyof typeof STATES;
+  machine: string;
+  today: boolean;
+}
+
+// Kept from one visit to the next, as long as the page lives.
+let filters: Filters = { verdict: "", states: "undecided", machine: "", today: false };
+const machines = new Set<string>();
+
+/** The address of a list's first page. */
+export function worklistPath(wanted: Filters, limit: number, today: Date = new Date()): string {
+  const query = new URLSearchParams({ limit: String(limit) });
+  for (const state of STATES[wanted.states]) query.append("state", state);
+  if (wanted.verdict) query.append("verdict", wanted.verdict);
+  if (wanted.machine) query.append("machine", wanted.machine);
+  if (wanted.today) query.append("since", new Date(today.getFullYear(), today.getMonth(), today.getDate()).toISOString());
+  return `/v1/worklist?${query.toString()}`;
+}
+
+/** Where a row leads. */
+export function placeOfItem(item: WorklistItem): Place {
+  return item.kind === "question" ? { screen: "course", id: item.id } : { screen: "review", id: item.id };
+}
+
+/** The first that nobody has decided on nor has open; where all are open, the first. */
+export function nextOf(items: readonly WorklistItem[], but: string, me: string): WorklistItem | null {
+  const others = items.filter((item) => item.id !== but && (item.kind === "question" || item.state === "awaiting_review"));
+  return others.find((item) => (item.open_by ?? []).every((name) => personName(name) === me)) ?? others[0] ?? null;
+}
+
+/** Opens the next undecided one. */
+export async function openNext(app: App, but: string): Promise<void> {
+  try {
+    const page = await app.client.worklist(worklistPath({ verdict: "", states: "undecided", machine: "", today: false }, FIRST_PAGE));
+    const next = nextOf(page.items, but, personName(app.session?.name ?? ""));
+    if (next === null) {
+      say(t("worklist.empty"));
+      app.go({ screen: "worklist" });
+    } else app.go(placeOfItem(next));
+  } catch (error) {
+    say(inOneLine(error));
+  }
+}
+
+export function worklist(app: App): Screen {
+  let items: WorklistItem[] = [];
+  let next: string | null = null;
+  let loading = false;
+  let selected = 0;
+  let left = false;
+
+  const count = h("span", { class: "hint", role: "status" });
+  const trouble = h("div", {});
+  const empty = h("p", { class: "empty", hidden: true });
+  const list = new WindowList(ROW_PX, (index) => row(index), (last) => {
+    if (last > items.length - AHEAD_ROWS) void more();
+  });
+  const table = h("div", { class: "table worklist-table", role: "grid", "aria-label": t("worklist.title") }, headRow(), list.element);
+
+  const load = async (quiet: boolean): Promise<void> => {
+    if (loading) return;
+    loading = true;
+    if (!quiet) show(trouble);
+    try {
+      const page = await app.client.worklist(worklistPath(filters, Math.max(FIRST_PAGE, Math.min(items.length, FURTHER_PAGE))));
+      if (left) return;
+      const kept = items[selected]?.id;
+      items = page.items;
+      next = page.next;
+      selected = Math.max(0, items.findIndex((item) => item.id === kept));
+      show(trouble);
+      refreshed();
+      list.set(items.length);
+    } catch (error) {
+      if (!quiet) show(trouble, problemBox(error, h("button", { onclick: () => void load(false) }, t("page.again"))));
+    } finally {
+      loading = false;
+    }
+  };
+
+  const more = async (): Promise<void> => {
+    if (loading || next === null) return;
+    loading = true;
+    try {
+      const url = new URL(next, window.location.origin);
+      url.searchParams.set("limit", String(FURTHER_PAGE));
+      const page = await app.client.worklist(url.pathname + url.search);
+      if (left) return;
+      items = items.concat(page.items);
+      next = page.next;
+      refreshed();
+    } catch (error) {
+      say(inOneLine(error));
+      next = null;
+    } finally {
+      loading = false;
+    }
+    list.set(items.length);
+  };
+
+  const refreshed = (): void => {
+    const before = machines.size;
+    for (const item of items) if (item.machine) machines.add(item.machine);
+    if (machines.size !== before) fillMachines();
+    table.setAttribute("aria-rowcount", String(next === null ? items.length + 1 : -1));
+    const key = next === null ? "worklist.count" : "worklist.count_more";
+    show(count, `${t(key, { count: items.length })} · ${t("worklist.refreshed", { time: local(new Date().toISOString()).slice(11) })}`);
+    const filtered = filters.verdict !== "" || filters.machine !== "" || filters.today || filters.states !== "undecided";
+    empty.hidden = items.length > 0;
+    show(empty, t(filtered ? "worklist.empty_filtered" : "worklist.empty"));
+  };
+
+  const row = (index: number): HTMLElement => {
+    const item = items[index];
+    if (item === undefined) return h("div", { role: "row" });
+    const open = (): void => app.go(placeOfItem(item));
+    const cell = (name: string, ...children: (Node | string | null | false)[]): HTMLElement =>
+      h("div", { role: "gridcell", class: `cell-${name}` }, children);
+    const made = h(
+      "div",
+      {
+        role: "row",
+        class: "row",
+        "aria-rowindex": index + 2,
+        onclick: open,
+        onfocus: () => {
+          if (selected !== index) select(index, false);
+        },
+      },
+      cell("verdict", badge(item.verdict)),
+      cell(
+        "patient",
+        h("strong", {}, patientName(item.patient, app.preferences.names)),
+        item.patient !== null && app.preferences.names !== "id" && h("span", { class: "soft" }, item.patient.id),
+      ),
+      cell("fraction", item.fraction === null ? "–" : String(item.fraction)),
+      cell("roi", item.roi),
+      cell("taken", taken(item.acquired_at)),
+      cell("arrived", local(item.arrived_at)),
+      cell("change", percent(item.volume_change_percent)),
+      cell("agreement", number(item.agreement, 2)),
+      cell("reason", h("span", { class: "clip", title: item.reason }, item.reason)),
+      cell("state", told("state", item.state)),
+      cell("open", (item.open_by ?? []).filter((name) => personName(name) !== personName(app.session?.name ?? "")).map(personName).join(", ")),
+    );
+    dress(made, index === selected);
+    return made;
+  };
+
+  const select = (index: number, focus: boolean): void => {
+    dress(list.at(selected), false);
+    selected = Math.max(0, Math.min(items.length - 1, index));
+    list.reveal(selected);
+    dress(list.at(selected), true);
+    if (focus) list.at(selected)?.focus({ preventScroll: true });
+  };
+
+  const machine = h("select", {
+    "aria-label": t("worklist.machine"),
+    onchange: () => filter({ machine: machine.value }),
+  });
+  const fillMachines = (): void => {
+    show(
+      machine,
+      h("option", { value: "" }, t("worklist.every_machine")),
+      [...machines].sort().map((name) => h("option", { value: name, selected: name === filters.machine }, name)),
+    );
+  };
+  const filter = (change: Partial<Filters>): void => {
+    filters = { ...filters, ...change };
+    dressFilters();
+    items = [];
+    selected = 0;
+    list.element.scrollTop = 0;
+    void load(false);
+  };
+  const toggles: { button: HTMLButtonElement; down: () => boolean }[] = [];
+  const toggle = (words: string | Node, down: () => boolean, change: Partial<Filters>): HTMLButtonElement => {
+    const button = h("button", { onclick: () => filter(change) }, words);
+    toggles.push({ button, down });
+    return button;
+  };
+  const dressFilters = (): void => toggles.forEach(({ button, down }) => press(button, down()));
+  const group = (label: string, ...buttons: HTMLButtonElement[]): HTMLElement =>
+    h("div", { class: "segments", role: "group", "aria-label": label }, buttons);
+  const bar = h(
+    "div",
+    { class: "filters", role: "group", "aria-label": t("worklist.filters") },
+    group(
+      t("worklist.state"),
+      ...(["undecided", "working", "decided"] as const).map((states) =>
+        toggle(t(`worklist.${states}`), () => filters.states === states, { states }),
+      ),
+    ),
+    group(
+      t("worklist.verdict"),
+      toggle(t("worklist.every_verdict"), () => filters.verdict === "", { verdict: "" }),
+      ...(["reject", "look", "accept"] as const).map((verdict) => toggle(badge(verdict), () => filters.verdict === verdict, { verdict })),
+    ),
+    group(
+      t("worklist.arrived"),
+      toggle(t("worklist.any_time"), () => !filters.today, { today: false }),
+      toggle(t("worklist.today"), () => filters.today, { today: true }),
+    ),
+    machine,
+    count,
+  );
+  const openFirst = h("button", { class: "main", title: "n", onclick: () => void openNext(app, "") }, t("worklist.next"));
+  fillMachines();
+  dressFilters();
+
+  const root = h("div", { class: "screen worklist" }, header(app, t("worklist.title"), openFirst), bar, trouble, table, empty, disclaimer());
+  const again = window.setInterval(() => {
+    if (!document.hidden && list.top_px < ROW_PX * FIRST_PAGE && items.length <= FURTHER_PAGE) void load(true);
+  }, REFRESH_MS);
+  void load(false).then(() => {
+    performance.mark("worklist-ready");
+    if (!left && document.activeElement === document.body) select(0, true);
+  });
+
+  const openSelected = (): void => {
+    const item = items[selected];
+    if (item) app.go(placeOfItem(item));
+  };
+  return {
+    title: t("worklist.title"),
+    root,
+    actions: () => [
+      { id: "next", keys: ["n"], run: () => void openNext(app, "") },
+      { id: "open", keys: ["Enter"], run: openSelected },
+      { id: "down", keys: ["ArrowDown", "j"], run: () => select(selected + 1, true) },
+      { id: "up", keys: ["ArrowUp", "k"], run: () => select(selected - 1, true) },
+      { id: "page_down", keys: ["PageDown"], run: () => select(selected + list.page, true) },
+      { id: "page_up", keys: ["PageUp"], run: () => select(selected - list.page, true) },
+      { id: "first", keys: ["Home"], run: () => select(0, true) },
+      { id: "last", keys: ["End"], run: () => select(items.length - 1, true) },
+      { id: "refresh", keys: ["r"], run: () => void load(false) },
+    ],
+    answered: (yes) => {
+      if (yes) void load(true);
+    },
+    leave: () => {
+      left = true;
+      window.clearInterval(again);
+    },
+  };
+}
+
+/** The one row that Tab comes to and Enter opens. */
+function dress(row: HTMLElement | null, selected: boolean): void {
+  if (row === null) return;
+  row.classList.toggle("row-selected", selected);
+  row.tabIndex = selected ? 0 : -1;
+  row.setAttribute("aria-selected", String(selected));
+}
+
+function headRow(): HTMLElement {
+  const cell = (name: string, words: string, hint = ""): HTMLElement =>
+    h("div", { role: "columnheader", class: `cell-${name}`, title: hint || null }, words);
+  return h(
+    "div",
+    { role: "rowgroup" },
+    h(
+      "div",
+      { role: "row", class: "row row-head", "aria-rowindex": 1 },
+      cell("verdict", t("worklist.verdict")),
+      cell("patient", t("worklist.patient")),
+      cell("fraction", t("worklist.fraction")),
+      cell("roi", t("worklist.roi")),
+      cell("taken", t("worklist.taken")),
+      cell("arrived", t("worklist.arrived")),
+      cell("change", t("worklist.change"), t("worklist.change_hint")),
+      cell("agreement", t("worklist.agreement"), t("worklist.agreement_hint")),
+      cell("reason", t("worklist.reason")),
+      cell("state", t("worklist.state")),
+      cell("open", t("worklist.open_by")),
+    ),
+  );
+}
