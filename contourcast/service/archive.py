@@ -23,6 +23,7 @@ from contourcast.imaging.dicom.instance import Header
 from contourcast.imaging.source import Patient
 from contourcast.service.index.database import Index
 from contourcast.service.index.tables import arrival, instance, patient, series
+from contourcast.service.intake.conflicts import dispute
 from contourcast.service.store.blobs import Dated, fetch_all
 from contourcast.service.store.disk import require_space
 
@@ -236,6 +237,10 @@ class Archive:
                         for file, outcome in zip(staged, outcomes, strict=True)
                     ],
                 )
+                again = [f for f, o in zip(staged, outcomes, strict=True) if o == "conflict"]
+                if disputed := {f.header.sop_instance_uid for f in again}:
+                    theirs = {belongs[uid] for uid in disputed}
+                    dispute(index, series_uids=theirs, sop_uids=disputed)
                 new = [f for f, o in zip(staged, outcomes, strict=True) if o == "stored"]
                 self._note_series(index, new, sent, at)
         except _OvertakenError as race:

@@ -253,19 +253,77 @@ def test_a_structure_set_that_cannot_be_read_is_a_question_and_holds_up_nobody(
     assert [row.series_uid for row in asked] == [first.fractions[0].series_uid]
 
 
-def test_two_contents_under_one_uid_are_a_doubt(
+def other_content(path: Path, to: Path, *, value: int) -> Path:
+    """The same UID with other pixels, or other contours."""
+    dataset = pydicom.dcmread(path)
+    if "PixelData" in dataset:
+        dataset.PixelData = bytes([value]) * len(dataset.PixelData)
+    else:
+        points = dataset.ROIContourSequence[0].ContourSequence[0]
+        points.ContourData = [float(v) + value for v in points.ContourData]
+    dataset.save_as(to)
+    return to
+
+
+def open_questions(department: Department) -> dict[str, dict[str, Any]]:
+    rows = department.rows(fraction)
+    return {row.series_uid: row.question_json for row in rows if row.state == "needs_person"}
+
+
+def test_two_contents_under_one_uid_are_a_question_and_its_answer_a_doubt(
     department: Department, patients: tuple[Treatment, Treatment], tmp_path: Path
 ) -> None:
     patient = patients[0]
     cbct = patient.fractions[0]
     department.send([*patient.plan_paths, *cbct.paths])
-    other = pydicom.dcmread(cbct.paths[3])
-    other.PixelData = bytes(len(other.PixelData))
-    other.save_as(tmp_path / "other.dcm")
-    department.send([tmp_path / "other.dcm"])
+    again = other_content(cbct.paths[3], tmp_path / "again.dcm", value=1)
+    department.send([again])
     department.wait()
+    assert not department.jobs()
+    question = open_questions(department)[cbct.series_uid]
+    assert question["question"] == "conflict"
+    assert "came again with other content" in question["why"]
+    first, none = (choice["value"] for choice in question["choices"])
+    (asked,) = (r for r in department.rows(fraction) if r.series_uid == cbct.series_uid)
+
+    department.fractions.answer(
+        asked.revision_id, Answer(question="conflict", choice=(first,)), by="somebody"
+    )
     (job,) = department.jobs().values()
-    assert "came again with other content" in job.order["doubts"][-1]
+    assert "came again with other content" in job.order["doubts"][-1], "no better than a look"
+    assert "a person chose what came first" in job.order["vouched"]
+    department.send([again])
+    department.wait()
+    assert not open_questions(department), "the same second content again is nothing new"
+
+    department.send([other_content(cbct.paths[4], tmp_path / "third.dcm", value=2)])
+    department.wait()
+    question = open_questions(department)[cbct.series_uid]
+    assert question["choices"][0]["value"] != first, "an answer holds for what was known to it"
+    department.fractions.answer(
+        asked.revision_id, Answer(question="conflict", choice=(none,)), by="somebody"
+    )
+    (settled,) = (r for r in department.rows(fraction) if r.series_uid == cbct.series_uid)
+    assert settled.state == "not_ours"
+
+
+@pytest.mark.parametrize("used", ["planning_ct", "structures"])
+def test_a_second_content_of_the_plan_is_a_question_of_what_nobody_has_signed(
+    department: Department, patients: tuple[Treatment, Treatment], tmp_path: Path, used: str
+) -> None:
+    patient, other = patients
+    first, second = patient.fractions
+    department.send([*patient.paths, *other.paths])
+    department.wait()
+    drawn = department.draw(department.jobs()[first.series_uid])
+    department.reviews.approve(drawn, method="translation", reviewer="Someone Signing")
+    department.wait()
+    path = patient.structures if used == "structures" else patient.planning_ct.paths[2]
+    department.send([other_content(path, tmp_path / "again.dcm", value=1)])
+    department.wait()
+    asked = open_questions(department)
+    assert set(asked) == {second.series_uid}, "what was signed stays; the other patient's stays"
+    assert asked[second.series_uid]["question"] == "conflict"
 
 
 def test_a_person_answers_from_the_choices_alone(

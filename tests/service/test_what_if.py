@@ -19,7 +19,8 @@ from sqlalchemy import select
 
 from contourcast.service.api.app import create_app
 from contourcast.service.index import database
-from contourcast.service.index.tables import arrival, notice
+from contourcast.service.index.tables import arrival, fraction, notice
+from contourcast.service.intake.outcomes import Answer
 from contourcast.service.intake.states import State
 from contourcast.service.problems import DamagedError, DiskFullError
 from contourcast.service.settings import ServiceSettings
@@ -129,6 +130,11 @@ def test_of_two_contents_of_one_uid_the_first_is_drawn_on(
     department.wait()
     (series,) = (s for s in department.records.archive.series() if s.series_uid == cbct.series_uid)
     assert (series.conflicts, series.instances) == (1, len(cbct.paths))
+    assert cbct.series_uid not in department.jobs(), "a person says which is right"
+    with department.records.index.read() as at:
+        (asked,) = at.execute(select(fraction).where(fraction.c.state == "needs_person"))
+    first = Answer(question="conflict", choice=(asked.question_json["choices"][0]["value"],))
+    department.fractions.answer(asked.revision_id, first, by="somebody")
     order = department.jobs()[cbct.series_uid].order
     kept = department.records.archive.instances_of(cbct.series_uid)
     assert order["cbct"]["files"] == sorted(one.file_digest for one in kept)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, Row, func, select, update
+from sqlalchemy import Connection, Row, func, select, update
 
 from contourcast.imaging.errors import GeometryError, InputError
 from contourcast.propagate import is_network
@@ -27,12 +27,17 @@ from contourcast.service.index.tables import (
     revision,
     series,
 )
+from contourcast.service.intake.conflicts import (
+    Conflict,
+    conflicts_of,
+    match_again,
+    settled,
+)
 from contourcast.service.intake.evidence import Evidence
 from contourcast.service.intake.facts import PriorFacts, SeriesFacts
 from contourcast.service.intake.matching import match
 from contourcast.service.intake.outcomes import Answer, Item, Match, NeedsPerson, NotOurs
 from contourcast.service.intake.rules import SiteRules
-from contourcast.service.intake.states import SIGNED
 from contourcast.service.jobs.orders import MatchedOrder, order_id, order_of_match
 from contourcast.service.jobs.propagations import (
     EVALUATION,
@@ -126,8 +131,12 @@ class Fractions:
                 answers=_answers(asked),
             )
         orders: list[tuple[Item, dict[str, Any]]] = []
+        conflicts: list[Conflict] = []
         if isinstance(outcome, Match):
-            outcome = replace(outcome, doubts=(*outcome.doubts, *self._conflicts(row.series_uid)))
+            with self.index.read() as at:
+                conflicts = conflicts_of(at, outcome)
+            outcome = settled(outcome, conflicts, _answers(asked))
+        if isinstance(outcome, Match):
             planning = self._planning_ct(outcome.planning_ct_uid)
             if planning.state == "arriving":
                 return False  # looked at again until it is whole
@@ -146,6 +155,8 @@ class Fractions:
                     question="structure_set", why=str(error), reasons=outcome.reasons
                 )
         with self.index.write() as at:
+            if isinstance(outcome, Match) and conflicts_of(at, outcome) != conflicts:
+                return False  # one came meanwhile: looked at again
             at.execute(update(revision).where(revision.c.id == revision_id).values(matched=1))
             self._write(at, row, scan, facts, outcome, orders, seen, asked)
         log.info("series_matched", series=row.series_uid, outcome=type(outcome).__name__)
@@ -228,17 +239,6 @@ class Fractions:
             )
             for item in found.items
         ]
-
-    def _conflicts(self, series_uid: str) -> tuple[str, ...]:
-        """What a person has to know of a series under whose UIDs two contents came."""
-        query = select(func.count()).where(
-            arrival.c.series_uid == series_uid, arrival.c.outcome == "conflict"
-        )
-        with self.index.read() as at:
-            number = at.execute(query).scalar_one()
-        if not number:
-            return ()
-        return (f"{number} instances of the CBCT came again with other content; the first is used",)
 
     def _planning_ct(self, series_uid: str) -> Row[Any]:
         with self.index.read() as at:
@@ -374,20 +374,6 @@ class Fractions:
         at.execute(
             update(fraction).where(fraction.c.revision_id.in_(older)).values(state="superseded")
         )
-
-
-def match_again(at: Connection, *conditions: ColumnElement[bool]) -> None:
-    """Fractions of these courses that nobody has signed are matched anew."""
-    signed = select(propagation.c.revision_id).where(
-        propagation.c.revision_id.is_not(None),
-        propagation.c.state.in_([state.value for state in SIGNED]),
-    )
-    mine = (
-        select(fraction.c.revision_id)
-        .join(course, course.c.id == fraction.c.course_id)
-        .where(fraction.c.state == "matched", fraction.c.revision_id.not_in(signed), *conditions)
-    )
-    at.execute(update(revision).where(revision.c.id.in_(mine)).values(matched=0))
 
 
 def _ae_title(scan: Row[Any]) -> str:

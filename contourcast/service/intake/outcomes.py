@@ -20,8 +20,10 @@ from contourcast.service.intake.facts import (
     StructureSetFacts,
 )
 
-Question = Literal["patient", "planning_ct", "structure_set", "roi"]
-Topic = Literal["cbct", "patient", "planning_ct", "structure_set", "roi", "prior", "start"]
+Question = Literal["patient", "planning_ct", "structure_set", "roi", "conflict"]
+Topic = Literal[
+    "cbct", "patient", "planning_ct", "structure_set", "roi", "prior", "start", "conflict"
+]
 NONE_OF_THESE: Final = "none"
 
 

@@ -1,0 +1,122 @@
+"""Two contents under one UID: the first is kept, and a person says whether it is the right one.
+
+Nothing in DICOM tells which of two images of one UID is the patient of today. So whatever uses
+such an instance, as CBCT, planning CT or structure set, waits for an answer; yet another content
+after the answer is a new question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy import ColumnElement, Connection, or_, select, update
+
+from contourcast.service.index.tables import (
+    arrival,
+    course,
+    fraction,
+    instance,
+    propagation,
+    revision,
+)
+from contourcast.service.intake.outcomes import (
+    NONE_OF_THESE,
+    Answer,
+    Choice,
+    Match,
+    NeedsPerson,
+    NotOurs,
+    Reason,
+)
+from contourcast.service.intake.states import SIGNED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conflict:
+    """A second content that came, however often."""
+
+    sop_uid: str
+    file_digest: str
+
+
+def conflicts_of(at: Connection, found: Match) -> list[Conflict]:
+    """Those of what a match uses."""
+    scans = [found.cbct_uid, found.planning_ct_uid]
+    sets = select(instance.c.series_uid).where(instance.c.sop_uid == found.structure_set_uid)
+    query = (
+        select(arrival.c.sop_uid, arrival.c.file_digest)
+        .distinct()
+        .where(
+            arrival.c.outcome == "conflict",
+            or_(
+                arrival.c.series_uid.in_(scans),
+                # by its series, of which there is an index
+                arrival.c.series_uid.in_(sets) & (arrival.c.sop_uid == found.structure_set_uid),
+            ),
+        )
+        .order_by(arrival.c.sop_uid, arrival.c.file_digest)
+    )
+    return [Conflict(sop_uid=sop, file_digest=digest) for sop, digest in at.execute(query)]
+
+
+def settled(
+    found: Match, conflicts: Sequence[Conflict], answers: Sequence[Answer]
+) -> Match | NeedsPerson | NotOurs:
+    """The match as it was, where nothing is disputed; else what a person said, or the question."""
+    if not conflicts:
+        return found
+    uids = list(dict.fromkeys(each.sop_uid for each in conflicts))
+    many = f"{len(uids)} instances that it uses came again with other content; "
+    first = Choice(value=f"first-{_digest(conflicts)}", label="what came first is right")
+    said = next((a.choice for a in reversed(answers) if a.question == "conflict"), ())
+    if said == (NONE_OF_THESE,):
+        return NotOurs(reason=f"{many}a person said that none is right")
+    if said != (first.value,):
+        return NeedsPerson(
+            question="conflict",
+            why=f"{many}one of them is {uids[0]}; which content is right?",
+            choices=(first, Choice(value=NONE_OF_THESE, label="none of them is right")),
+            reasons=found.reasons,
+        )
+    answered = Reason(
+        question="conflict", rule="answered", sentence="a person chose what came first"
+    )
+    return replace(
+        found,
+        reasons=(*found.reasons, answered),
+        doubts=(*found.doubts, f"{many}the first is used"),
+    )
+
+
+def _digest(conflicts: Sequence[Conflict]) -> str:
+    """Of what a person has in view: an answer holds for that and no more."""
+    known = "\n".join(f"{each.sop_uid} {each.file_digest}" for each in conflicts)
+    return hashlib.sha256(known.encode()).hexdigest()[:16]
+
+
+def dispute(at: Connection, *, series_uids: Collection[str], sop_uids: Collection[str]) -> None:
+    """A second content came of these: what was matched to them is matched anew."""
+    match_again(
+        at,
+        or_(
+            fraction.c.series_uid.in_(series_uids),
+            course.c.planning_series_uid.in_(series_uids),
+            course.c.structures_uid.in_(sop_uids),
+        ),
+    )
+
+
+def match_again(at: Connection, *conditions: ColumnElement[bool]) -> None:
+    """Fractions of these courses that nobody has signed are matched anew."""
+    signed = select(propagation.c.revision_id).where(
+        propagation.c.revision_id.is_not(None),
+        propagation.c.state.in_([state.value for state in SIGNED]),
+    )
+    mine = (
+        select(fraction.c.revision_id)
+        .join(course, course.c.id == fraction.c.course_id)
+        .where(fraction.c.state == "matched", fraction.c.revision_id.not_in(signed), *conditions)
+    )
+    at.execute(update(revision).where(revision.c.id.in_(mine)).values(matched=0))
