@@ -1,7 +1,7 @@
 /** How two pictures of the same place become one. */
 
 import { NOTHING } from "./sample";
-import { grey, type Window } from "./window";
+import { grey, ramp, type Ramp, type Window } from "./window";
 
 export type CompareMode = "blend" | "checkerboard" | "spyglass" | "side-by-side" | "difference";
 
@@ -52,19 +52,20 @@ export function needs(mix: Mix): { readonly cbct: boolean; readonly planning: bo
  * @param into width × height pixels, each the four bytes of a canvas in one number.
  */
 export function compose(pictures: Pictures, mix: Mix, width_px: number, height_px: number, into: Uint32Array): void {
-  const { cbct_hu, planning_hu, cbct_window, planning_window } = pictures;
-  const cbct = (pixel: number): number => grey(cbct_hu[pixel]!, cbct_window);
-  const planning = (pixel: number): number => grey(planning_hu[pixel]!, planning_window);
+  const { cbct_hu, planning_hu } = pictures;
+  const below = ramp(pictures.cbct_window);
+  const above = ramp(pictures.planning_window);
+  const cbct = (pixel: number): number => grey(cbct_hu[pixel]!, below);
+  const planning = (pixel: number): number => grey(planning_hu[pixel]!, above);
   switch (mix.show) {
     case "cbct":
-      for (let pixel = 0; pixel < into.length; pixel++) into[pixel] = opaque(cbct(pixel));
-      return;
+      return alone(cbct_hu, below, into);
     case "planning":
-      for (let pixel = 0; pixel < into.length; pixel++) into[pixel] = opaque(planning(pixel));
-      return;
+      return alone(planning_hu, above, into);
     case "blend":
-      blend(pictures, mix.planning_share, into);
-      return;
+      if (mix.planning_share <= 0) return alone(cbct_hu, below, into);
+      if (mix.planning_share >= 1) return alone(planning_hu, above, into);
+      return blend(cbct_hu, below, planning_hu, above, mix.planning_share, into);
     case "checkerboard":
       for (let y = 0, pixel = 0; y < height_px; y++) {
         const row = Math.floor((y * SQUARES) / height_px);
@@ -85,35 +86,47 @@ export function compose(pictures: Pictures, mix: Mix, width_px: number, height_p
       }
       return;
     }
-    case "difference":
+    case "difference": {
+      const differences = differenceRamp(pictures.cbct_window);
       for (let pixel = 0; pixel < into.length; pixel++) {
-        into[pixel] = opaque(difference(cbct_hu[pixel]!, planning_hu[pixel]!, cbct_window.width_hu));
+        into[pixel] = opaque(difference(cbct_hu[pixel]!, planning_hu[pixel]!, differences));
       }
       return;
+    }
   }
+}
+
+/** Differences from minus to plus half a window, so that the same knob widens both. */
+export function differenceRamp({ width_hu }: Window): Ramp {
+  return ramp({ center_hu: 0, width_hu });
 }
 
 /** Middle grey where both are the same, white where the CBCT is brighter by half a window; black where one is nothing. */
-export function difference(cbct_hu: number, planning_hu: number, width_hu: number): number {
-  if (cbct_hu === NOTHING || planning_hu === NOTHING) return 0;
-  return grey(cbct_hu - planning_hu, { center_hu: 0, width_hu });
+export function difference(cbct_hu: number, planning_hu: number, differences: Ramp): number {
+  return cbct_hu === NOTHING || planning_hu === NOTHING ? 0 : grey(cbct_hu - planning_hu, differences);
 }
 
-function blend({ cbct_hu, planning_hu, cbct_window, planning_window }: Pictures, share: number, into: Uint32Array): void {
-  if (share <= 0 || share >= 1) {
-    const [hu, window] = share <= 0 ? [cbct_hu, cbct_window] : [planning_hu, planning_window];
-    for (let pixel = 0; pixel < into.length; pixel++) into[pixel] = opaque(grey(hu[pixel]!, window));
-    return;
-  }
+function alone(hu: Float32Array, window: Ramp, into: Uint32Array): void {
+  for (let pixel = 0; pixel < into.length; pixel++) into[pixel] = opaque(grey(hu[pixel]!, window));
+}
+
+function blend(
+  cbct_hu: Float32Array,
+  below: Ramp,
+  planning_hu: Float32Array,
+  above: Ramp,
+  share: number,
+  into: Uint32Array,
+): void {
   for (let pixel = 0; pixel < into.length; pixel++) {
-    const below = grey(cbct_hu[pixel]!, cbct_window);
-    const above = planning_hu[pixel]!;
+    const cbct = grey(cbct_hu[pixel]!, below);
+    const hu = planning_hu[pixel]!;
     // Where the planning CT has nothing, the CBCT is not dimmed: a shade would look like anatomy.
-    into[pixel] = opaque(above === NOTHING ? below : below + (grey(above, planning_window) - below) * share);
+    into[pixel] = opaque(hu === NOTHING ? cbct : cbct + (grey(hu, above) - cbct) * share);
   }
 }
 
 function opaque(value: number): number {
-  const level = Math.round(value);
+  const level = (value + 0.5) | 0;
   return (0xff000000 | (level << 16) | (level << 8) | level) >>> 0;
 }

@@ -131,13 +131,14 @@ describe("jumps", () => {
 
   test("lead to the worst slice first, then down the list, and stay at its ends", () => {
     expect(order).toEqual([11, 10, 12, 14]);
-    expect(nextWorst(order, 3, 1)).toBe(11);
-    expect(nextWorst(order, 3, -1)).toBe(11);
-    expect(nextWorst(order, 11, 1)).toBe(10);
-    expect(nextWorst(order, 12, -1)).toBe(10);
-    expect(nextWorst(order, 14, 1)).toBe(14);
-    expect(nextWorst(order, 11, -1)).toBe(11);
-    expect(nextWorst([], 11, -1)).toBeNull();
+    expect(nextWorst(order, 3, null, 1)).toBe(11);
+    expect(nextWorst(order, 12, null, -1)).toBe(11);
+    expect(nextWorst(order, 11, 11, 1)).toBe(10);
+    expect(nextWorst(order, 12, 12, -1)).toBe(10);
+    expect(nextWorst(order, 14, 14, 1)).toBe(14);
+    expect(nextWorst(order, 11, 11, -1)).toBe(11);
+    expect(nextWorst(order, 12, 10, 1)).toBe(11);
+    expect(nextWorst([], 11, null, -1)).toBeNull();
   });
 
   test("lead to the next slice with a contour, over gaps", () => {

@@ -13,13 +13,11 @@ export function worstFirst(disagreement: readonly Disagreement[]): number[] {
 /**
  * The next in order of disagreement, or the one before.
  *
- * From a slice that is none of them the first step is to the worst; at the ends it stays.
+ * @param reached The slice that this led to last. Who has left it since then begins again with the worst; at the ends it stays.
  */
-export function nextWorst(order: readonly number[], slice: number, step: 1 | -1): number | null {
-  if (order.length === 0) return null;
-  const place = order.indexOf(slice);
-  if (place < 0) return order[0]!;
-  return order[Math.min(order.length - 1, Math.max(0, place + step))]!;
+export function nextWorst(order: readonly number[], slice: number, reached: number | null, step: 1 | -1): number | null {
+  const place = slice === reached ? order.indexOf(slice) : -1;
+  return order[Math.min(order.length - 1, place < 0 ? 0 : Math.max(0, place + step))] ?? null;
 }
 
 /** The nearest slice in one direction that holds a contour; null where there is none further. */

@@ -42,6 +42,8 @@ export class Pane {
   private readonly corners: Readonly<Record<Corner, HTMLElement>>;
   private readonly kept = new Map<string, Kept>();
   private image: ImageData | null = null;
+  /** What the parts were made of when they were drawn. */
+  private drawn: string[] = [];
   private fitted = true;
 
   constructor(
@@ -91,6 +93,7 @@ export class Pane {
       each.height = height;
     }
     this.image = null;
+    this.drawn = [];
     this.viewport = this.fitted ? Viewport.fit(this.grid, this.plane, width, height) : this.viewport.resized(width, height);
     return true;
   }
@@ -131,6 +134,7 @@ export class Pane {
   }
 
   drawPicture(sources: Sources, parts: readonly Part[], slice: number): void {
+    if (parts.length !== this.drawn.length) this.drawn = parts.map(() => "");
     parts.forEach((part, n) => {
       const viewport = this.viewportOf(part);
       const wanted = needs(part.mix);
@@ -140,6 +144,9 @@ export class Pane {
         wanted.planning && sources.planning
           ? this.hu(`planning ${n}`, sources.planning, viewport, slice, sources.interpolation)
           : none;
+      const key = JSON.stringify([part, this.kept.get(`cbct ${n}`)?.key, this.kept.get(`planning ${n}`)?.key, sources.cbct_window, sources.planning_window]);
+      if (this.drawn[n] === key) return;
+      this.drawn[n] = key;
       const image = this.imageOf(part.width_px, viewport.height_px);
       const pixels = new Uint32Array(image.data.buffer);
       const pictures = { cbct_hu, planning_hu, cbct_window: sources.cbct_window, planning_window: sources.planning_window };

@@ -196,6 +196,8 @@ class PropagationViewer implements Viewer {
   private readonly order: readonly number[];
   /** 1: slices are counted downwards, as the other two planes show them. */
   private readonly forward: 1 | -1;
+  /** The slice that a jump to disagreement led to last. */
+  private worst: number | null = null;
   private due: number | null = null;
   private pictures = true;
   private changed = true;
@@ -454,9 +456,9 @@ class PropagationViewer implements Viewer {
       case "last-slice":
         return this.jump(step === 1 ? this.slices - 1 : 0);
       case "worst-slice-next":
-        return this.jump(nextWorst(this.order, this.slice, 1));
+        return this.jumpToWorst(1);
       case "worst-slice-previous":
-        return this.jump(nextWorst(this.order, this.slice, -1));
+        return this.jumpToWorst(-1);
       case "contour-slice-next":
         return this.jump(nextHolding(this.holding(), this.slice, step));
       case "contour-slice-previous":
@@ -723,6 +725,11 @@ class PropagationViewer implements Viewer {
     if (slice === null) return false;
     this.goToSlice(slice);
     return true;
+  }
+
+  private jumpToWorst(step: 1 | -1): boolean {
+    this.worst = nextWorst(this.order, this.slice, this.worst, step);
+    return this.jump(this.worst);
   }
 
   private nextMethod(): boolean {

@@ -19,10 +19,20 @@ export const PRESETS: Readonly<Record<Exclude<WindowPreset, "auto">, Window>> = 
 
 const NARROWEST_HU: number = 1;
 
+/** A window as a pixel needs it: what is black, and how many levels a HU is. */
+export interface Ramp {
+  readonly black_hu: number;
+  readonly levels_per_hu: number;
+}
+
+export function ramp({ center_hu, width_hu }: Window): Ramp {
+  return { black_hu: center_hu - width_hu / 2, levels_per_hu: 255 / width_hu };
+}
+
 /** Grey 0 to 255 with fractions; nothing is black. */
-export function grey(hu: number, window: Window): number {
+export function grey(hu: number, { black_hu, levels_per_hu }: Ramp): number {
   if (hu === NOTHING) return 0;
-  const value = ((hu - window.center_hu) / window.width_hu + 0.5) * 255;
+  const value = (hu - black_hu) * levels_per_hu;
   return value < 0 ? 0 : value > 255 ? 255 : value;
 }
 
