@@ -13,7 +13,7 @@ from typing import Final
 
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, Queue
 
-from contourcast.service.jobs.queues import limits
+from contourcast.service.jobs.queues import ASKED_EVERY_S, limits
 from contourcast.service.settings import ServiceSettings
 
 # Raised when the steps change, and only then: a worker takes up jobs of its own version alone.
@@ -38,7 +38,7 @@ def running(settings: ServiceSettings, listen: Sequence[str]) -> Iterator[Mappin
         yield {
             name: DBOS.register_queue(
                 name,
-                polling_interval_sec=POLL_S,
+                polling_interval_sec=ASKED_EVERY_S[name],
                 on_conflict="always_update",
                 worker_concurrency=limit.get("worker_concurrency"),
                 global_concurrency=limit.get("global_concurrency"),

@@ -13,6 +13,9 @@ COHORT: Final = "cohort"
 DELIVER: Final = "deliver"
 ALL: Final = (CPU, GPU, COURSE, COHORT, DELIVER)
 
+# How often an idle worker asks each for work, s. Steps follow on one another and are asked for
+# often; what only begins, or goes out, may wait a moment, and the processor rests.
+ASKED_EVERY_S: Final = {CPU: 0.2, GPU: 0.5, COURSE: 0.5, COHORT: 1.0, DELIVER: 1.0}
 # Propagations that wait for their steps cost a thread each, and nothing else.
 WAITING_AT_ONCE: Final = 16
 # Of a cohort: so many are under way that the processors are never idle, and no more.
