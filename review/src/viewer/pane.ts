@@ -67,7 +67,9 @@ export class Pane {
     };
     this.picture = canvas("cv-picture");
     this.overlay = canvas("cv-overlay");
-    for (const [side, letter] of Object.entries(plane.letters) as [string, string][]) {
+    const { left, right } = plane.letters;
+    // Two halves have four sides: those in the middle are seen only then.
+    for (const [side, letter] of Object.entries({ ...plane.letters, "inner-right": right, "inner-left": left })) {
       const mark = element("span", `cv-letter cv-letter-${side}`);
       mark.textContent = letter;
       this.root.append(mark);
@@ -77,7 +79,7 @@ export class Pane {
       this.root.append(made);
       return made;
     };
-    this.corners = { slice: corner("slice"), image: corner("image"), probe: corner("probe"), notice: corner("notice") };
+    this.corners = { slice: corner("slice"), image: corner("image"), "image-2": corner("image-2"), probe: corner("probe"), notice: corner("notice") };
     this.viewport = Viewport.fit(grid, plane, 1, 1);
   }
 
@@ -104,9 +106,10 @@ export class Pane {
     this.viewport = Viewport.fit(this.grid, this.plane, canvas.width, canvas.height);
   }
 
+  /** Looks at what a part of the pane is to show. */
   look(viewport: Viewport): void {
     this.fitted = false;
-    this.viewport = viewport;
+    this.viewport = viewport.resized(this.viewport.width_px, this.viewport.height_px);
   }
 
   /** The scale at which the whole plane is seen. */
@@ -119,9 +122,11 @@ export class Pane {
     return this.picture.canvas.width;
   }
 
-  /** The part of the plane that a part of the pane shows: halves show the same places. */
-  viewportOf(part: Part): Viewport {
-    return part.width_px === this.viewport.width_px ? this.viewport : this.viewport.resized(part.width_px, this.viewport.height_px);
+  /** The part of the plane that a part of the pane shows: halves show the same places, whole planes where nobody zoomed. */
+  viewportOf({ width_px }: Part): Viewport {
+    const { height_px } = this.viewport;
+    if (width_px === this.viewport.width_px) return this.viewport;
+    return this.fitted ? Viewport.fit(this.grid, this.plane, width_px, height_px) : this.viewport.resized(width_px, height_px);
   }
 
   /** Where a pointer is, in pixels of the canvas, and in which part. */
@@ -179,7 +184,7 @@ export class Pane {
   }
 }
 
-export type Corner = "slice" | "image" | "probe" | "notice";
+export type Corner = "slice" | "image" | "image-2" | "probe" | "notice";
 
 /** The parts of a pane for what is compared. */
 export function partsOf(width_px: number, mix: Mix, sideBySide: boolean): Part[] {

@@ -4,7 +4,7 @@ import { bounded, type Brush } from "../editing/brush";
 import { smoothed } from "../editing/shape";
 import { DraftProblem, type DraftStorage, type Saving } from "../editing/saver";
 import { EditingSession, type Restored } from "../editing/session";
-import type { Compare, CompareMode, Mix } from "./compose";
+import { needs, type Compare, type CompareMode, type Mix } from "./compose";
 import { bySlice, contoursOn, ForeignFrameError, ringsOf, slicesWith } from "./contours";
 import type { Contours, DraftBody, Http, Loop, Point, Slices, Triple, View, ViewImage } from "./contract";
 import { Emitter } from "./emitter";
@@ -16,6 +16,7 @@ import { element, Pane, partsOf, type Part } from "./pane";
 import { letters, planesOf } from "./planes";
 import { SliceBar } from "./slicebar";
 import { Drawing, isDrawing, type Tool } from "./tools";
+import type { Viewport } from "./viewport";
 import { load, Volume } from "./volume";
 import { automatic, dragged, PRESETS, type Window, type WindowPreset } from "./window";
 
@@ -503,8 +504,9 @@ class PropagationViewer implements Viewer {
       case "zoom-in":
       case "zoom-out":
         for (const pane of this.panes) {
-          const [x, y] = pane.viewport.pixel(this.cursor_ijk);
-          pane.look(pane.viewport.zoomed(command === "zoom-in" ? 1.25 : 0.8, x, y));
+          const viewport = this.viewportOf(pane);
+          const [x, y] = viewport.pixel(this.cursor_ijk);
+          pane.look(viewport.zoomed(command === "zoom-in" ? 1.25 : 0.8, x, y));
         }
         this.draw();
         return true;
@@ -708,10 +710,11 @@ class PropagationViewer implements Viewer {
     this.cursor_ijk = next;
     for (const pane of this.panes) {
       if (pane === origin) continue;
-      const [x, y] = pane.viewport.pixel(next);
+      const viewport = this.viewportOf(pane);
+      const [x, y] = viewport.pixel(next);
       // Where a plane is zoomed so far that the place is not in it, it follows.
-      if (x >= 0 && y >= 0 && x < pane.viewport.width_px && y < pane.viewport.height_px) continue;
-      pane.look(pane.viewport.with({ center_ijk: next }));
+      if (x >= 0 && y >= 0 && x < viewport.width_px && y < viewport.height_px) continue;
+      pane.look(viewport.with({ center_ijk: next }));
     }
     this.draw();
   }
@@ -868,7 +871,7 @@ class PropagationViewer implements Viewer {
       last.x = event.clientX;
       last.y = event.clientY;
       if (drag.does === "pan") {
-        owner.look(owner.viewport.panned(dx * owner.ratio, dy * owner.ratio));
+        owner.look(this.viewportOf(owner).panned(dx * owner.ratio, dy * owner.ratio));
       } else {
         this.preset = null;
         this.cbct_window = dragged(this.cbct_window, dx, dy);
@@ -907,7 +910,7 @@ class PropagationViewer implements Viewer {
     const delta = (event.deltaY || event.deltaX) * (event.deltaMode === 1 ? 40 : 1);
     if (event.ctrlKey && this.hover) {
       const { x_px, y_px } = this.hover;
-      pane.look(pane.viewport.zoomed(Math.exp(-delta / 500), x_px, y_px));
+      pane.look(this.viewportOf(pane).zoomed(Math.exp(-delta / 500), x_px, y_px));
       this.draw();
       return;
     }
@@ -1083,6 +1086,11 @@ class PropagationViewer implements Viewer {
     return partsOf(pane.width_px, hasPlanning ? this.mix(pane) : { show: "cbct" }, sideBySide);
   }
 
+  /** What a pane shows, or each half of it. */
+  private viewportOf(pane: Pane): Viewport {
+    return pane.viewportOf(this.parts(pane)[0]!);
+  }
+
   private mix(pane: Pane): Mix {
     if (this.flicker) return { show: "planning" };
     switch (this.compare.mode) {
@@ -1181,10 +1189,14 @@ class PropagationViewer implements Viewer {
     const where = main ? texts.slice_value(this.slice, this.slices, world[2]) : `${place_mm.toFixed(1)} mm`;
     pane.say("slice", `${texts.planes[pane.plane.name]}\n${where}`);
     const planning = this.shownPlanning;
-    const shows = this.parts(pane).map(({ mix }) => mix);
-    const cbct = shows.some((mix) => mix.show !== "planning" && !(mix.show === "blend" && mix.planning_share === 1));
-    const ct = shows.some((mix) => mix.show !== "cbct" && !(mix.show === "blend" && mix.planning_share === 0));
-    pane.say("image", [...(cbct ? [this.view.images.cbct.label] : []), ...(ct ? [planning.label] : [])].join("\n"));
+    const parts = this.parts(pane);
+    const labels = parts.map(({ mix }) => {
+      const { cbct, planning: ct } = needs(mix);
+      return [...(cbct ? [this.view.images.cbct.label] : []), ...(ct ? [planning.label] : [])].join("\n");
+    });
+    pane.say("image", labels[0] ?? "");
+    pane.say("image-2", labels[1] ?? "");
+    pane.root.toggleAttribute("data-halves", parts.length > 1);
     const probe = this.hover?.pane === pane ? this.probe() : null;
     const hu = (value: number | null): string => (value === null ? "–" : String(value));
     pane.say("probe", probe ? `${hu(probe.cbct_hu)} | ${hu(probe.planning_hu)} HU` : "");
