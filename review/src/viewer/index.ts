@@ -12,7 +12,7 @@ export type {
   ViewerOptions,
   ViewerState,
   ViewerTexts,
-} from "./viewer";
+} from "./api";
 export type { Compare, CompareMode } from "./compose";
 export type { Contours, DraftBody, Http, Loop, Point, Ring, Rings, Triple, View, ViewGhost, ViewImage, ViewMethod } from "./contract";
 export { ForeignFrameError } from "./contours";
