@@ -29,7 +29,6 @@ from contourcast.imaging.volume import Probability, Volume, require_same_frame
 from contourcast.models.networks import SEGMENTING
 from contourcast.registration.methods import METHODS, Task
 from contourcast.registration.result import Registrations
-from contourcast.registration.rigid import register_all
 from contourcast.registration.settings import RegistrationSettings
 
 # The network that is meant when none is named; a model folder may hold any other of the house.
@@ -240,6 +239,8 @@ def propagate(
 
 def register(case: Case, settings: Settings) -> Registrations:
     """Step 1: where is the planning CT today, by the whole body and by the target."""
+    from contourcast.registration.rigid import register_all
+
     require_same_frame(case.planning_ct.frame_of_reference, case.prior.frame_of_reference)
     return register_all(
         fixed=case.cbct,

@@ -7,15 +7,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
 
 from contourcast.imaging.errors import InputError, WeightsError
 from contourcast.imaging.structures import nearest_name
 from contourcast.models.config import NetworkConfig
 from contourcast.models.libraries import untouched_path
+
+if TYPE_CHECKING:  # the table is read where nothing is computed
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,9 +34,15 @@ from contourcast.models.region import (
     signed_distance,
 )
 from contourcast.models.slicewise import on_volume
-from contourcast.models.weights import CARRIED_CT, FOLLOWED, KNOWN_CHANNELS, Card, load_model
+from contourcast.models.weights import (
+    CARRIED_CT,
+    FOLLOWED,
+    KNOWN_CHANNELS,
+    SHIPPED,
+    Card,
+    load_model,
+)
 
-SHIPPED: Final = Path(__file__).parent / "checkpoints" / "diff-umamba"
 # nnU-Net v2: windows overlap by half and weigh by a Gaussian of an eighth of the patch.
 OVERLAP: Final = 0.5
 WINDOW_SIGMA: Final = 1 / 8

@@ -14,18 +14,20 @@ import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
-import safetensors.torch
-import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from torch import Tensor, nn
 
 from contourcast.imaging.errors import InputError, WeightsError
 from contourcast.models.config import STRICT, NetworkConfig
 from contourcast.models.networks import build, config_from_plain, config_to_plain
 
+if TYPE_CHECKING:  # a card is read where nothing is computed
+    import torch
+    from torch import Tensor, nn
+
+SHIPPED: Final = Path(__file__).parent / "checkpoints" / "diff-umamba"
 WEIGHTS_FILE: Final = "weights.safetensors"
 CARD_FILE: Final = "card.json"
 # Largest files that are opened: the largest network of the table (67 million float32) is 0.27 GB;
@@ -145,6 +147,13 @@ def card_from_json(text: str | bytes) -> Card:
     Raises:
         WeightsError: Not JSON, an unknown or missing entry, a switch that this version lacks.
     """
+    plain = _plain_card(text)
+    entries = {f.name: getattr(plain, f.name) for f in fields(plain)}
+    del entries["format"]
+    return Card(**entries | {"config": config_from_plain(plain.network, plain.config)})
+
+
+def _plain_card(text: str | bytes) -> _PlainCard:
     try:
         plain = TypeAdapter(_PlainCard).validate_json(text)
     except ValidationError as error:
@@ -161,13 +170,13 @@ def card_from_json(text: str | bytes) -> Card:
         ) from error
     if min(*plain.spacing_zyx_mm, *plain.patch_zyx) <= 0 or not 0 <= plain.margin_mm <= 500:
         raise WeightsError("the model card states sizes that no image has", file=CARD_FILE)
-    entries = {f.name: getattr(plain, f.name) for f in fields(plain)}
-    del entries["format"]
-    return Card(**entries | {"config": config_from_plain(plain.network, plain.config)})
+    return plain
 
 
 def save_model(folder: Path, network: nn.Module, card: Card, *, dtype: torch.dtype) -> Card:
     """Writes weights and card; the answer is the card with the weights' digest in it."""
+    import safetensors.torch
+
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: value.detach().cpu().to(dtype) for key, value in network.state_dict().items()}
     data = safetensors.torch.save({key: value.contiguous() for key, value in state.items()})
@@ -184,21 +193,40 @@ def load_model(folder: Path) -> tuple[nn.Module, Card, str]:
         WeightsError: A file is missing, is a link to elsewhere, too large, a pickle, not the one
             that the card names, or holds other tensors than the network has.
     """
+    import torch
+
     text = _read(folder, CARD_FILE, MAX_CARD_BYTES)
     card = card_from_json(text)
     data = _read(folder, WEIGHTS_FILE, MAX_WEIGHTS_BYTES)
-    found = hashlib.sha256(data).hexdigest()
-    if found != card.weights_sha256:
-        raise WeightsError(
-            f"the weights are not those of the card: SHA-256 {found[:12]}…, "
-            f"the card says {card.weights_sha256[:12] or 'none'}…",
-            file=WEIGHTS_FILE,
-            remedy="copy the whole model folder again",
-        )
+    _require_named(hashlib.sha256(data).hexdigest(), card.weights_sha256)
     with torch.device("meta"):  # nothing is allocated for what a card merely claims
         network = build(card.network, card.config)
     fill(network, tensors_of(data))
     return network.eval(), card, hashlib.sha256(text).hexdigest()
+
+
+def named(folder: Path) -> tuple[str, str]:
+    """The network's name and the model's digest, as `load_model` finds them; nothing is built.
+
+    Raises:
+        WeightsError: A file is missing, is a link to elsewhere or too large, the card is none, or
+            the weights are not those that it names.
+    """
+    text = _read(folder, CARD_FILE, MAX_CARD_BYTES)
+    card = _plain_card(text)
+    with _path(folder, WEIGHTS_FILE, MAX_WEIGHTS_BYTES).open("rb") as weights:
+        _require_named(hashlib.file_digest(weights, "sha256").hexdigest(), card.weights_sha256)
+    return card.network, hashlib.sha256(text).hexdigest()
+
+
+def _require_named(found: str, stated: str) -> None:
+    if found != stated:
+        raise WeightsError(
+            f"the weights are not those of the card: SHA-256 {found[:12]}…, "
+            f"the card says {stated[:12] or 'none'}…",
+            file=WEIGHTS_FILE,
+            remedy="copy the whole model folder again",
+        )
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -207,6 +235,8 @@ def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         WeightsError: Unknown, missing or misshapen tensors, or numbers that are not finite.
     """
+    import torch
+
     own = network.state_dict()
     unknown, missing = sorted(set(state) - set(own)), sorted(set(own) - set(state))
     if unknown or missing:
@@ -232,6 +262,8 @@ def import_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     their state dicts hold twice (``decoder.encoder``, ``all_modules``) are dropped. What is then
     unknown or missing is for `fill` to refuse.
     """
+    import torch
+
     renamed: dict[str, Tensor] = {}
     scalars: dict[int, Tensor] = {}
     for key, value in state.items():
@@ -255,7 +287,11 @@ def _renamed(key: str) -> str:
 
 
 def _read(folder: Path, name: str, limit: int) -> bytes:
-    """The whole of one small file that really lies in the folder."""
+    return _path(folder, name, limit).read_bytes()
+
+
+def _path(folder: Path, name: str, limit: int) -> Path:
+    """One small file that really lies in the folder."""
     path = folder / name
     if not path.is_file():
         pickles = [p.name for p in folder.glob("*.p*t*")] if folder.is_dir() else []
@@ -276,7 +312,7 @@ def _read(folder: Path, name: str, limit: int) -> bytes:
     size = path.stat().st_size
     if size > limit:
         raise WeightsError(f"{name} has {size} bytes, the limit is {limit}", file=name)
-    return path.read_bytes()
+    return path
 
 
 def tensors_of(data: bytes, *, file: str = WEIGHTS_FILE) -> dict[str, Tensor]:
@@ -285,6 +321,8 @@ def tensors_of(data: bytes, *, file: str = WEIGHTS_FILE) -> dict[str, Tensor]:
     Raises:
         WeightsError: It is a pickle, or no whole safetensors file.
     """
+    import safetensors.torch
+
     if data.startswith(PICKLE_STARTS):
         raise WeightsError(
             "this is a pickle, not a safetensors file; pickles can run programs, none is opened",

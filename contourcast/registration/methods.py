@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from contourcast.imaging.volume import Mask, Volume
-from contourcast.registration import deformable
 from contourcast.registration.result import Carriage, Registrations
 from contourcast.registration.settings import RegistrationSettings
+
+if TYPE_CHECKING:  # the table is read where nothing is computed
+    from contourcast.registration import deformable
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,15 +50,21 @@ def rigid(task: Task) -> Carriage:
 
 def dir_t(task: Task) -> Carriage:
     """Rigid, then a deformation of the box round the tumour."""
+    from contourcast.registration import deformable
+
     return deformable.dir_t(_scene(task))
 
 
 def dir_l(task: Task) -> Carriage:
     """Rigid, then a deformation of the lung that holds the tumour."""
+    from contourcast.registration import deformable
+
     return deformable.dir_l(_scene(task))
 
 
 def _scene(task: Task) -> deformable.Scene:
+    from contourcast.registration import deformable
+
     return deformable.Scene(
         fixed=task.fixed,
         moving=task.moving,
@@ -69,6 +77,6 @@ def _scene(task: Task) -> deformable.Scene:
 METHODS: Final[dict[str, Callable[[Task], Carriage]]] = {
     "translation": translation,
     "rigid": rigid,
-    deformable.DIR_T: dir_t,
-    deformable.DIR_L: dir_l,
+    "dir-t": dir_t,
+    "dir-l": dir_l,
 }

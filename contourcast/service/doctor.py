@@ -12,8 +12,9 @@ def examine() -> dict[str, str]:
     """A sentence for each thing that decides how fast, or whether, Contourcast works here."""
     import torch
 
-    from contourcast.models.predictor import SHIPPED, load_network
+    from contourcast.models.predictor import load_network
     from contourcast.models.selective_scan import explain_scan
+    from contourcast.models.weights import SHIPPED
 
     scan = explain_scan(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU only"

@@ -16,8 +16,7 @@ from jaxtyping import Bool, Float
 from torch import nn
 
 from contourcast.imaging.errors import InputError
-from contourcast.models.predictor import SHIPPED
-from contourcast.models.weights import KNOWN_CHANNELS, Card, load_model
+from contourcast.models.weights import KNOWN_CHANNELS, SHIPPED, Card, load_model
 from contourcast.training.augment import centre_crop
 from contourcast.training.samples import Sample
 

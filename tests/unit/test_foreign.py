@@ -23,6 +23,8 @@ from contourcast.models.plain_conv import PlainConvConfig
 from contourcast.models.predictor import load_network
 from contourcast.models.region import scaling
 from contourcast.models.weights import Normalisation, load_model
+from contourcast.service.jobs.network import served_model
+from contourcast.service.settings import ServiceSettings
 from support.models import FRAME
 
 STOCK_CLASS = "dynamic_network_architectures.architectures.unet.PlainConvUNet"
@@ -224,6 +226,34 @@ class TestImport:
         assert not is_foreign(tmp_path)
         with ours(tmp_path) as place:
             assert place == tmp_path
+
+
+class TestServed:
+    """What the API is told of such a folder, by a process that may load torch."""
+
+    def test_it_is_known_as_what_it_is_converted_to(self, tmp_path: Path) -> None:
+        folder = written(tmp_path / "theirs")
+        loaded = load_network(folder)
+        model = served_model(ServiceSettings(weights=folder))()
+        assert (model.name, model.digest) == (loaded.name, loaded.digest)
+        assert model.card["patch_zyx"] == [8, 16, 12]
+
+    def test_one_that_is_refused_is_refused_in_the_same_words(self, tmp_path: Path) -> None:
+        folder = written(tmp_path / "theirs")
+        (folder / "fold_0" / "checkpoint_final.pth").unlink()
+        with pytest.raises(WeightsError) as here:
+            load_network(folder)
+        with pytest.raises(WeightsError) as there:
+            served_model(ServiceSettings(weights=folder))()
+        assert str(there.value) == str(here.value)
+
+    def test_one_that_takes_too_long_is_told(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = written(tmp_path / "theirs")
+        monkeypatch.setattr("contourcast.service.jobs.network.CONVERTING_S", 0.01)
+        with pytest.raises(WeightsError, match="could not be converted"):
+            served_model(ServiceSettings(weights=folder))()
 
 
 class TestNormalisation:

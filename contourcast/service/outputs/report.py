@@ -18,7 +18,6 @@ from typing import Final, Literal
 
 import jinja2
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from contourcast.imaging.dicom.check import check_registration, check_structure_set
@@ -30,7 +29,6 @@ from contourcast.imaging.structures import Roi
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.verdict import Figure, Verdict, worst
 from contourcast.imaging.volume import Volume
-from contourcast.models.selective_scan import explain_scan
 from contourcast.propagate import Drawn, Propagation, color_rgb, is_network
 from contourcast.registration.result import Registrations
 from contourcast.service.outputs.pictures import overlay_png
@@ -453,6 +451,10 @@ def _number(value: float | None, digits: int = 2) -> str:
 
 def _versions(device: str) -> dict[str, str]:
     """Of what computed; a network whose card names no scan takes the one that ``auto`` means."""
+    import torch
+
+    from contourcast.models.selective_scan import explain_scan
+
     found = {name: _version(name) for name in PACKAGES}
     scan = explain_scan(torch.device(device))
     return (

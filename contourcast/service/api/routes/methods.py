@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -12,6 +11,7 @@ from contourcast.imaging.errors import ContourcastError
 from contourcast.propagate import NETWORK
 from contourcast.registration.methods import METHODS
 from contourcast.service.api.context import Context, in_thread
+from contourcast.service.jobs.network import served_model
 
 
 class MethodItem(BaseModel):
@@ -50,6 +50,7 @@ class ModelsAnswer(BaseModel):
 def routes(context: Context) -> APIRouter:
     """The routes over one application's records."""
     router = APIRouter(tags=["methods"])
+    read = served_model(context.settings)
 
     @router.get("/v1/methods")
     async def get_methods() -> MethodsAnswer:
@@ -67,21 +68,10 @@ def routes(context: Context) -> APIRouter:
     async def get_models() -> ModelsAnswer:
         """The network that is served, with its card."""
         try:
-            name, digest = await in_thread(context.served_network)
-            card = await in_thread(_card, context)
+            model = await in_thread(read)
         except ContourcastError as error:
             return ModelsAnswer(models=[], unavailable=str(error))
-        return ModelsAnswer(models=[ModelItem(network=name, digest=digest, served=True, card=card)])
+        item = ModelItem(network=model.name, digest=model.digest, served=True, card=model.card)
+        return ModelsAnswer(models=[item])
 
     return router
-
-
-def _card(context: Context) -> dict[str, Any]:
-    """The card as its file states it; of a folder of nnU-Net's own, as it was converted."""
-    from contourcast.models.foreign import ours
-    from contourcast.models.predictor import SHIPPED
-    from contourcast.models.weights import CARD_FILE
-
-    with ours(context.settings.weights or SHIPPED) as folder:
-        card: dict[str, Any] = json.loads((folder / CARD_FILE).read_text("utf-8"))
-    return card
