@@ -12,7 +12,7 @@ import logging
 import ssl
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -28,6 +28,7 @@ PARALLEL: Final = 4
 # Orthanc closes an idle connection after a second: ours are given up before.
 KEPT_S: Final = 0.5
 CONNECT_S: Final = 5.0
+READING: Final = frozenset({"GET", "HEAD"})
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -130,7 +131,7 @@ class Connection:
             PeerError: The status is another one, or the body is packed.
         """
         try:
-            with self._http.stream(method, path, **options) as answer:
+            with closing(self._answer(method, path, **options)) as answer:
                 if answer.status_code not in expect:
                     raise self._refused(answer.status_code)
                 if answer.headers.get("Content-Encoding", "identity") != "identity":
@@ -142,6 +143,20 @@ class Connection:
                 remedy="look whether it runs, its URL in the settings is right and, with https, "
                 "its certificate is one that is trusted",
             ) from error
+
+    def _answer(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """An answer as far as its headers.
+
+        A connection that was kept may be closed at the other end at the moment that it is used;
+        what only reads is asked once more. Whoever is not there, or is silent, is not.
+        """
+        request = self._http.build_request(method, path, **options)
+        try:
+            return self._http.send(request, stream=True)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            if method not in READING:
+                raise
+            return self._http.send(request, stream=True)
 
     def request(
         self, method: str, path: str, *, expect: Iterable[int] = (200,), **options: Any
