@@ -192,7 +192,7 @@ export class DraftSaver {
 
   /** Ends the saving; a copy of what is not saved stays. */
   close(): void {
-    if (this.acknowledged < this.change && this.saving.state !== "conflict") this.keep();
+    if (this.saving.state !== "conflict") this.keep();
     this.closed = true;
     this.cancel?.();
     this.cancel = null;
@@ -282,8 +282,9 @@ export class DraftSaver {
     return new DraftProblem(theirs.draft.by, 412, theirs.draft.by);
   }
 
-  private keep(): void {
-    if (this.kept === this.change) return;
+  /** Copies what is not saved into the browser. */
+  keep(): void {
+    if (this.kept === this.change || this.acknowledged === this.change) return;
     this.kept = this.change;
     const copy: LocalDraft = {
       body: this.options.body(),

@@ -17,6 +17,7 @@ export interface ViewerTexts {
   readonly loading: string;
   readonly foreign_frame: string;
   readonly no_planning: string;
+  /** What is shown with the name of the method while it is edited. */
   readonly copy_of_draft?: string;
 }
 
@@ -82,30 +83,51 @@ export interface ViewerEvents {
 }
 
 export interface Viewer {
+  /** The first picture at the target is on the screen, with its contours; it never rejects: failures are events. */
   readonly loaded: Promise<void>;
   readonly state: ViewerState;
+  /** Whether another planning CT than the propagation's own is shown. */
   readonly adjusting: boolean;
+  /** Listens; returns what ends it. */
   on<Name extends keyof ViewerEvents>(name: Name, listener: (value: ViewerEvents[Name]) => void): () => void;
+  /** Does what a key does. Returns whether it was possible. */
   run(command: Command): boolean;
+  /** Takes a key press. Returns whether it was the viewer's. */
   keyDown(event: KeyboardEvent): boolean;
   keyUp(event: KeyboardEvent): boolean;
+
   goToSlice(slice: number): void;
   goTo(world_xyz_mm: Triple): void;
+
+  /** A window for both images; `auto` is each image's own. */
   setWindow(window: WindowPreset | Window): void;
   setCompare(change: Partial<Compare>): void;
+  /** The planning CT alone, as long as a key is held. */
   setFlicker(held: boolean): void;
   setInterpolation(on: boolean): void;
   setContours(change: Partial<ContourDisplay>): void;
+  /** Tools that draw are there only while a contour is edited. */
   setTool(tool: Tool): void;
   setBrush(change: Partial<Brush>): void;
   clearDistances(): void;
+
+  /** Begins a draft from a method, or takes up the one that there is. Rejects with `DraftProblem`. */
   edit(method: string): Promise<void>;
+  /** Saves, and shows the machine's contours again. Rejects with `DraftProblem`, and goes on editing then. */
   leaveEditing(): Promise<void>;
   draft(): DraftBody | null;
+  /** Saves what is not saved. Resolves to the draft's ETag, which a signature names; rejects with `DraftProblem`. */
   saveDraft(): Promise<string>;
+  /** Throws the draft away, here and at the service. Rejects with `DraftProblem`. */
   discardDraft(): Promise<void>;
+  /** Ends a conflict: this draft replaces the other one, or the other one is taken up. */
   resolveConflict(whose: "mine" | "theirs"): Promise<void>;
+  /** Takes the lines of this slice from a method or ghost. Returns whether there are any. */
   copySlice(from: string): boolean;
+
+  /** Shows another planning CT, and contours in the place of those of their names; null: as it was. */
   preview(image: ViewImage | null, contours?: Readonly<Record<string, readonly Loop[]>>): void;
+
+  /** Ends requests and listeners, and takes everything out of the page. */
   destroy(): void;
 }

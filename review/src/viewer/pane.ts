@@ -62,8 +62,8 @@ export class Pane {
       // A picture is made of bytes: its canvas stays with the processor, and is not sent to a card and back.
       const isPicture = name === "cv-picture";
       const context = made.getContext("2d", { alpha: !isPicture, willReadFrequently: isPicture });
-      if (!context) throw new Error("this browser draws no canvas");
-      return context;
+      // Null only for a canvas that had another kind of context before.
+      return context!;
     };
     this.picture = canvas("cv-picture");
     this.overlay = canvas("cv-overlay");

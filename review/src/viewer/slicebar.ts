@@ -41,9 +41,8 @@ export class SliceBar {
     this.root.setAttribute("aria-label", label);
     const canvas = element("canvas", "cv-bar-canvas");
     canvas.setAttribute("aria-hidden", "true");
-    const context = canvas.getContext("2d");
-    if (!context) throw new Error("this browser draws no canvas");
-    this.context = context;
+    // Null only for a canvas that had another kind of context before.
+    this.context = canvas.getContext("2d")!;
     const [left, right] = ends.map((letter) => {
       const mark = element("span", "cv-bar-end");
       mark.textContent = letter;

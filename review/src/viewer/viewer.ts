@@ -60,6 +60,8 @@ class PropagationViewer implements Viewer, Bench {
   private display: ContourDisplay;
   /** Something was refused because it is of another frame of reference. */
   private foreign = false;
+  /** The CBCT will not come. */
+  private broken = false;
   /** The slice that a jump to disagreement led to last. */
   private worst: number | null = null;
 
@@ -96,6 +98,7 @@ class PropagationViewer implements Viewer, Bench {
     root.append(this.frame);
     this.hand = new Hand(this);
     globalThis.addEventListener("blur", this.lost);
+    globalThis.addEventListener("pagehide", this.hidden);
     this.resizes = new ResizeObserver(() => this.draw());
     for (const each of [...this.panes, this.bar]) this.resizes.observe(each.root);
     this.loaded = this.begin();
@@ -278,6 +281,7 @@ class PropagationViewer implements Viewer, Bench {
     this.session?.saver.close();
     this.session = null;
     globalThis.removeEventListener("blur", this.lost);
+    globalThis.removeEventListener("pagehide", this.hidden);
     this.resizes.disconnect();
     if (this.due !== null) cancelAnimationFrame(this.due);
     this.due = null;
@@ -490,13 +494,11 @@ class PropagationViewer implements Viewer, Bench {
   }
 
   private failed(what: "cbct" | "planning" | "contours", error: Error): void {
-    if (error instanceof ForeignFrameError) {
-      this.foreign = true;
-      this.events.emit("refused", { error });
-      this.draw(false);
-    } else {
-      this.events.emit("failed", { what, error });
-    }
+    this.foreign ||= error instanceof ForeignFrameError;
+    this.broken ||= what === "cbct";
+    if (error instanceof ForeignFrameError) this.events.emit("refused", { error });
+    else this.events.emit("failed", { what, error });
+    this.draw(false);
   }
 
   // Moving
@@ -629,7 +631,10 @@ class PropagationViewer implements Viewer, Bench {
     };
   }
 
+  /** The release of a key that another window gets is never heard. */
   private readonly lost = (): void => this.setFlicker(false);
+
+  private readonly hidden = (): void => this.session?.saver.keep();
 
   // Drawing
 
@@ -730,7 +735,8 @@ class PropagationViewer implements Viewer, Bench {
     const world = this.grid.world(this.cursor_ijk);
     const place_mm = { axial: world[2], coronal: world[1], sagittal: world[0] }[name];
     const main = normal === 2;
-    pane.say("slice", `${texts.planes[name]}\n${main ? this.sliceText : `${place_mm.toFixed(1)} mm`}`);
+    const edited = main && this.session && texts.copy_of_draft ? `\n${texts.copy_of_draft}: ${this.session.edits.method}` : "";
+    pane.say("slice", `${texts.planes[name]}\n${main ? this.sliceText : `${place_mm.toFixed(1)} mm`}${edited}`);
     const planning = this.material.planningAt(this.slice);
     const labels = parts.map(({ mix }) => {
       const shown = needs(mix);
@@ -746,7 +752,7 @@ class PropagationViewer implements Viewer, Bench {
     const wantsPlanning = this.flicker || this.compare.mode !== "blend" || this.compare.blend_percent > 0;
     const notices = [
       ...(this.foreign ? [texts.foreign_frame] : []),
-      ...(main && !this.material.cbct.has(this.slice) ? [texts.loading] : []),
+      ...(main && !this.broken && !this.material.cbct.has(this.slice) ? [texts.loading] : []),
       ...(planning.volume === null && wantsPlanning ? [texts.no_planning] : []),
     ];
     pane.say("notice", notices.join("\n"));
