@@ -23,16 +23,18 @@ def begin_again(records: Records, job: Job, planning_from_cbct: RigidTransform) 
     Raises:
         ConflictError: Something came after this one already, or it was begun at that very place.
     """
-    if job.state in (State.SUPERSEDED, State.CANCELLED):
-        raise ConflictError(
-            f"a propagation that is {job.state.value} is not begun again",
-            remedy="look at the one that came after it",
-        )
     order = started_from(job.order, planning_from_cbct)
     newer = order_id(order)
     if newer == job.id:
         raise ConflictError(
             "this propagation was begun at that very place", remedy="move the planning CT first"
+        )
+    if job.superseded_by == newer:
+        return newer
+    if job.state in (State.SUPERSEDED, State.CANCELLED):
+        raise ConflictError(
+            f"a propagation that is {job.state.value} is not begun again",
+            remedy="look at the one that came after it",
         )
     why = "superseded: a person began the registration again from another place"
     with records.index.write() as at:

@@ -73,10 +73,10 @@ def _require_drawable(loops: list[Loop], k: int, grid: Grid) -> None:
     _, rows, columns = grid.shape_zyx
     x, y = grid.spacing_xy_mm
     for loop in loops:
-        if len(loop) < 3 or abs(polygon.signed_area(loop)) < LEAST_AREA_MM2:
-            raise refused("a contour encloses nothing")
         if polygon.crosses_itself(loop):
             raise refused("a contour crosses itself")
+        if abs(polygon.signed_area(loop)) < LEAST_AREA_MM2:
+            raise refused("a contour encloses nothing")
         if (loop < (-x / 2, -y / 2)).any() or (
             loop > ((columns - 0.5) * x, (rows - 0.5) * y)
         ).any():

@@ -25,6 +25,8 @@ def moved(
         translation_xyz_mm: Where what is at the pivot goes, along the CBCT's world axes.
         rotation_xyz_deg: Angles of R = Rz Ry Rx.
     """
+    if not any((*translation_xyz_mm, *rotation_xyz_deg)):
+        return planning_from_cbct  # to the last bit
     x, y, z = rotation_xyz_deg
     frame = planning_from_cbct.source_frame
     pushed = RigidTransform.about(
