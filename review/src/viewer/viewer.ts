@@ -396,7 +396,7 @@ class PropagationViewer implements Viewer, Bench {
       case "smooth":
         return this.operate(({ edits }) => edits.change(this.slice, smoothed(edits.at(this.slice))));
       case "delete-slice":
-        return this.operate(({ edits }) => edits.change(this.slice, []));
+        return this.operate(({ edits }) => edits.at(this.slice).length > 0 && edits.change(this.slice, []));
       case "undo":
         return this.stepBack((session) => session.edits.undo());
       case "redo":
