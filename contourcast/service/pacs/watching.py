@@ -7,14 +7,16 @@ transaction with nothing in between, so that whatever dies, the next look finds 
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from collections.abc import Callable, Collection, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection, select, update
 
 from contourcast.service.doors import ArchiveDoor
-from contourcast.service.index.database import Index, now
+from contourcast.service.index.database import Index
 from contourcast.service.index.tables import cursor, series
 from contourcast.service.intake.arriving import Arriving
 from contourcast.service.jobs.duties import Duty
@@ -50,9 +52,13 @@ def watching(settings: ServiceSettings, records: Records) -> list[Duty]:
 
 
 def hint(index: Index, archive: str) -> None:
-    """Something arrived at an archive: the next look is now."""
+    """Something arrived at an archive: the next look is now.
+
+    Hints are counted: whoever gives one and whoever follows it need no common clock.
+    """
     with index.write() as at:
-        _put(index, at, _hint_of(archive), {"at": now().isoformat()})
+        index.in_turn(at, _hint_of(archive))
+        _put(index, at, _hint_of(archive), {"number": _hints(at, archive) + 1})
 
 
 def _looker(
@@ -63,15 +69,15 @@ def _looker(
     folder = settings.data_folder / "incoming" / settings.worker_slot
     client = Orthanc(http_peer(archive))
     reconciler = Reconciler(client, door, place, place, folder=folder)
-    last_look: list[datetime] = []
+    due_s, followed = -math.inf, -1
 
     def look() -> None:
-        moment = now()
-        due = not last_look or (moment - last_look[-1]).total_seconds() >= EVERY_S
-        if not due and not place.hinted_since(last_look[-1]):
+        nonlocal due_s, followed
+        hints = place.hints()
+        if time.monotonic() < due_s and hints == followed:
             return
-        last_look[:] = [moment]
-        while not reconciler.look(datetime.now(UTC)).done:
+        due_s, followed = time.monotonic() + EVERY_S, hints
+        while not reconciler.look(records.index.now()).done:
             pass
 
     return look
@@ -117,7 +123,7 @@ class _Place:
             "waiting": [each for each in waiting.values() if self._is_open(each)],
             "failed": list(look.failed),
             "refused": refused,
-            "looked_at": now().isoformat(),
+            "looked_at": self._index.now().isoformat(),
         }
         with self._index.write() as at:
             _put(self._index, at, _name_of(self._archive), value)
@@ -137,13 +143,10 @@ class _Place:
         with self._records.archive.path(kept).open("rb") as file:
             return hashlib.file_digest(file, "md5").hexdigest()
 
-    def hinted_since(self, moment: datetime) -> bool:
-        """Whether the archive told of something after that."""
+    def hints(self) -> int:
+        """How often the archive told of something."""
         with self._index.read() as at:
-            found = at.execute(
-                select(cursor.c.value_json).where(cursor.c.name == _hint_of(self._archive))
-            ).scalar()
-        return found is not None and found["at"] > moment.isoformat()
+            return _hints(at, self._archive)
 
     def _is_open(self, count: dict[str, Any]) -> bool:
         with self._index.read() as at:
@@ -166,6 +169,11 @@ def _name_of(archive: str) -> str:
 
 def _hint_of(archive: str) -> str:
     return f"hint:{archive}"
+
+
+def _hints(at: Connection, archive: str) -> int:
+    query = select(cursor.c.value_json).where(cursor.c.name == _hint_of(archive))
+    return int((at.execute(query).scalar() or {}).get("number", 0))
 
 
 def _put(index: Index, at: Connection, name: str, value: dict[str, Any]) -> None:
