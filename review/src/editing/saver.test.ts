@@ -293,6 +293,19 @@ describe("when somebody else saved", () => {
     expect(saver.state).toEqual({ state: "saved" });
   });
 
+  test("theirs stays when ours is thrown away, and ours stays in the browser when the page is left", async () => {
+    const { draw, clock, service, saver, storage } = begin();
+    service.save({ method: "dir-l", slices: {}, edited_slices: [], seconds: 3 }, "Dr. B");
+    draw();
+    await clock.advance(1000);
+    draw();
+    saver.close();
+    expect((storage as Memory).getItem("contourcast.draft.p1")).toContain("[2,0]");
+    await saver.discard();
+    expect(service.draft!.by).toBe("Dr. B");
+    expect((storage as Memory).items.size).toBe(0);
+  });
+
   test("or threw ours away, it is begun anew", async () => {
     const { draw, clock, service, saver, saved } = begin();
     draw();

@@ -172,15 +172,16 @@ export class DraftSaver {
     this.forget();
   }
 
-  /** Throws the draft away, here and at the service.
+  /** Throws the draft away, here and at the service; in a conflict the service's is somebody else's, and stays.
    *
    * @throws DraftProblem The service did not.
    */
   async discard(): Promise<void> {
+    if (this.saving.state === "conflict") return this.abandon();
     this.close();
     while (this.flight) await this.flight;
     try {
-      const answer = await this.ask("DELETE");
+      const answer = await this.ask("DELETE", undefined, this.etag === null ? {} : { "If-Match": this.etag });
       if (!answer.ok && answer.status !== 404) throw await problemOf(answer);
     } catch (error) {
       this.closed = false;
@@ -192,7 +193,7 @@ export class DraftSaver {
 
   /** Ends the saving; a copy of what is not saved stays. */
   close(): void {
-    if (this.saving.state !== "conflict") this.keep();
+    this.keep();
     this.closed = true;
     this.cancel?.();
     this.cancel = null;

@@ -39,8 +39,8 @@ export function foreignness(image: ViewImage, cbct: ViewImage): ForeignFrameErro
 export class Material {
   readonly grid: Grid;
   readonly cbct: Volume;
-  /** As the service drew them; of one frame of reference with the CBCT. */
-  contours: ReadonlyMap<string, Slices> = new Map();
+  /** As the service drew them, of one frame of reference with the CBCT; null where they are not there. */
+  contours: ReadonlyMap<string, Slices> | null = null;
   private planning: Named = { volume: null, label: "" };
   private previewed: { volume: Volume; label: string; stop: AbortController; contours: ReadonlyMap<string, Slices> } | null = null;
   private readonly stop = new AbortController();
@@ -95,7 +95,7 @@ export class Material {
 
   /** The lines of a method or ghost, or what is previewed in their place. */
   lines(name: string): Slices | undefined {
-    return this.previewed?.contours.get(name) ?? this.contours.get(name);
+    return this.previewed?.contours.get(name) ?? this.contours?.get(name);
   }
 
   /** Where one looks first: the voxel at the centre of the target, or of the volume. */

@@ -5,7 +5,7 @@ import { imageOf, random, voxelsOf } from "./phantom";
 import { planesOf } from "./planes";
 import { NOTHING, sample, type Voxels } from "./sample";
 import { Viewport } from "./viewport";
-import { automatic, dragged, grey, PRESETS, ramp } from "./window";
+import { automatic, dragged, grey, PRESETS, ramp, Windows } from "./window";
 
 const SOFT = ramp(PRESETS.soft);
 
@@ -113,6 +113,41 @@ describe("windows", () => {
     expect(Math.abs(window.center_hu - 49.5)).toBeLessThan(1.5);
     expect(Math.abs(window.width_hu - 98)).toBeLessThan(3);
     expect(automatic(new Int16Array(16).fill(-32768), 4, 4, 0, -32768)).toBeNull();
+  });
+});
+
+describe("the windows of two images", () => {
+  const own = { cbct: { center_hu: -50, width_hu: 300 }, planning: { center_hu: 20, width_hu: 350 } };
+
+  test("are one for a preset, and each image's own for auto", () => {
+    const windows = new Windows((image) => own[image]);
+    windows.choose("lung");
+    expect([windows.cbct, windows.planning]).toEqual([PRESETS.lung, PRESETS.lung]);
+    windows.choose("auto");
+    expect([windows.cbct, windows.planning, windows.preset]).toEqual([own.cbct, own.planning, "auto"]);
+    windows.choose({ center_hu: 1, width_hu: 2 });
+    expect([windows.planning, windows.preset]).toEqual([{ center_hu: 1, width_hu: 2 }, null]);
+  });
+
+  test("stay as they are until the values for auto are there", () => {
+    let there = false;
+    const windows = new Windows((image) => (there ? own[image] : null));
+    windows.choose("auto");
+    expect(windows.cbct).toEqual(PRESETS.soft);
+    there = true;
+    windows.settle();
+    expect(windows.cbct).toEqual(own.cbct);
+    windows.choose("bone");
+    windows.settle();
+    expect(windows.cbct).toEqual(PRESETS.bone);
+  });
+
+  test("follow one hand", () => {
+    const windows = new Windows((image) => own[image]);
+    windows.choose("auto");
+    windows.drag(0, 10);
+    expect(windows.preset).toBeNull();
+    expect([windows.cbct.center_hu, windows.planning.center_hu]).toEqual([-50 + 12, 20 + 14]);
   });
 });
 

@@ -21,7 +21,7 @@ import { SliceBar } from "./slicebar";
 import { isDrawing, type Tool } from "./tools";
 import type { Viewport } from "./viewport";
 import type { Volume } from "./volume";
-import { automatic, dragged, PRESETS, type Window, type WindowPreset } from "./window";
+import { automatic, Windows, type Window, type WindowPreset } from "./window";
 
 /** Shows the images of a propagation in an element of a given size. */
 export function createViewer(root: HTMLElement, view: View, options: ViewerOptions): Viewer {
@@ -51,9 +51,7 @@ class PropagationViewer implements Viewer, Bench {
   brush: Brush = { diameter_mm: 8, sphere: false };
   session: EditingSession | null = null;
   private saving: Saving = { state: "saved" };
-  private cbct_window: Window = PRESETS.soft;
-  private planning_window: Window = PRESETS.soft;
-  private preset: WindowPreset | null = "soft";
+  private readonly windows = new Windows((image) => this.ownWindow(image));
   private compare: Compare = { mode: "blend", blend_percent: 0, spyglass_radius_px: 90 };
   private flicker = false;
   private interpolation = true;
@@ -65,6 +63,7 @@ class PropagationViewer implements Viewer, Bench {
   /** The slice that a jump to disagreement led to last. */
   private worst: number | null = null;
 
+  private beginning: Promise<void> | null = null;
   private destroyed = false;
   private due: number | null = null;
   private pictures = true;
@@ -115,8 +114,8 @@ class PropagationViewer implements Viewer, Bench {
       slice: this.slice,
       slices: this.slices,
       cursor_xyz_mm: this.grid.world(this.cursor_ijk),
-      window: this.cbct_window,
-      preset: this.preset,
+      window: this.windows.cbct,
+      preset: this.windows.preset,
       compare: this.compare,
       flicker: this.flicker,
       interpolation: this.interpolation,
@@ -146,14 +145,7 @@ class PropagationViewer implements Viewer, Bench {
   // How
 
   setWindow(window: WindowPreset | Window): void {
-    if (typeof window !== "string") {
-      this.preset = null;
-      this.cbct_window = window;
-      this.planning_window = window;
-    } else {
-      this.preset = window;
-      this.applyPreset();
-    }
+    this.windows.choose(window);
     this.draw();
   }
 
@@ -202,15 +194,24 @@ class PropagationViewer implements Viewer, Bench {
 
   // Editing
 
-  async edit(method: string): Promise<void> {
+  edit(method: string): Promise<void> {
+    // Whoever asks twice gets one session.
+    this.beginning ??= this.beginEditing(method).finally(() => (this.beginning = null));
+    return this.beginning;
+  }
+
+  private async beginEditing(method: string): Promise<void> {
     if (this.session) return;
-    const { http, storage = globalThis.localStorage } = this.options;
+    const { http, texts, storage = globalThis.localStorage } = this.options;
+    const { contours } = this.material;
+    // A draft begun from nothing would be signed as if the machine had drawn nothing.
+    if (!contours) throw new DraftProblem(this.foreign ? texts.foreign_frame : texts.loading, 0, "");
     const begun = await EditingSession.begin({
       http,
       propagation: this.view.propagation,
       storage,
       method,
-      contours: this.material.contours,
+      contours,
       slice_distance_mm: this.grid.spacing_ijk_mm[2],
       saving: (saving) => {
         this.saving = saving;
@@ -229,8 +230,9 @@ class PropagationViewer implements Viewer, Bench {
     const { session } = this;
     if (!session) return;
     this.hand.end();
-    // Nothing drawn and nothing saved before is no draft.
-    if (session.saver.state.state !== "saved") await session.saver.flush();
+    // Nothing drawn and nothing saved before is no draft; in a conflict ours waits in the browser.
+    const { state } = session.saver.state;
+    if (state !== "saved" && state !== "conflict") await session.saver.flush();
     session.saver.close();
     this.leave();
   }
@@ -263,7 +265,7 @@ class PropagationViewer implements Viewer, Bench {
   }
 
   copySlice(from: string): boolean {
-    const rings = this.material.contours.get(from)?.get(this.slice);
+    const rings = this.material.contours?.get(from)?.get(this.slice);
     if (!this.session || !rings) return false;
     return this.operate((session) => session.edits.change(this.slice, rings));
   }
@@ -487,7 +489,7 @@ class PropagationViewer implements Viewer, Bench {
 
   private arrived(what: "cbct" | "planning" | "contours", volume: Volume | null): void {
     if (volume && what !== "contours") {
-      if (this.preset === "auto") this.applyPreset();
+      this.windows.settle();
       this.events.emit("loading", { image: what, loaded_slices: volume.loaded_slices, slices: volume.slices });
     }
     this.draw();
@@ -553,20 +555,12 @@ class PropagationViewer implements Viewer, Bench {
     return true;
   }
 
-  private applyPreset(): void {
-    if (this.preset === null) return;
-    if (this.preset !== "auto") {
-      this.cbct_window = PRESETS[this.preset];
-      this.planning_window = PRESETS[this.preset];
-      return;
-    }
-    // From the target's slice, so that the picture does not change its greys on the way through the volume.
+  /** From the target's slice, so that a picture does not change its greys on the way through the volume. */
+  private ownWindow(image: "cbct" | "planning"): Window | null {
     const slice = this.material.start()[2];
-    const [columns, rows] = this.grid.shape_ijk;
-    const found = (volume: Volume | null): Window | null =>
-      volume?.has(slice) ? automatic(volume.values, columns, rows, slice, volume.outside) : null;
-    this.cbct_window = found(this.material.cbct) ?? this.cbct_window;
-    this.planning_window = found(this.material.planningAt(slice).volume) ?? this.planning_window;
+    const volume = image === "cbct" ? this.material.cbct : this.material.planningAt(slice).volume;
+    if (!volume?.has(slice)) return null;
+    return automatic(volume.values, volume.shape_ijk[0], volume.shape_ijk[1], slice, volume.outside);
   }
 
   // Operations
@@ -605,9 +599,7 @@ class PropagationViewer implements Viewer, Bench {
   // What the hand tells
 
   dragWindow(dx_px: number, dy_px: number): void {
-    this.preset = null;
-    this.cbct_window = dragged(this.cbct_window, dx_px, dy_px);
-    this.planning_window = dragged(this.planning_window, dx_px, dy_px);
+    this.windows.drag(dx_px, dy_px);
   }
 
   pointed(): void {
@@ -653,8 +645,8 @@ class PropagationViewer implements Viewer, Bench {
     const sources = {
       cbct: this.material.cbct,
       planning: this.material.planningAt(this.slice).volume,
-      cbct_window: this.cbct_window,
-      planning_window: this.planning_window,
+      cbct_window: this.windows.cbct,
+      planning_window: this.windows.planning,
       interpolation: this.interpolation,
     };
     const over = {

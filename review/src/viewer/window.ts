@@ -71,3 +71,34 @@ export function automatic(
   const high = sorted[Math.ceil(0.99 * (sorted.length - 1))]!;
   return { center_hu: (low + high) / 2, width_hu: Math.max(NARROWEST_HU, high - low) };
 }
+
+/** The windows of both images: those of a preset, or what a hand made of them. */
+export class Windows {
+  preset: WindowPreset | null = "soft";
+  cbct: Window = PRESETS.soft;
+  planning: Window = PRESETS.soft;
+
+  /** @param found The window that an image's own values ask for; null where they are not there yet. */
+  constructor(private readonly found: (image: "cbct" | "planning") => Window | null) {}
+
+  choose(window: WindowPreset | Window): void {
+    this.preset = typeof window === "string" ? window : null;
+    if (window === "auto") return this.settle();
+    this.cbct = typeof window === "string" ? PRESETS[window] : window;
+    this.planning = this.cbct;
+  }
+
+  /** Another part of an image is there: what is automatic is found anew. */
+  settle(): void {
+    if (this.preset !== "auto") return;
+    this.cbct = this.found("cbct") ?? this.cbct;
+    this.planning = this.found("planning") ?? this.planning;
+  }
+
+  /** Both by the same way, so that they stay as far apart as they are. */
+  drag(dx_px: number, dy_px: number): void {
+    this.preset = null;
+    this.cbct = dragged(this.cbct, dx_px, dy_px);
+    this.planning = dragged(this.planning, dx_px, dy_px);
+  }
+}
