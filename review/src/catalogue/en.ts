@@ -267,7 +267,7 @@ export const en = {
   "sign.contour": "Contour",
   "sign.edits": "Edits",
   "sign.edits_none": "none: the machine's contour, unchanged",
-  "sign.edits_some": "{count} slices ({slices}); {before} → {after}",
+  "sign.edits_some": "{edited} ({slices}); {before} → {after}",
   "sign.who": "Signed by",
   "sign.written": "Will be written",
   "sign.written_text": "one RT Structure Set, APPROVED, with the ROI {roi} alone. It becomes the prior of the next fraction.",

@@ -269,7 +269,7 @@ export const zh: Texts = {
   "sign.contour": "轮廓",
   "sign.edits": "修改",
   "sign.edits_none": "无：机器轮廓，未作改动",
-  "sign.edits_some": "{count} 层（{slices}）；{before} → {after}",
+  "sign.edits_some": "{edited}（{slices}）；{before} → {after}",
   "sign.who": "签名人",
   "sign.written": "将写入",
   "sign.written_text": "一个 RT Structure Set，状态 APPROVED，仅含 ROI {roi}。它将成为下一分次的先验轮廓。",

@@ -10,6 +10,7 @@ import { fractionOf } from "./banner";
 import { openDialog, type Dialog } from "./dialog";
 import { badge, line } from "./marks";
 import { problemBox } from "./problem";
+import { editedSlices } from "./tools";
 
 /** What somebody is about to sign. */
 export interface Subject {
@@ -105,7 +106,7 @@ function repeated(app: App, { view, method, edit }: Subject): HTMLElement {
     edit === null
       ? t("sign.edits_none")
       : t("sign.edits_some", {
-          count: edit.edited_slices.length,
+          edited: editedSlices(edit.edited_slices.length),
           slices: sliceList(edit.edited_slices),
           before: cc(edit.machine_volume_cc),
           after: cc(edit.volume_cc),

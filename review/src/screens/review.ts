@@ -110,6 +110,7 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
   show(root, banner(app, view), bars, h("div", { class: "work" }, h("div", { class: "images" }, toolRow, stage), side), decision);
 
   const viewer = createViewer(stage, view, { http: app.client.http, texts: viewerTexts(), storage: browserStorage() });
+  viewer.setWindow("auto"); // what lies in the lung is not seen in a window for soft tissue
   viewer.setInterpolation(app.preferences.interpolation);
   viewer.setContours({ width_px: app.preferences.contour_px });
 

@@ -1,0 +1,160 @@
+"""What a physicist does on the page, in a real browser, against a real service."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from support.review_page import PASSWORD, Department, Person, person
+
+pytestmark = pytest.mark.peer
+REJECTED = "registration wrong"
+
+
+def test_the_worst_is_first_and_one_key_opens_it(browser: Any, clinic: Department) -> None:
+    with person(browser, clinic, "ann") as ann:
+        first = ann.page.locator(".worklist-table .window .row").first
+        expect(first).to_contain_text("REJECT")
+        ann.page.keyboard.press("Enter")
+        ann.page.locator(f'.review[data-shown="{clinic.worst}"]').wait_for()
+        expect(ann.page.locator(".verdict-line")).to_contain_text("REJECT")
+        expect(ann.page.locator(".notices")).to_contain_text("The registration was rejected")
+        expect(ann.page.get_by_role("button", name="Approve …")).to_be_disabled()
+
+
+def test_an_edit_is_drawn_undone_signed_and_found_as_the_approved_set(
+    browser: Any, clinic: Department
+) -> None:
+    propagation = clinic.undecided()
+    with person(browser, clinic, "ann") as ann:
+        ann.open(propagation)
+        flick_and_jump(ann)
+        ann.page.keyboard.press("e")
+        ann.page.locator(".tools-edit").wait_for()
+        facts = ann.page.locator(".edit-facts")
+        before = facts.inner_text()
+        ann.stroke((0.30, 0.45), (0.36, 0.50))
+        expect(facts).to_contain_text("1 slice edited")
+        brushed = facts.inner_text()
+        assert brushed != before
+        ann.page.keyboard.press("a")  # freehand
+        ann.stroke((0.30, 0.55), (0.34, 0.60), (0.26, 0.62), (0.30, 0.55))
+        expect(facts).not_to_have_text(brushed)
+        ann.page.keyboard.press("Control+z")
+        expect(facts).to_have_text(brushed)
+        ann.page.keyboard.press("y")
+        dialog = ann.page.locator("dialog")
+        expect(dialog).to_contain_text("1 slice edited (")
+        expect(dialog).to_contain_text("ann")
+        ann.prove_and("Sign")
+        dialog.locator(".signed").wait_for()
+        shown = dialog.inner_text()
+    reviews = clinic.get(f"/v1/propagations/{propagation}/reviews")["reviews"]
+    assert [review["decision"] for review in reviews] == ["edited"]
+    assert reviews[0]["structures_uid"] in shown
+    assert clinic.get(f"/v1/propagations/{propagation}")["state"] == "edited"
+    approved = clinic.get(f"/v1/propagations/{propagation}/contours")["contours"]["approved"]
+    assert approved
+
+
+def test_a_rejection_needs_its_reason_and_is_kept(browser: Any, clinic: Department) -> None:
+    propagation = clinic.undecided()
+    with person(browser, clinic, "ann") as ann:
+        ann.open(propagation)
+        ann.page.keyboard.press("x")
+        ann.prove_and("Reject")
+        expect(ann.page.locator("dialog")).to_contain_text("Choose a reason.")
+        ann.page.get_by_label(REJECTED).check()
+        ann.prove_and("Reject")
+        expect(ann.page.locator("dialog .callout-reject")).to_contain_text(REJECTED)
+    reviews = clinic.get(f"/v1/propagations/{propagation}/reviews")["reviews"]
+    assert [(review["decision"], review["reason"]) for review in reviews] == [
+        ("rejected", REJECTED)
+    ]
+
+
+def test_of_two_who_look_the_second_is_told_and_signs_nothing(
+    browser: Any, clinic: Department
+) -> None:
+    propagation = clinic.undecided()
+    with person(browser, clinic, "ann") as ann, person(browser, clinic, "bob") as bob:
+        ann.open(propagation)
+        bob.open(propagation)
+        expect(bob.page.locator(".notices")).to_contain_text("Also open at: ann")
+        bob.page.keyboard.press("y")
+        ann.page.keyboard.press("y")
+        ann.prove_and("Sign")
+        ann.page.locator("dialog .signed").wait_for()
+        bob.prove_and("Sign")
+        expect(bob.page.locator("dialog")).to_contain_text("Not signed: it changed")
+        bob.page.get_by_role("button", name="Look again").click()
+        expect(bob.page.locator(".notices")).to_contain_text("Signed by ann")
+    reviews = clinic.get(f"/v1/propagations/{propagation}/reviews")["reviews"]
+    assert [review["reviewer"].removeprefix("local:") for review in reviews] == ["ann"]
+
+
+def test_a_wrong_password_signs_nothing(browser: Any, clinic: Department) -> None:
+    propagation = clinic.looked_at
+    with person(browser, clinic, "ann") as ann:
+        ann.open(propagation)
+        ann.page.keyboard.press("y")
+        ann.page.locator("dialog input[type=password]").fill("eight")
+        ann.page.keyboard.press("Enter")
+        expect(ann.page.locator("dialog")).to_contain_text("Nothing was signed")
+    assert clinic.get(f"/v1/propagations/{propagation}/reviews")["reviews"] == []
+
+
+def test_who_may_only_look_signs_nothing_and_is_told_why(browser: Any, clinic: Department) -> None:
+    with person(browser, clinic, "eve") as eve:
+        eve.open(clinic.looked_at)
+        for name in ("Approve …", "Reject …", "Edit"):
+            expect(eve.page.get_by_role("button", name=name)).to_be_disabled()
+        expect(eve.page.locator(".notices")).to_contain_text("your role is to look")
+        eve.page.keyboard.press("y")
+        expect(eve.page.locator("dialog")).to_have_count(0)
+
+
+def test_everything_to_a_signature_goes_by_keyboard_alone(browser: Any, clinic: Department) -> None:
+    propagation = clinic.undecided()
+    with person(browser, clinic, "bob") as bob:
+        keyboard = bob.page.keyboard
+        bob.page.goto(f"{clinic.address}/review/#/propagations/{propagation}")
+        bob.page.locator(f'.review[data-shown="{propagation}"]').wait_for()
+        keyboard.press("c")
+        keyboard.press("e")
+        bob.page.locator(".tools-edit").wait_for()
+        bob.page.locator(".cv-axial").focus()
+        for _ in range(3):
+            keyboard.press("Alt+ArrowRight")
+        keyboard.press(" ")
+        expect(bob.page.locator(".edit-facts")).to_contain_text("1 slice edited")
+        keyboard.press("Control+z")
+        keyboard.press("q")
+        expect(bob.page.locator(".tools-edit")).to_have_count(0)
+        keyboard.press("y")
+        bob.page.locator("dialog").wait_for()
+        keyboard.type(PASSWORD)
+        keyboard.press("Enter")
+        bob.page.locator("dialog .signed").wait_for()
+        keyboard.press("Escape")
+        expect(bob.page.locator(".notices")).to_contain_text("Signed by bob")
+    assert clinic.get(f"/v1/propagations/{propagation}")["state"] == "approved"
+
+
+def flick_and_jump(ann: Person) -> None:
+    """Through slices, to the worst one, and the planning CT for as long as a key is held."""
+    corner = ann.page.locator(".cv-axial .cv-corner-slice")
+    begun = corner.inner_text()
+    ann.page.keyboard.press("ArrowDown")
+    expect(corner).not_to_have_text(begun)
+    ann.page.keyboard.press("c")
+    expect(corner).to_have_text(begun)
+    ann.page.keyboard.press("]")
+    image = ann.page.locator(".cv-axial .cv-corner-image")
+    ann.page.keyboard.down("f")
+    expect(image).to_contain_text("planning CT")
+    ann.page.keyboard.up("f")
+    expect(image).not_to_contain_text("planning CT")
+    ann.page.keyboard.press("c")

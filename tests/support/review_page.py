@@ -1,0 +1,288 @@
+"""A department whose review page is open: a service on a small course, and a browser before it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from pydicom.dataset import FileDataset
+
+from contourcast.service.access.accounts import make_account
+from contourcast.service.access.keys import make_key
+from contourcast.service.access.roles import Role
+from contourcast.service.records import open_records
+from contourcast.service.settings import ServiceSettings
+from support.course import (
+    PATIENT_NAME,
+    SPACING_XYZ_MM,
+    CourseFiles,
+    make_course,
+    origin_xyz_mm,
+    thorax_hu,
+)
+from support.data import REPOSITORY, peer, peer_module, require
+from support.dicom_factory import CtFiles, make_ct_series
+from support.server import Server, form_files
+
+PASSWORD: Final = "seven small green apples"
+PEOPLE: Final = {
+    "ann": (Role.REVIEWER, Role.VIEWER),
+    "bob": (Role.REVIEWER, Role.VIEWER),
+    "eve": (Role.VIEWER,),
+}
+BUILT: Final = REPOSITORY / "contourcast" / "service" / "static" / "index.html"
+AXE: Final = REPOSITORY / "review" / "node_modules" / "axe-core" / "axe.min.js"
+# The patient's shift at each fraction after the first.
+SHIFTS_XYZ_MM: Final = ((-5.0, 3.0, 2.0), (2.0, 6.0, -4.0), (4.0, 1.0, 3.0), (-3.0, -2.0, 1.0))
+FLAGS: Final = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+LONGEST_S: Final = 300.0
+DARK, LIGHT = "dark", "light"
+ORDINARY, LARGE = (1440, 900), (1920, 1080)
+
+
+@dataclass(kw_only=True)
+class Department:
+    """A service that has drawn every fraction.
+
+    Attributes:
+        worst: The propagation of the first scan, whose registration was rejected.
+        drawn: The others, in the order of being taken.
+    """
+
+    server: Server
+    course: CourseFiles
+    worst: str
+    drawn: list[str]
+    taken: set[str] = field(default_factory=set)
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return str(self.server.http.base_url).rstrip("/")
+
+    @property
+    def looked_at(self) -> str:
+        """The earliest: a contour that is signed is the prior of later fractions alone."""
+        return self.drawn[0]
+
+    def undecided(self) -> str:
+        """A propagation that no other test has touched, the latest first."""
+        found = next(each for each in reversed(self.drawn[1:]) if each not in self.taken)
+        self.taken.add(found)
+        return found
+
+    def kill(self) -> None:
+        """``kill -9``, in the middle of whatever it does."""
+        self.server.kill()
+
+    def start_again(self) -> None:
+        """At the same address, over the same folder."""
+        key, port = self.server.http.headers["Authorization"], self.server.http.base_url.port
+        self.server.options = ("--port", str(port))
+        self.server.start()
+        self.server.http.headers["Authorization"] = key
+
+    def get(self, path: str) -> Any:
+        """What the service says to a program."""
+        answer = self.server.http.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+@contextmanager
+def department(folder: Path) -> Iterator[Department]:
+    """A service with three people, a plan, five fractions and a scan before them that fits none."""
+    require("peer", BUILT.is_file(), "the review page is not built: make page")
+    course = make_course(folder / "course")
+    scans = [
+        _turned(folder),
+        course.cbct,
+        *(_fraction(folder, day, shift) for day, shift in enumerate(SHIFTS_XYZ_MM, start=4)),
+    ]
+    settings = ServiceSettings(data_folder=folder / "data")
+    records = open_records(settings, role="test")
+    try:
+        for name, roles in PEOPLE.items():
+            make_account(records.index, name=name, password=PASSWORD, roles=roles)
+        _, key = make_key(
+            records.index, label="test", roles=[Role.UPLOADER, Role.VIEWER], days=None
+        )
+    finally:
+        records.close()
+    access = json.dumps({"local_accounts": True, "secure_cookies": False})
+    server = Server(
+        folder / "data",
+        access=access,
+        intake="automatic",
+        methods=json.dumps(["translation", "rigid"]),
+    ).start()
+    server.http.headers["Authorization"] = f"Bearer {key}"
+    try:
+        planned = [*course.planning_ct.paths, course.structures]
+        for paths in (planned, *(scan.paths for scan in scans)):
+            answer = server.http.post("/v1/instances", files=form_files(paths))
+            assert answer.status_code == 200, answer.text
+        for scan in scans:
+            server.http.put(
+                f"/v1/series/{scan.series_uid}/completion", json={"instances": len(scan.paths)}
+            )
+        found = [_drawn(server, scan) for scan in scans]
+        yield Department(server=server, course=course, worst=found[0], drawn=found[1:])
+    finally:
+        server.stop()
+
+
+def _fraction(folder: Path, day: int, shift_xyz_mm: Sequence[float]) -> CtFiles:
+    return _scan(folder, day, thorax_hu(np.array(shift_xyz_mm), noise_hu=25.0, seed=day))
+
+
+def _turned(folder: Path) -> CtFiles:
+    """Lying on its side, as no hospital scans: no registration of it may be accepted."""
+    upright = thorax_hu(np.zeros(3), noise_hu=25.0, seed=9)
+    return _scan(folder, 2, upright.transpose(0, 2, 1)[::-1].copy())
+
+
+def _scan(folder: Path, day: int, hu_zyx: np.ndarray) -> CtFiles:
+    def change(dataset: FileDataset, _: int) -> None:
+        dataset.PatientName = PATIENT_NAME
+        dataset.PatientID = "ZZQQ-LEAK-ID"
+        dataset.SeriesDescription = "CBCT"
+        dataset.AcquisitionDate = dataset.SeriesDate = dataset.StudyDate = f"202601{day:02d}"
+
+    return make_ct_series(
+        folder / f"cbct-{day}",
+        hu_zyx,
+        spacing_xyz_mm=SPACING_XYZ_MM,
+        origin_xyz_mm=origin_xyz_mm(),
+        name=f"tiny-cbct-{day}",
+        change=change,
+    )
+
+
+def _drawn(server: Server, scan: CtFiles) -> str:
+    """Waits until a scan that came by itself is drawn; the id of its propagation."""
+    deadline = time.monotonic() + LONGEST_S
+    while time.monotonic() < deadline:
+        answer = server.http.get("/v1/propagations", params={"cbct": scan.series_uid})
+        if found := answer.json()["propagations"]:
+            return str(server.done(found[0]["id"])["id"])
+        time.sleep(0.1)
+    raise AssertionError("nothing was matched\n" + "".join(server.lines))
+
+
+# Browsers
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Debian's Chromium, driven by Playwright; each context of it is another person's browser."""
+    program, playwright = peer("chromium"), peer_module("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=list(FLAGS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@dataclass(kw_only=True)
+class Person:
+    """Somebody before the page.
+
+    Attributes:
+        said: What the browser's console had to complain of.
+    """
+
+    page: Any
+    address: str
+    said: list[str] = field(default_factory=list)
+
+    def sign_in(self, name: str) -> None:
+        """By the keyboard alone."""
+        self.page.goto(f"{self.address}/review/")
+        self.page.get_by_label("Name", exact=True).wait_for()
+        self.page.keyboard.type(name)
+        self.page.keyboard.press("Tab")
+        self.page.keyboard.type(PASSWORD)
+        self.page.keyboard.press("Enter")
+        self.page.locator(".worklist-table .window .row").first.wait_for()
+
+    def open(self, propagation: str) -> None:
+        """A fraction, by its address; waits for the first picture."""
+        self.page.goto(f"{self.address}/review/#/propagations/{propagation}")
+        self.page.locator(f'.review[data-shown="{propagation}"]').wait_for()
+
+    def stroke(self, *points: tuple[float, float]) -> None:
+        """Draws on the axial pane; points are shares of its width and height."""
+        box = self.page.locator(".cv-axial").bounding_box()
+        places = [(box["x"] + u * box["width"], box["y"] + v * box["height"]) for u, v in points]
+        self.page.mouse.move(*places[0])
+        self.page.mouse.down()
+        for place in places[1:]:
+            self.page.mouse.move(*place, steps=6)
+        self.page.mouse.up()
+
+    def prove_and(self, button: str) -> None:
+        """Shows the credential in an open dialog, and goes on."""
+        self.page.locator("dialog input[type=password]").fill(PASSWORD)
+        self.page.locator("dialog").get_by_role("button", name=button, exact=True).click()
+
+
+@contextmanager
+def person(
+    browser: Any,
+    department: Department,
+    name: str,
+    *,
+    size: tuple[int, int] = ORDINARY,
+    theme: str = DARK,
+    language: str = "en",
+) -> Iterator[Person]:
+    """Somebody who has signed in, in a browser of their own."""
+    width, height = size
+    context = browser.new_context(viewport={"width": width, "height": height})
+    likes = json.dumps({"theme": theme, "language": language})
+    context.add_init_script(
+        "if (!localStorage.getItem('contourcast.preferences'))"
+        f" localStorage.setItem('contourcast.preferences', {json.dumps(likes)})"
+    )
+    page = context.new_page()
+    made = Person(page=page, address=department.address)
+    page.on("console", lambda message: made.said.append(message.text))
+    page.on("pageerror", lambda error: made.said.append(f"page error: {error}"))
+    try:
+        if name:
+            made.sign_in(name) if language == "en" else _sign_in_by_order(made, name)
+        yield made
+    finally:
+        context.close()
+
+
+def _sign_in_by_order(made: Person, name: str) -> None:
+    """Where the labels are in another language: the first field, the second, Enter."""
+    made.page.goto(f"{made.address}/review/")
+    made.page.locator("input[name=name]").fill(name)
+    made.page.locator("input[name=password]").fill(PASSWORD)
+    made.page.keyboard.press("Enter")
+    made.page.locator(".worklist-table .window .row").first.wait_for()
+
+
+def pictures_folder() -> Path | None:
+    """Where pictures for the documentation go; none: they are not kept."""
+    named = os.environ.get("CONTOURCAST_PICTURES")
+    return Path(named) if named else None
