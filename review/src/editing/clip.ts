@@ -10,7 +10,7 @@ import type { Point, Ring, Rings } from "../viewer/contract";
 const STEPS_PER_MM: number = 1e5;
 
 /** A crumb that clipping left, about 0.2 mm square: the smallest brush covers fifteen times as much. */
-const CRUMB_MM2: number = 0.05;
+export const CRUMB_MM2: number = 0.05;
 
 /** Less than this is no change: the roundings of a line a metre long. */
 const SAME_MM2: number = 1e-2 / STEPS_PER_MM;

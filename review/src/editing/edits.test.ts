@@ -10,10 +10,15 @@ const disc = (u: number, v: number, r: number, n = 120): Ring =>
   Array.from({ length: n }, (_, k) => [u + r * Math.cos((2 * Math.PI * k) / n), v + r * Math.sin((2 * Math.PI * k) / n)]);
 const slab = (): Map<number, Rings> => new Map(Array.from({ length: 9 }, (_, k) => [k + 10, [disc(0, 0, 10)]]));
 
+const plane = (slice_distance_mm: number) => ({
+  slice_distance_mm,
+  bounds: { left_mm: -100, top_mm: -100, right_mm: 100, bottom_mm: 100 },
+});
+
 describe("while a contour is mended", () => {
   test("slices that nobody touched stay the very arrays that came", () => {
     const base = slab();
-    const edits = new Edits("rigid", base, 2);
+    const edits = new Edits("rigid", base, plane(2));
     edits.change(12, [disc(0, 0, 8)]);
     edits.change(20, [disc(0, 0, 3)]);
     for (const [slice, rings] of base) if (slice !== 12) expect(edits.at(slice)).toBe(rings);
@@ -26,7 +31,7 @@ describe("while a contour is mended", () => {
 
   test("each step goes back and forth without limit, down to the very arrays", () => {
     const base = slab();
-    const edits = new Edits("rigid", base, 2);
+    const edits = new Edits("rigid", base, plane(2));
     const states: Rings[] = [edits.at(14)];
     for (let n = 0; n < 500; n++) {
       edits.change(14, [disc(0, 0, 5 + n / 100, 12)]);
@@ -47,7 +52,7 @@ describe("while a contour is mended", () => {
   });
 
   test("a stroke over several slices is one step", () => {
-    const edits = new Edits("rigid", slab(), 2);
+    const edits = new Edits("rigid", slab(), plane(2));
     edits.begin();
     for (const slice of [12, 13, 12, 13, 14]) edits.change(slice, [disc(slice, 0, 4)]);
     expect(edits.commit()).toBe(true);
@@ -59,7 +64,7 @@ describe("while a contour is mended", () => {
   });
 
   test("a step that changes nothing is none, and another one ends what was undone", () => {
-    const edits = new Edits("rigid", slab(), 2);
+    const edits = new Edits("rigid", slab(), plane(2));
     edits.change(12, edits.at(12));
     expect(edits.can_undo).toBe(false);
     edits.change(12, []);
@@ -69,7 +74,7 @@ describe("while a contour is mended", () => {
   });
 
   test("an emptied slice is edited and empty; a slice that never was is neither", () => {
-    const edits = new Edits("rigid", slab(), 2);
+    const edits = new Edits("rigid", slab(), plane(2));
     edits.change(12, []);
     edits.change(30, [disc(0, 0, 2)]);
     edits.undo();
@@ -77,7 +82,7 @@ describe("while a contour is mended", () => {
   });
 
   test("the volume follows", () => {
-    const edits = new Edits("rigid", new Map([[3, [disc(0, 0, 10, 2000)]]]), 2.5);
+    const edits = new Edits("rigid", new Map([[3, [disc(0, 0, 10, 2000)]]]), plane(2.5));
     expect(edits.volume_cc).toBeCloseTo((Math.PI * 100 * 2.5) / 1000, 4);
     edits.change(4, [disc(0, 0, 10, 2000), disc(0, 0, 5, 2000)]);
     expect(edits.volume_cc).toBeCloseTo((Math.PI * (100 + 75) * 2.5) / 1000, 4);
@@ -85,13 +90,22 @@ describe("while a contour is mended", () => {
     expect(edits.volume_cc).toBeCloseTo((Math.PI * 100 * 2.5) / 1000, 4);
   });
 
+  test("what reaches out of the image is cut off when the hand is lifted", () => {
+    const edits = new Edits("rigid", slab(), plane(2));
+    edits.change(12, [disc(95, 0, 10)]);
+    expect(Math.max(...edits.at(12)[0]!.map(([u]) => u))).toBeLessThan(100);
+    expect(area_mm2(edits.at(12))).toBeGreaterThan(200);
+    edits.undo();
+    expect(edits.edited_slices).toEqual([]);
+  });
+
   test("a draft that was saved goes on where it was, on the method's own slices", () => {
     const base = slab();
-    const first = new Edits("rigid", base, 2);
+    const first = new Edits("rigid", base, plane(2));
     first.change(12, [disc(1, 1, 4)]);
     first.change(13, []);
     const saved = JSON.parse(JSON.stringify(first.body(5))) as ReturnType<Edits["body"]>;
-    const again = new Edits("rigid", base, 2, saved.slices);
+    const again = new Edits("rigid", base, plane(2), saved.slices);
     expect(again.edited_slices).toEqual([12, 13]);
     expect(again.body(5)).toEqual(first.body(5));
     expect(again.at(14)).toBe(base.get(14));
@@ -101,7 +115,7 @@ describe("while a contour is mended", () => {
 
 describe("slices between edited ones", () => {
   test("are filled with the shapes between, as one step", () => {
-    const edits = new Edits("rigid", slab(), 2);
+    const edits = new Edits("rigid", slab(), plane(2));
     edits.change(11, [disc(0, 0, 6)]);
     edits.change(15, [disc(8, 4, 10)]);
     expect(edits.interpolate()).toBe(true);
@@ -114,7 +128,7 @@ describe("slices between edited ones", () => {
   });
 
   test("are made anew when a slice that they hang on changed", () => {
-    const edits = new Edits("rigid", slab(), 2);
+    const edits = new Edits("rigid", slab(), plane(2));
     edits.change(11, [disc(0, 0, 6)]);
     edits.change(13, [disc(0, 0, 6)]);
     edits.interpolate();
@@ -124,7 +138,7 @@ describe("slices between edited ones", () => {
   });
 
   test("stay as they are beside a slice that was emptied, or where there is none between", () => {
-    const edits = new Edits("rigid", slab(), 2);
+    const edits = new Edits("rigid", slab(), plane(2));
     edits.change(11, [disc(0, 0, 6)]);
     edits.change(12, [disc(0, 0, 6)]);
     edits.change(15, []);

@@ -4,6 +4,13 @@ import { ringsOf } from "../viewer/contours";
 import type { DraftBody, Rings, Slices } from "../viewer/contract";
 import { area_mm2 } from "./clip";
 import { between } from "./shape";
+import { sound, type Bounds } from "./sound";
+
+/** What of the grid an editor of lines has to know. */
+export interface Plane {
+  readonly slice_distance_mm: number;
+  readonly bounds: Bounds;
+}
 
 /** One operation: what the slices that it changed held before and after. */
 interface Step {
@@ -29,7 +36,7 @@ export class Edits {
   constructor(
     readonly method: string,
     private readonly base: Slices,
-    private readonly slice_distance_mm: number,
+    private readonly plane: Plane,
     saved?: DraftBody["slices"],
   ) {
     this.now = new Map(base);
@@ -61,7 +68,7 @@ export class Edits {
   get volume_cc(): number {
     let area = 0;
     for (const rings of this.now.values()) area += this.area_mm2(rings);
-    return (area * this.slice_distance_mm) / 1000;
+    return (area * this.plane.slice_distance_mm) / 1000;
   }
 
   get can_undo(): boolean {
@@ -90,8 +97,9 @@ export class Edits {
     if (alone) this.commit();
   }
 
-  /** Closes the operation. Returns whether it changed anything. */
+  /** Closes the operation; what it left is sound. Returns whether it changed anything. */
   commit(): boolean {
+    for (const slice of this.began?.keys() ?? []) this.settle(slice);
     const before = new Map([...(this.began ?? [])].filter(([slice, rings]) => rings !== this.at(slice)));
     this.began = null;
     if (before.size === 0) return false;
@@ -149,6 +157,14 @@ export class Edits {
       edited_slices,
       seconds,
     };
+  }
+
+  private settle(slice: number): void {
+    const rings = this.at(slice);
+    const settled = rings === this.machine(slice) ? rings : sound(rings, this.plane.bounds);
+    if (settled === rings) return;
+    if (this.interpolated.has(rings)) this.interpolated.add(settled);
+    this.now.set(slice, settled);
   }
 
   private set(slices: ReadonlyMap<number, Rings>): number[] {

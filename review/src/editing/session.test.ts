@@ -43,7 +43,7 @@ function begin(http: (path: string, init?: RequestInit) => Promise<Response>, st
     storage,
     method: "rigid",
     contours,
-    slice_distance_mm: 2,
+    plane: { slice_distance_mm: 2, bounds: { left_mm: -50, top_mm: -50, right_mm: 50, bottom_mm: 50 } },
     saving: (told: Saving) => saving.push(told),
     later: () => () => undefined,
     now: () => 0,

@@ -1,7 +1,7 @@
 /** Somebody mends the contour of a method: from the draft that there is, with every step back, saved while it goes on. */
 
 import type { DraftBody, Http, Slices } from "../viewer/contract";
-import { Edits } from "./edits";
+import { Edits, type Plane } from "./edits";
 import { DraftSaver, same, type DraftStorage, type Saving } from "./saver";
 import { Stopwatch } from "./stopwatch";
 
@@ -12,7 +12,7 @@ export interface SessionOptions {
   /** What is begun from where there is no draft. */
   readonly method: string;
   readonly contours: ReadonlyMap<string, Slices>;
-  readonly slice_distance_mm: number;
+  readonly plane: Plane;
   readonly saving: (saving: Saving) => void;
   readonly now?: () => number;
   readonly later?: (call: () => void, ms: number) => () => void;
@@ -67,7 +67,7 @@ export class EditingSession {
     const draft: DraftBody | null = fromCopy ? copy.body : (server?.draft ?? null);
     const method = draft?.method ?? options.method;
     const base = options.contours.get(method) ?? new Map<number, never>();
-    const edits = new Edits(method, base, options.slice_distance_mm, draft?.slices);
+    const edits = new Edits(method, base, options.plane, draft?.slices);
     session = new EditingSession(edits, saver, draft?.seconds ?? 0, now ?? Date.now);
     const etag = server?.etag ?? null;
     if (fromCopy && server && copy.base_etag !== etag) saver.refuse(server.draft.by);

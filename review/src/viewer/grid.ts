@@ -53,6 +53,17 @@ export class Grid {
     );
   }
 
+  /** What the voxels of a slice cover, in mm along i and j from the centre of the first. */
+  get bounds(): { left_mm: number; top_mm: number; right_mm: number; bottom_mm: number } {
+    const [si, sj] = this.spacing_ijk_mm;
+    return {
+      left_mm: -si / 2,
+      top_mm: -sj / 2,
+      right_mm: (this.shape_ijk[0] - 0.5) * si,
+      bottom_mm: (this.shape_ijk[1] - 0.5) * sj,
+    };
+  }
+
   /** Whether voxels of both lie at the same places, to a micrometre. */
   equals(other: Grid): boolean {
     const near = (a: Triple, b: Triple, tolerance: number): boolean =>

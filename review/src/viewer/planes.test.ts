@@ -76,6 +76,10 @@ test("index to world to index is the identity on an oblique grid", () => {
   expect(grid.contains([3.5, 0, 0])).toBe(false);
 });
 
+test("voxels reach half a voxel beyond their centres", () => {
+  expect(new Grid(imageOf([10, 20, 5], [1, 2, 3])).bounds).toEqual({ left_mm: -0.5, top_mm: -1, right_mm: 9.5, bottom_mm: 39 });
+});
+
 test("a grid that is shifted by a tenth of a millimetre is another one", () => {
   const image = imageOf([4, 5, 6], [1, 1, 2]);
   expect(new Grid(image).equals(new Grid({ ...image }))).toBe(true);

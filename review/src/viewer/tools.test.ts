@@ -9,7 +9,10 @@ const disc = (r: number): Ring =>
 
 function begin(tool: DrawingTool, sphere = false, at: readonly [number, number] = [10, 0]) {
   const base = new Map([9, 10, 11].map((slice) => [slice, [disc(10)]]));
-  const edits = new Edits("rigid", base, 2);
+  const edits = new Edits("rigid", base, {
+    slice_distance_mm: 2,
+    bounds: { left_mm: -100, top_mm: -100, right_mm: 100, bottom_mm: 100 },
+  });
   const drawing = new Drawing(edits, tool, { diameter_mm: 8, sphere }, 10, 40, 2, at);
   return { base, edits, drawing };
 }
