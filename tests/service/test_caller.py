@@ -245,6 +245,7 @@ def test_where_somebody_comes_from_is_what_the_proxy_saw(index: Index) -> None:
         {"proxy_addresses": ("everybody",)},
         {"identities": {"CN=x": ["internal"]}},
         {"identities": {"CN=x": ["king"]}},
+        {"names_shown_to": ["internal"]},
         {"session_hours": 0},
         {"unknown": 1},
     ],

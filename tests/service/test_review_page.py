@@ -109,6 +109,12 @@ def test_the_view_says_what_the_propagation_and_its_report_say(desk: Desk) -> No
     assert view["approved"] is None
 
 
+def test_names_are_for_the_roles_that_the_site_says(desk: Desk) -> None:
+    ann, vic = (desk.get("/view", who=who)["patient"] for who in ("ann", "vic"))
+    assert ann["name"]
+    assert vic == {"key": ann["key"], "id": "ID-A", "name": "", "birth_date": ""}
+
+
 def test_the_registration_is_said_as_six_numbers_at_the_prior(desk: Desk) -> None:
     registration = desk.get("/view")["registration"]
     matrix = np.array(registration["planning_from_cbct"])
@@ -549,7 +555,7 @@ def build(built: Path) -> None:
     (built / "assets").mkdir(parents=True)
     (built / "index.html").write_text("<!doctype html><title>x</title>", "utf-8")
     (built / "assets" / "index-abc.js").write_text("export {};" * 200, "utf-8")
-    (built / "secret.py").write_text("", "utf-8")
+    (built / "assets" / "secret.py").write_text("", "utf-8")
 
 
 def test_without_the_built_page_the_service_says_so(
@@ -584,7 +590,14 @@ def test_the_page_is_served_under_a_strict_policy(page_client: tuple[Path, TestC
 
 
 @pytest.mark.parametrize(
-    "path", ["/review/secret.py", "/review/assets/nothing.js", "/review/.hidden.js", "/review/..js"]
+    "path",
+    [
+        "/review/assets/secret.py",
+        "/review/assets/nothing.js",
+        "/review/assets/.hidden.js",
+        "/review/assets/..%2Findex.html",
+        "/review/index.html",
+    ],
 )
 def test_only_built_files_are_given(page_client: tuple[Path, TestClient], path: str) -> None:
     built, client = page_client

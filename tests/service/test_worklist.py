@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from httpx import Client
 
+from contourcast.service.access.keys import make_key
+from contourcast.service.access.roles import Role
+from contourcast.service.access.settings import AccessSettings
 from contourcast.service.api.app import create_app
 from contourcast.service.index.database import Index
 from contourcast.service.index.tables import course, fraction, patient, propagation, series
@@ -110,6 +113,23 @@ def http(request: pytest.FixtureRequest, folder: Path) -> Iterator[Client]:
             fill(index)
             index.close()
             yield client
+
+
+def test_names_are_for_the_roles_that_the_site_says(folder: Path) -> None:
+    access = AccessSettings(names_shown_to=frozenset({Role.REVIEWER}))
+    with (
+        looking_into(folder) as records,
+        served(create_app(ServiceSettings(data_folder=folder, access=access))) as http,
+    ):
+        fill(records.index)
+        trial = items(http)[0]["patient"]
+        assert trial["name"] == "A^B", "on trial, whoever is at this machine"
+        for role, name, born in ((Role.REVIEWER, "A^B", "19500101"), (Role.VIEWER, "", "")):
+            _, secret = make_key(records.index, label=role, roles=[role], days=1)
+            http.headers["Authorization"] = f"Bearer {secret}"
+            for item in items(http):
+                expected = {"key": "key", "id": "7", "name": name, "birth_date": born}
+                assert item["patient"] == expected
 
 
 def items(http: Client, **wanted: Any) -> list[dict[str, Any]]:

@@ -190,7 +190,11 @@ def at_desk(drawn: Drawn, **settings: Any) -> Iterator[Desk]:
     made = ServiceSettings(
         data_folder=drawn.folder,
         disk_reserve_mib=0,
-        access=AccessSettings(local_accounts=True, secure_cookies=False),
+        access=AccessSettings(
+            local_accounts=True,
+            secure_cookies=False,
+            names_shown_to=frozenset({Role.REVIEWER}),
+        ),
         **settings,
     )
     with looking_into(drawn.folder) as records, served(create_app(made)) as http:

@@ -61,6 +61,11 @@ class AccessSettings(BaseModel):
     identities: dict[str, frozenset[Role]] = Field(
         default={}, description="Roles of each name that may come in that header."
     )
+    names_shown_to: frozenset[Role] = Field(
+        default=frozenset({Role.VIEWER, Role.REVIEWER}),
+        description="Whom the worklist and the review page tell name and birth date of a patient; "
+        "others, the ID alone. Files are as they are.",
+    )
     session_hours: float = Field(default=10.0, gt=0, le=24, description="How long a sign-in lasts.")
     sign_proof_minutes: float = Field(
         default=10.0, gt=0, description="A signature needs a password not older than this."
@@ -82,6 +87,16 @@ class AccessSettings(BaseModel):
         for roles in identities.values():
             _require_given(set(roles))
         return identities
+
+    @field_validator("names_shown_to")
+    @classmethod
+    def _only_given_roles(cls, roles: frozenset[Role]) -> frozenset[Role]:
+        _require_given(set(roles))
+        return roles
+
+    def shows_names(self, roles: frozenset[Role]) -> bool:
+        """Whether somebody of these roles is told patients' names."""
+        return bool(roles & (self.names_shown_to | {Role.INTERNAL}))
 
     @model_validator(mode="after")
     def _header_needs_proxies(self) -> AccessSettings:

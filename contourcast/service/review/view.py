@@ -44,6 +44,10 @@ class PatientItem(BaseModel):
     name: str
     birth_date: str
 
+    def without_name(self) -> PatientItem:
+        """For those who may know the ID alone."""
+        return self.model_copy(update={"name": "", "birth_date": ""})
+
 
 class FigureItem(BaseModel):
     """A number with its limit."""

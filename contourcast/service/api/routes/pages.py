@@ -122,6 +122,8 @@ def routes(context: Context) -> APIRouter:
                 reviewer=bool(caller.roles & EDITORS),
                 person=caller.session is not None,
             )
+            if not context.settings.access.shows_names(caller.roles):
+                view.patient = view.patient and view.patient.without_name()
             return view, tag
 
         view, response.headers["ETag"] = await in_thread(build)

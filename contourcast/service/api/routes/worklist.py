@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 
 from contourcast.service.access.guard import note
+from contourcast.service.api.asked import caller_of
 from contourcast.service.api.context import Context, in_thread
 from contourcast.service.api.paging import USUAL, Cursor, Limit, after, lead_on
 from contourcast.service.api.routes.courses import fraction_numbers
@@ -111,6 +112,9 @@ def routes(context: Context) -> APIRouter:
         items, last = await in_thread(find)
         if last is not None:
             lead_on(request, response, *last)
+        if not context.settings.access.shows_names(caller_of(request).roles):
+            for item in items:
+                item.patient = item.patient and item.patient.without_name()
         note(request, objects=[item.id for item in items])
         return WorklistAnswer(items=items)
 
