@@ -16,6 +16,9 @@ import typer
 if TYPE_CHECKING:
     from contourcast.service.settings import ServiceSettings
 
+# Supervisors give a worker a minute (compose.yaml, the units of systemd, Kubernetes).
+WORKER_ENDS_S = 45.0
+
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -62,9 +65,9 @@ def worker(
     """Run jobs of a service whose database is shared (CONTOURCAST_DATABASE_URL)."""
     from contourcast.service.jobs.worker import run
 
-    _until_told(run, _settings(data_folder=data, queues=queues, worker_slot=slot))
-    sys.stderr.flush()
-    os._exit(0)  # the engine's threads may wait for hours for another worker's part
+    settings = _settings(data_folder=data, queues=queues, worker_slot=slot)
+    _until_told(run, settings, within_s=WORKER_ENDS_S)
+    _leave()  # the engine's threads may wait for hours for another worker's part
 
 
 def dicom_node(
@@ -98,13 +101,35 @@ def _settings(**given: object) -> ServiceSettings:
 
 
 def _until_told(
-    run: Callable[[ServiceSettings, threading.Event], None], settings: ServiceSettings
+    run: Callable[[ServiceSettings, threading.Event], None],
+    settings: ServiceSettings,
+    *,
+    within_s: float | None = None,
 ) -> None:
-    """Runs until the process is told to end: SIGTERM or SIGINT, once."""
+    """Runs until the process is told to end: SIGTERM or SIGINT, once.
+
+    Args:
+        run: Returns soon after its event is set.
+        settings: Of the service.
+        within_s: After which the process ends whether it returned or not; None: that is not known.
+    """
     from contourcast.service.logs import configure_logging
 
     configure_logging(settings.log_level)
     stop = threading.Event()
+
+    def end(*_: object) -> None:
+        if within_s is not None and not stop.is_set():
+            last = threading.Timer(within_s, _leave)
+            last.daemon = True
+            last.start()
+        stop.set()
+
     for told in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(told, lambda *_: stop.set())
+        signal.signal(told, end)
     run(settings, stop)
+
+
+def _leave() -> None:
+    sys.stderr.flush()
+    os._exit(0)

@@ -19,21 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import structlog
-from dbos import Queue
+from dbos import DBOS, Queue
 
 from contourcast.service.jobs import engine, take_over
-from contourcast.service.jobs.duties import Duty, on_duty
-from contourcast.service.jobs.engine import POLL_S, running
-from contourcast.service.jobs.queues import chosen
+from contourcast.service.jobs.queues import limits
 from contourcast.service.jobs.steps import Steps
-from contourcast.service.jobs.work import END_S
-from contourcast.service.jobs.workflow import Work, define, workflow_id
+from contourcast.service.jobs.work import at_work
 from contourcast.service.logs import configure_logging
 from contourcast.service.records import Records, open_records
 from contourcast.service.settings import ServiceSettings
 
-# As on a busy machine: what was left is taken up by the time that its queues are known.
 LATE_S: Final = 1.0
 
 
@@ -109,59 +104,23 @@ class SleepingSteps(Steps):
 def work(settings: ServiceSettings, log: Path, seconds: float, stop: threading.Event) -> None:
     """As `contourcast.service.jobs.work.work`, less intake and deliveries."""
     records = open_records(settings, role=settings.worker_slot)
-    queues: dict[str, Queue] = {}
-    listen = chosen(settings.queues)
-    steps = SleepingSteps(records, slot=settings.worker_slot, log=log, seconds=seconds)
-    defined = define(steps, lambda: queues)
     try:
-        with running(settings, listen) as registered:
-            time.sleep(LATE_S)
-            queues.update(registered)
-            structlog.get_logger().info("worker_started", slot=settings.worker_slot)
-            duties = [
-                Duty(
-                    name="heartbeat",
-                    every_s=take_over.HEARTBEAT_S,
-                    run=lambda: records.workers.seen(settings.worker_slot, ",".join(listen)),
-                    alone=False,
-                ),
-                Duty(
-                    name="take-over",
-                    every_s=take_over.EVERY_S,
-                    run=lambda: take_over.take_over(records.workers),
-                ),
-                Duty(
-                    name="start-anew",
-                    every_s=take_over.HEARTBEAT_S,
-                    run=lambda: take_over.start_anew(
-                        records.workers, records.propagations, settings.worker_slot
-                    ),
-                ),
-                Duty(
-                    name="given-up",
-                    every_s=take_over.HEARTBEAT_S,
-                    run=lambda: take_over.end_given_up(records.propagations),
-                ),
-                _handing_over(records, defined),
-            ]
-            threads = on_duty(records.index, duties, stop)
-            stop.wait()
-            for thread in threads:
-                thread.join(END_S)
+        steps = SleepingSteps(records, slot=settings.worker_slot, log=log, seconds=seconds)
+        at_work(settings, records, steps, stop)
     finally:
         records.close()
 
 
-def _handing_over(records: Records, defined: Work) -> Duty:
-    handed: set[str] = set()
+def register_late() -> None:
+    """As on a busy machine: what was left is taken up by the time that its queues are known."""
+    register = DBOS.register_queue
+    each_s = LATE_S / len(limits(0))
 
-    def hand_over() -> None:
-        for job in records.propagations.unfinished():
-            if (name := workflow_id(job)) not in handed:
-                defined.hand_over(job)
-                handed.add(name)
+    def late(name: str, **limit: Any) -> Queue:
+        time.sleep(each_s)
+        return register(name, **limit)
 
-    return Duty(name="hand-over", every_s=POLL_S, run=hand_over)
+    DBOS.register_queue = late  # type: ignore[method-assign]
 
 
 def main() -> None:
@@ -170,6 +129,7 @@ def main() -> None:
         engine.WORKFLOW_VERSION = take_over.WORKFLOW_VERSION = sys.argv[3]  # type: ignore[attr-defined, misc]
     settings = ServiceSettings()
     configure_logging(settings.log_level)
+    register_late()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     work(settings, Path(sys.argv[1]), float(sys.argv[2]), stop)

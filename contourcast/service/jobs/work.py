@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import structlog
@@ -40,6 +42,7 @@ RECORD_S: Final = 60.0
 AT_A_LOOK: Final = 500
 
 log = structlog.get_logger()
+Queues = Callable[[], Mapping[str, Queue]]
 
 
 def work(settings: ServiceSettings, stop: threading.Event) -> None:
@@ -50,75 +53,90 @@ def work(settings: ServiceSettings, stop: threading.Event) -> None:
         BusyError: The database cannot be reached.
     """
     records = open_records(settings, role=settings.worker_slot)
-    discarded = records.archive.discard_incoming()
-    queues: dict[str, Queue] = {}
-    listen = chosen(settings.queues)
-    if DELIVER in listen:
-        require_ready(settings.destinations)
-    deliveries = Deliveries(records, settings.destinations)
-    steps = Steps(
-        records,
-        device=resolve_device(settings.device),
-        weights=settings.weights,
-        send=deliveries.plan,
-    )
-    defined = define(steps, lambda: queues)
-    delivering = delivering_defined(deliveries, lambda: queues)
     try:
-        with running(settings, listen) as registered:
-            queues.update(registered)
-            log.info(
-                "worker_started",
-                slot=settings.worker_slot,
-                queues=list(listen),
-                drafts_discarded=discarded,
-            )
-            threads = on_duty(
-                records.index,
-                [
-                    Duty(
-                        name="heartbeat",
-                        every_s=take_over.HEARTBEAT_S,
-                        run=lambda: records.workers.seen(settings.worker_slot, ",".join(listen)),
-                        alone=False,
-                    ),
-                    Duty(
-                        name="take-over",
-                        every_s=take_over.EVERY_S,
-                        run=lambda: take_over.take_over(records.workers),
-                    ),
-                    Duty(
-                        name="start-anew",
-                        every_s=take_over.EVERY_S,
-                        run=lambda: take_over.start_anew(
-                            records.workers, records.propagations, settings.worker_slot
-                        ),
-                    ),
-                    Duty(
-                        name="given-up",
-                        every_s=take_over.HEARTBEAT_S,
-                        run=lambda: take_over.end_given_up(records.propagations),
-                    ),
-                    _handing_over(records.propagations, defined),
-                    handing_over(deliveries, delivering),
-                    *_intake(settings, records),
-                    *watching(settings, records),
-                    *fetching(settings, records),
-                    Duty(
-                        name="records",
-                        every_s=RECORD_S,
-                        run=Recorder(
-                            records.index, records.archive.blobs, records.archive.incoming
-                        ).keep,
-                    ),
-                ],
-                stop,
-            )
-            stop.wait()
-            for thread in threads:
-                thread.join(END_S)
+        log.info("drafts_discarded", number=records.archive.discard_incoming())
+        if DELIVER in chosen(settings.queues):
+            require_ready(settings.destinations)
+        deliveries = Deliveries(records, settings.destinations)
+        steps = Steps(
+            records,
+            device=resolve_device(settings.device),
+            weights=settings.weights,
+            send=deliveries.plan,
+        )
+
+        def also(queues: Queues) -> list[Duty]:
+            recorder = Recorder(records.index, records.archive.blobs, records.archive.incoming)
+            return [
+                handing_over(deliveries, delivering_defined(deliveries, queues)),
+                *_intake(settings, records),
+                *watching(settings, records),
+                *fetching(settings, records),
+                Duty(name="records", every_s=RECORD_S, run=recorder.keep),
+            ]
+
+        at_work(settings, records, steps, stop, also=also)
     finally:
         records.close()
+
+
+def at_work(
+    settings: ServiceSettings,
+    records: Records,
+    steps: Steps,
+    stop: threading.Event,
+    *,
+    also: Callable[[Queues], list[Duty]] = lambda queues: [],
+) -> None:
+    """The engine over these steps, and the duties that keep it going, until told to stop.
+
+    What is under way when it ends goes to the others at once, or on under the same name.
+
+    Args:
+        settings: With the name of this worker and its queues.
+        records: Index and store.
+        steps: What is done.
+        stop: Ends it.
+        also: Defines further work before the engine is launched; its duties.
+    """
+    slot, listen = settings.worker_slot, chosen(settings.queues)
+    known: dict[str, Queue] = {}
+    defined = define(steps, lambda: known)
+    duties = [
+        Duty(
+            name="heartbeat",
+            every_s=take_over.HEARTBEAT_S,
+            run=lambda: records.workers.seen(slot, ",".join(listen)),
+            alone=False,
+        ),
+        Duty(
+            name="take-over",
+            every_s=take_over.EVERY_S,
+            run=lambda: take_over.take_over(records.workers),
+        ),
+        Duty(
+            name="start-anew",
+            every_s=take_over.EVERY_S,
+            run=lambda: take_over.start_anew(records.workers, records.propagations, slot),
+        ),
+        Duty(
+            name="given-up",
+            every_s=take_over.HEARTBEAT_S,
+            run=lambda: take_over.end_given_up(records.propagations),
+        ),
+        _handing_over(records.propagations, defined),
+        *also(lambda: known),
+    ]
+    with running(settings, listen) as registered:
+        known.update(registered)
+        log.info("worker_started", slot=slot, queues=list(listen))
+        threads = on_duty(records.index, duties, stop)
+        stop.wait()
+        until_s = time.monotonic() + END_S
+        for thread in threads:
+            thread.join(max(0.0, until_s - time.monotonic()))
+    records.workers.left(slot)
+    log.info("worker_ended", slot=slot)
 
 
 def resolve_device(wanted: str) -> str:

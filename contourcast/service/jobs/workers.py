@@ -22,6 +22,11 @@ class Workers:
             at.execute(self.index.insert_new(worker, row))
             at.execute(update(worker).where(worker.c.executor == executor).values(**row))
 
+    def left(self, executor: str) -> None:
+        """A worker ended in good order: what it had begun is for others, at once."""
+        with self.index.write() as at:
+            at.execute(update(worker).where(worker.c.executor == executor).values(seen_s=0.0))
+
     def listening(self, queue: str, *, within_s: float) -> bool:
         """Whether a worker that was seen lately does the work of a queue."""
         clock_s = self.index.clock_s()
