@@ -66,7 +66,7 @@ def test_nobody_in_particular_passes_on_public_routes_alone() -> None:
 def test_what_is_public_has_nothing_of_patients() -> None:
     public = {route for route, rule in TABLE.items() if rule.public}
     prefixes = {route.split("/")[1] for route in public}
-    assert prefixes == {"health", "problems", "v1"}
+    assert prefixes == {"", "health", "problems", "review", "v1"}
     assert all("/v1/session" in route for route in public if "/v1/" in route)
 
 

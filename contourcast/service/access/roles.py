@@ -191,7 +191,6 @@ TABLE: Final[dict[str, Rule]] = {
     "GET /": _PUBLIC,
     "GET /review": _PUBLIC,
     "GET /review/": _PUBLIC,
-    "GET /review/{name}": _PUBLIC,
     "GET /review/assets/{name}": _PUBLIC,
     # The service itself
     "GET /docs": _KNOWN,

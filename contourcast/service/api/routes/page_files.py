@@ -104,11 +104,6 @@ def routes(context: Context, *, built: Path = BUILT) -> APIRouter:
         """The page."""
         return await give(built, INDEX, accept_encoding)
 
-    @router.get("/review/{name}")
-    async def get_file(name: str, accept_encoding: Annotated[str, Header()] = "") -> Response:
-        """A file beside the page."""
-        return await give(built, name, accept_encoding)
-
     @router.get("/review/assets/{name}")
     async def get_asset(name: str, accept_encoding: Annotated[str, Header()] = "") -> Response:
         """What the page loads."""
