@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import type { DraftBody } from "../viewer/contract";
-import { DraftProblem, DraftSaver, same, type DraftStorage, type Saving } from "./saver";
+import { DraftProblem, DraftSaver, same, sameTag, type DraftStorage, type Saving } from "./saver";
 
 /** A clock that goes on when it is told to. */
 class Clock {
@@ -430,4 +430,12 @@ test("two drafts are the same when they draw the same, however long it took", ()
   expect(same(a, { ...a, seconds: 9 })).toBe(true);
   expect(same(a, { ...a, method: "dir-l" })).toBe(false);
   expect(same(a, { ...a, slices: { "4": [] } })).toBe(false);
+});
+
+test("a tag is the same however its answer was packed", () => {
+  expect(sameTag('"abc"', '"abc-gzip"')).toBe(true);
+  expect(sameTag('W/"abc"', '"abc"')).toBe(true);
+  expect(sameTag('"abc"', '"abd-gzip"')).toBe(false);
+  expect(sameTag(null, '"abc"')).toBe(false);
+  expect(sameTag(null, null)).toBe(true);
 });

@@ -331,6 +331,12 @@ export class DraftSaver {
   }
 }
 
+/** Whether two tags are of one draft: a compressed answer has a tag of its own, which ends in `-gzip`. */
+export function sameTag(a: string | null, b: string | null): boolean {
+  const digest = (tag: string | null): string | null => tag?.replace(/^W\//, "").replace(/^"(.*?)(-gzip)?"$/, "$1") ?? null;
+  return digest(a) === digest(b);
+}
+
 /** Whether two drafts draw the same. */
 export function same(a: DraftBody, b: DraftBody): boolean {
   const lines = ({ method, slices, edited_slices }: DraftBody): string =>

@@ -2,7 +2,7 @@
 
 import type { DraftBody, Http, Slices } from "../viewer/contract";
 import { Edits, type Plane } from "./edits";
-import { DraftSaver, same, type DraftStorage, type Saving } from "./saver";
+import { DraftSaver, same, sameTag, type DraftStorage, type Saving } from "./saver";
 import { Stopwatch } from "./stopwatch";
 
 export interface SessionOptions {
@@ -70,7 +70,7 @@ export class EditingSession {
     const edits = new Edits(method, base, options.plane, draft?.slices);
     session = new EditingSession(edits, saver, draft?.seconds ?? 0, now ?? Date.now);
     const etag = server?.etag ?? null;
-    if (fromCopy && server && copy.base_etag !== etag) saver.refuse(server.draft.by);
+    if (fromCopy && server && !sameTag(copy.base_etag, etag)) saver.refuse(server.draft.by);
     else saver.adopt(etag, fromCopy);
     if (!draft) return { session, restored: null };
     const restored: Restored = fromCopy
