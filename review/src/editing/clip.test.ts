@@ -61,7 +61,7 @@ describe("adding and taking away", () => {
       // Crumbs under a twentieth of a square millimetre are dropped.
       expect(wrong).toBeLessThanOrEqual(1);
     }
-  });
+  }, 30_000);
 
   test("leave a hole a hole", () => {
     const holed = [square(0, 0, 20), square(8, 8, 4)];
