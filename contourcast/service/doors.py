@@ -19,7 +19,7 @@ OURS: Final = "ours"
 
 
 class NodeDoor:
-    """Takes what the DICOM node has on its disk, one instance at a time (see `node.Door`)."""
+    """Takes what the DICOM node has on its disk, one instance at a time (see `node.Landing`)."""
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
@@ -33,7 +33,7 @@ class NodeDoor:
         self._archive.require_space()
         return self._archive.incoming()
 
-    def take(self, landed: node.Landed, *, sender: node.Sender) -> node.Taken:
+    def take(self, landed: node.Landed, *, sender: node.Sender) -> door.Taken:
         """Takes one instance; when this returns, file and row outlive a power cut."""
         staged = Staged(
             path=landed.path,
@@ -45,8 +45,8 @@ class NodeDoor:
         sent = Sent(door="dimse", ae_title=sender.aet)
         (outcome,) = self._archive.admit([staged], say_the_same, sent=sent)
         if outcome == "conflict":
-            return node.Taken(outcome=outcome, cause="this UID is here with other content")
-        return node.Taken(outcome=outcome)
+            return door.Taken(outcome=outcome, cause="this UID is here with other content")
+        return door.Taken(outcome=outcome)
 
 
 class ArchiveDoor:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from contourcast.imaging.dicom.pixels import pixel_digest
+from contourcast.service.pacs.door import Taken
 from contourcast.service.pacs.node import (
     Caller,
     Commitment,
@@ -29,7 +30,6 @@ from contourcast.service.pacs.node import (
     Node,
     NodeSettings,
     Sender,
-    Taken,
 )
 from contourcast.service.pacs.wire import Bounds, Tls
 from contourcast.service.problems import BusyError, DiskFullError

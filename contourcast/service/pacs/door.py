@@ -1,7 +1,8 @@
 """What the ways from archives share: the door that files come in by, receipts for what went out.
 
-The DICOM node, the reconciliation with Orthanc and the pull over DICOMweb all bring files to one
-`Door`; whoever implements it decides alone what is taken.
+The reconciliation with Orthanc and the pull from archives bring files to one `Door`; whoever
+implements it decides alone what is taken. What lands in the middle of an association, one instance
+at a time, has a `node.Landing`; both say what became of a file by a `Taken`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ class Taken:
     Attributes:
         sop_instance_uid: Empty when the file does not even say so much.
         code: The kind of problem (`ContourcastError.code`) of a file that was not taken.
+        cause: Why it was refused or is in conflict; no patient data, it may go to the sender.
     """
 
     outcome: Outcome
     sop_instance_uid: str = ""
     code: str = ""
+    cause: str = ""
 
 
 class Door(Protocol):

@@ -1,7 +1,7 @@
 """Our DICOM node: takes in what is sent, and answers only when it is safe.
 
 One C-STORE goes through here like this: its data set is written to disk as the raw bytes that
-arrive, its header is read once, a `Door` makes it durable, and then the sender gets 0x0000. What
+arrive, its header is read once, a `Landing` makes it durable, and then the sender gets 0x0000. What
 cannot be taken gets a status that tells the sender whether to keep it and try again:
 
 | status | when |
@@ -28,7 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 import structlog
 from pydicom.dataset import Dataset
@@ -52,6 +52,7 @@ from contourcast.imaging.dicom.instance import (
     read_header,
 )
 from contourcast.imaging.errors import ContourcastError, DicomError
+from contourcast.service.pacs.door import Taken
 from contourcast.service.pacs.statuses import (
     CANNOT_UNDERSTAND,
     INVALID_ARGUMENT,
@@ -123,19 +124,7 @@ class Landed:
     header: Header
 
 
-@dataclass(frozen=True, kw_only=True)
-class Taken:
-    """What became of an instance.
-
-    Attributes:
-        cause: Why it was refused or is in conflict; no patient data, it goes to the sender.
-    """
-
-    outcome: Literal["stored", "already", "conflict", "refused"]
-    cause: str = ""
-
-
-class Door(Protocol):
+class Landing(Protocol):
     """Where instances go; called from several threads at once."""
 
     def incoming(self) -> Path:
@@ -248,7 +237,7 @@ class Node:
     def __init__(
         self,
         settings: NodeSettings,
-        door: Door,
+        door: Landing,
         *,
         arrived: Arrived = lambda series, sender: None,
         committed: Committed | None = None,
@@ -318,7 +307,7 @@ class Node:
 
 def run_node(
     settings: NodeSettings,
-    door: Door,
+    door: Landing,
     *,
     stop: threading.Event,
     arrived: Arrived = lambda series, sender: None,
@@ -340,7 +329,7 @@ class DoorIntake:
         series: Those that are here now.
     """
 
-    def __init__(self, door: Door, sender: Sender, classes: Collection[str]) -> None:
+    def __init__(self, door: Landing, sender: Sender, classes: Collection[str]) -> None:
         self._door = door
         self._sender = sender
         self._classes = classes

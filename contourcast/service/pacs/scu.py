@@ -36,8 +36,8 @@ from contourcast.imaging.dicom.pixels import read_stored
 from contourcast.service.pacs.node import (
     CLASSES,
     Committed,
-    Door,
     DoorIntake,
+    Landing,
     Sender,
     answer_report,
 )
@@ -145,7 +145,7 @@ class Retrieved:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Receipt:
+class Answered:
     """What a peer answered to one file.
 
     Attributes:
@@ -340,7 +340,7 @@ class Peer:
         *,
         study_uid: str,
         series_uid: str = "",
-        door: Door,
+        door: Landing,
         classes: Collection[str] = CLASSES,
     ) -> Retrieved:
         """Fetches a study or a series over the same association, where MOVE cannot be configured.
@@ -365,7 +365,7 @@ class Peer:
 
     # Sending
 
-    def store(self, paths: Sequence[Path]) -> tuple[Receipt, ...]:
+    def store(self, paths: Sequence[Path]) -> tuple[Answered, ...]:
         """Sends files over one association: the bytes of each data set as they lie on disk.
 
         Only where the peer does not take a file's transfer syntax is it written anew, uncompressed,
@@ -383,7 +383,7 @@ class Peer:
                 for number, (path, header) in enumerate(zip(paths, headers, strict=True), 1)
             )
 
-    def _store(self, assoc: Association, path: Path, header: Header, number: int) -> Receipt:
+    def _store(self, assoc: Association, path: Path, header: Header, number: int) -> Answered:
         offered = [
             context.transfer_syntax[0]
             for context in assoc.accepted_contexts
@@ -401,7 +401,7 @@ class Peer:
                 status = self._send(assoc, anew, number)
         if not status.done:
             log.info("store_declined", peer=self.aet, uid=header.sop_instance_uid, why=str(status))
-        return Receipt(
+        return Answered(
             path=path,
             reference=reference_to(header),
             status=status,

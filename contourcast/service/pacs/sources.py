@@ -25,7 +25,7 @@ from contourcast.service.pacs import node
 from contourcast.service.pacs.connection import in_parallel
 from contourcast.service.pacs.destinations import Archive, DimseDestination, OrthancDestination
 from contourcast.service.pacs.dicomweb import DicomWeb
-from contourcast.service.pacs.door import Door
+from contourcast.service.pacs.door import Door, Taken
 from contourcast.service.pacs.orthanc import Orthanc
 from contourcast.service.pacs.scu import Peer, SeriesFound, StudyFound
 from contourcast.service.pacs.ways import dimse_peer, http_peer
@@ -296,7 +296,7 @@ def _offered(study: StudyFound, one: SeriesFound) -> Offer:
 
 
 class _NodeGate:
-    """The gate as the door of an association that we opened (see `node.Door`)."""
+    """The gate as the door of an association that we opened (see `node.Landing`)."""
 
     def __init__(self, gate: Gate, folder: Path) -> None:
         self._gate = gate
@@ -305,11 +305,11 @@ class _NodeGate:
     def incoming(self) -> Path:
         return self._folder / f"{uuid.uuid4().hex}.part"
 
-    def take(self, landed: node.Landed, *, sender: node.Sender) -> node.Taken:
+    def take(self, landed: node.Landed, *, sender: node.Sender) -> Taken:
         del sender  # the settings say who it is
         if self._gate.take([landed.path]) == 1:
-            return node.Taken(outcome="stored")
-        return node.Taken(outcome="refused", cause="it is not what was asked for")
+            return Taken(outcome="stored")
+        return Taken(outcome="refused", cause="it is not what was asked for")
 
 
 def _bring(

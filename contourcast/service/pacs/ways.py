@@ -154,7 +154,7 @@ def there_or_not(sop_uid: str, there: frozenset[str]) -> Receipt:
     return Receipt(sop_instance_uid=sop_uid, outcome="refused", reason="it is not there")
 
 
-def _receipt(sent: scu.Receipt) -> Receipt:
+def _receipt(sent: scu.Answered) -> Receipt:
     status = sent.status
     outcome: Outcome = "refused"
     if status.done or status.value == DUPLICATE:
