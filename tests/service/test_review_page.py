@@ -26,6 +26,8 @@ from contourcast.service.access.roles import Role
 from contourcast.service.api.routes import page_files
 from contourcast.service.index.tables import page, revision, volume
 from contourcast.service.jobs.propagations import Origin
+from contourcast.service.keeping.rebuild import rebuild
+from contourcast.service.keeping.records import Recorder
 from contourcast.service.problems import NotFoundError
 from contourcast.service.review.disagreement import disagreement, mean_distance_mm
 from contourcast.service.review.grids import grid_as_json, grid_of
@@ -68,7 +70,8 @@ def hu_of(files: CtFiles) -> np.ndarray:
 
     Below the lowest value of the Hounsfield scale that scanners write, the reader takes it as that.
     """
-    return np.maximum(np.stack([pydicom.dcmread(path).pixel_array for path in files.paths]), -1024)
+    hu: np.ndarray = np.stack([pydicom.dcmread(path).pixel_array for path in files.paths])
+    return hu.clip(min=-1024)
 
 
 def slices(desk: Desk, image: dict[str, Any], first: int, last: int) -> np.ndarray:
@@ -299,6 +302,18 @@ def test_what_was_thrown_away_is_made_again_and_is_the_same(own: Drawn) -> None:
             assert slices(desk, image, 0, 3).shape == (4, 64, 64)
         assert desk.get("/view") == view
         assert desk.get("/contours") == contours
+
+
+def test_a_page_is_the_same_after_the_database_was_lost(own: Drawn) -> None:
+    with looking_into(own.folder) as records:
+        shown = Pages(records).of(records.propagations.job(own.first))
+        archive = records.archive
+        Recorder(records.index, archive.blobs, archive.incoming).keep()
+    for file in own.folder.glob("index.sqlite3*"):
+        file.unlink()
+    with looking_into(own.folder) as records:
+        rebuild(records.archive)
+        assert Pages(records).of(records.propagations.job(own.first)) == shown
 
 
 def test_voxels_that_are_damaged_are_made_again(own: Drawn) -> None:

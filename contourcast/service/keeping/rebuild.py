@@ -2,8 +2,9 @@
 
 Every instance is read and admitted anew; the rows that no header tells come from `records`. What
 is not brought back: when and by which door an instance came, receipts of deliveries (they are sent
-again, and archives answer that they have it), sign-ins and API keys (they are made anew), and the
-chain of the audit log (its exports stay what they are; a new chain begins).
+again, and archives answer that they have it), sign-ins and API keys (they are made anew), edits
+that nobody has signed, and the chain of the audit log (its exports stay what they are; a new chain
+begins). What the review page shows is made anew at the first look.
 """
 
 from __future__ import annotations

@@ -106,7 +106,9 @@ class Pages:
         if (kept := self._kept(job)) is not None:
             return kept
         with self._making:
-            return self._kept(job) or self._make(job)
+            made = self._kept(job) or self._make(job)
+            self._case.cache_clear()  # who adjusts reads it once more, and keeps it
+        return made
 
     def prepare(self, job: Job, case: Case, report: Report, structures: Path, digest: str) -> None:
         """`of`, at the end of a job, when everything is at hand.
