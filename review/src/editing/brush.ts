@@ -1,6 +1,7 @@
 /** Shapes that a hand draws: round brushes along a line, and a push. */
 
 import type { Point, Ring, Rings } from "../viewer/contract";
+import type { Stack } from "../viewer/stack";
 import { area_mm2, closed, distance_mm, perimeter_mm, shoelace_mm2 } from "./clip";
 
 export interface Brush {
@@ -37,20 +38,15 @@ export function stroke(from: Point, to: Point, radius_mm: number): Ring {
 export function reach(
   brush: Brush,
   slice: number,
-  slices: number,
-  slice_distance_mm: number,
+  stack: Stack,
 ): { readonly slice: number; readonly radius_mm: number }[] {
   const radius_mm = brush.diameter_mm / 2;
   if (!brush.sphere) return [{ slice, radius_mm }];
-  const span = Math.floor(radius_mm / slice_distance_mm);
-  const found: { slice: number; radius_mm: number }[] = [];
-  for (let other = Math.max(0, slice - span); other <= Math.min(slices - 1, slice + span); other++) {
-    const off_mm = (other - slice) * slice_distance_mm;
-    const wide_mm = Math.sqrt(Math.max(0, radius_mm ** 2 - off_mm ** 2));
+  const middle_mm = stack.mm(slice);
+  return stack.offsets_mm
+    .map((mm, other) => ({ slice: other, radius_mm: Math.sqrt(Math.max(0, radius_mm ** 2 - (mm - middle_mm) ** 2)) }))
     // A ball touches its last slice in a point, which is no shape.
-    if (wide_mm > SAGITTA_MM) found.push({ slice: other, radius_mm: wide_mm });
-  }
-  return found;
+    .filter((each) => each.radius_mm > SAGITTA_MM);
 }
 
 /**

@@ -1,10 +1,12 @@
 import { describe, expect, test } from "vitest";
 import { random } from "../viewer/phantom";
 import type { Ring, Rings } from "../viewer/contract";
+import { Stack } from "../viewer/stack";
 import { bounded, pushed, reach, stroke } from "./brush";
 import { add, area_mm2, closed, distance_mm, islands, perimeter_mm, shoelace_mm2, subtract, thinned } from "./clip";
 import { contains } from "./shape";
 
+const evenly = (mm: number): Stack => new Stack(Array.from({ length: 100 }, (_, slice) => slice * mm), mm);
 const square = (left: number, top: number, size: number): Ring => [
   [left, top],
   [left + size, top],
@@ -148,14 +150,14 @@ describe("a brush", () => {
   });
 
   test("of a ball is thinner in the neighbouring slices", () => {
-    expect(reach({ diameter_mm: 10, sphere: true }, 7, 100, 3)).toEqual([
+    expect(reach({ diameter_mm: 10, sphere: true }, 7, evenly(3))).toEqual([
       { slice: 6, radius_mm: 4 },
       { slice: 7, radius_mm: 5 },
       { slice: 8, radius_mm: 4 },
     ]);
-    expect(reach({ diameter_mm: 10, sphere: true }, 0, 1, 3)).toEqual([{ slice: 0, radius_mm: 5 }]);
-    expect(reach({ diameter_mm: 10, sphere: true }, 7, 100, 5)).toHaveLength(1);
-    expect(reach({ diameter_mm: 10, sphere: false }, 7, 100, 3)).toEqual([{ slice: 7, radius_mm: 5 }]);
+    expect(reach({ diameter_mm: 10, sphere: true }, 0, new Stack([0], 3))).toEqual([{ slice: 0, radius_mm: 5 }]);
+    expect(reach({ diameter_mm: 10, sphere: true }, 7, evenly(5))).toHaveLength(1);
+    expect(reach({ diameter_mm: 10, sphere: false }, 7, evenly(3))).toEqual([{ slice: 7, radius_mm: 5 }]);
   });
 
   test("is between 1 and 30 mm", () => {

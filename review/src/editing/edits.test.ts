@@ -1,5 +1,6 @@
 import { describe, expect, test } from "vitest";
 import type { Ring, Rings } from "../viewer/contract";
+import { Stack } from "../viewer/stack";
 import { area_mm2 } from "./clip";
 import { Edits } from "./edits";
 import { between, contains, depth, smoothed } from "./shape";
@@ -11,7 +12,7 @@ const disc = (u: number, v: number, r: number, n = 120): Ring =>
 const slab = (): Map<number, Rings> => new Map(Array.from({ length: 9 }, (_, k) => [k + 10, [disc(0, 0, 10)]]));
 
 const plane = (slice_distance_mm: number) => ({
-  slice_distance_mm,
+  stack: new Stack(Array.from({ length: 40 }, (_, slice) => slice * slice_distance_mm), slice_distance_mm),
   bounds: { left_mm: -100, top_mm: -100, right_mm: 100, bottom_mm: 100 },
 });
 
@@ -88,6 +89,12 @@ describe("while a contour is mended", () => {
     expect(edits.volume_cc).toBeCloseTo((Math.PI * (100 + 75) * 2.5) / 1000, 4);
     edits.undo();
     expect(edits.volume_cc).toBeCloseTo((Math.PI * 100 * 2.5) / 1000, 4);
+  });
+
+  test("the volume counts how far apart slices are", () => {
+    const stack = new Stack([0, 3, 6, 12, 15], 3);
+    const edits = new Edits("rigid", new Map([[2, [disc(0, 0, 10, 2000)]]]), { ...plane(3), stack });
+    expect(edits.volume_cc).toBeCloseTo((Math.PI * 100 * 4.5) / 1000, 4);
   });
 
   test("what reaches out of the image is cut off when the hand is lifted", () => {

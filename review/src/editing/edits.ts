@@ -2,13 +2,14 @@
 
 import { ringsOf } from "../viewer/contours";
 import type { DraftBody, Rings, Slices } from "../viewer/contract";
+import type { Stack } from "../viewer/stack";
 import { area_mm2 } from "./clip";
 import { between } from "./shape";
 import { sound, type Bounds } from "./sound";
 
 /** What of the grid an editor of lines has to know. */
 export interface Plane {
-  readonly slice_distance_mm: number;
+  readonly stack: Stack;
   readonly bounds: Bounds;
 }
 
@@ -64,11 +65,11 @@ export class Edits {
       .sort((a, b) => a - b);
   }
 
-  /** Area under the even-odd rule times the distance of the slices. */
+  /** Area under the even-odd rule times the length that each slice stands for, as the service counts it. */
   get volume_cc(): number {
-    let area = 0;
-    for (const rings of this.now.values()) area += this.area_mm2(rings);
-    return (area * this.plane.slice_distance_mm) / 1000;
+    let volume_mm3 = 0;
+    for (const [slice, rings] of this.now) volume_mm3 += this.area_mm2(rings) * this.plane.stack.thickness_mm(slice);
+    return volume_mm3 / 1000;
   }
 
   get can_undo(): boolean {
@@ -139,7 +140,8 @@ export class Edits {
       const from = keys[n]!;
       const wanted = Array.from({ length: to - from - 1 }, (_, m) => from + 1 + m);
       if (wanted.length === 0 || this.at(from).length === 0 || this.at(to).length === 0) return;
-      const shares = wanted.map((slice) => (slice - from) / (to - from));
+      const [from_mm, to_mm] = [this.plane.stack.mm(from), this.plane.stack.mm(to)];
+      const shares = wanted.map((slice) => (this.plane.stack.mm(slice) - from_mm) / (to_mm - from_mm));
       between(this.at(from), this.at(to), shares).forEach((rings, m) => {
         this.interpolated.add(rings);
         this.change(wanted[m]!, rings);

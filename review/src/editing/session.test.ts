@@ -1,5 +1,6 @@
 import { describe, expect, test } from "vitest";
 import type { DraftBody, Ring, Slices } from "../viewer/contract";
+import { Stack } from "../viewer/stack";
 import { DraftProblem, type DraftStorage, type Saving } from "./saver";
 import { EditingSession } from "./session";
 
@@ -43,7 +44,7 @@ function begin(http: (path: string, init?: RequestInit) => Promise<Response>, st
     storage,
     method: "rigid",
     contours,
-    plane: { slice_distance_mm: 2, bounds: { left_mm: -50, top_mm: -50, right_mm: 50, bottom_mm: 50 } },
+    plane: { stack: new Stack([0, 2, 4, 6, 8], 2), bounds: { left_mm: -50, top_mm: -50, right_mm: 50, bottom_mm: 50 } },
     saving: (told: Saving) => saving.push(told),
     later: () => () => undefined,
     now: () => 0,

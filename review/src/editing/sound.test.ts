@@ -2,12 +2,14 @@ import { describe, expect, test } from "vitest";
 import type { Ring, Rings } from "../viewer/contract";
 import { random } from "../viewer/phantom";
 import { Drawing, type DrawingTool } from "../viewer/tools";
+import { Stack } from "../viewer/stack";
 import { area_mm2 } from "./clip";
 import { Edits } from "./edits";
 import { smoothed } from "./shape";
 import { cross, sound } from "./sound";
 
 const bounds = { left_mm: -0.5, top_mm: -0.5, right_mm: 99.5, bottom_mm: 99.5 };
+const stack = new Stack(Array.from({ length: 10 }, (_, slice) => 2 * slice), 2);
 const square = (left: number, top: number, size: number): Ring => [
   [left, top],
   [left + size, top],
@@ -60,11 +62,11 @@ describe("lines", () => {
 test("whatever a hand does, what it leaves can be signed", () => {
   const next = random(8);
   const tools: DrawingTool[] = ["brush", "eraser", "nudge", "add", "subtract"];
-  const edits = new Edits("rigid", new Map([[3, [disc(50, 50, 20), disc(50, 50, 8)]]]), { slice_distance_mm: 2, bounds });
+  const edits = new Edits("rigid", new Map([[3, [disc(50, 50, 20), disc(50, 50, 8)]]]), { stack, bounds });
   for (let n = 0; n < 40; n++) {
     const tool = tools[Math.floor(next() * tools.length)]!;
     const at = [25 + 50 * next(), 25 + 50 * next()] as const;
-    const drawing = new Drawing(edits, tool, { diameter_mm: 1 + 12 * next(), sphere: false }, 3, 10, 2, at);
+    const drawing = new Drawing(edits, tool, { diameter_mm: 1 + 12 * next(), sphere: false }, 3, stack, at);
     let to = at;
     for (let step = 0; step < 12; step++) {
       to = [to[0] + 6 * (next() - 0.5), to[1] + 6 * (next() - 0.5)];

@@ -24,6 +24,8 @@ export interface ViewImage {
   readonly spacing_xyz_mm: Triple;
   readonly origin_xyz_mm: Triple;
   readonly direction: readonly (readonly number[])[];
+  /** Of each slice, along k from the first; not always evenly apart. */
+  readonly slice_z_mm: readonly number[];
   readonly label: string;
   readonly outside: number;
   readonly frame_of_reference: string;

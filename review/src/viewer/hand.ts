@@ -291,8 +291,7 @@ export class Hand {
 
   private draw(session: EditingSession, tool: DrawingTool, at: Point): Drawing {
     const { brush, cursor_ijk } = this.bench;
-    const { shape_ijk, spacing_ijk_mm } = this.main.grid;
-    return new Drawing(session.edits, tool, brush, cursor_ijk[2], shape_ijk[2], spacing_ijk_mm[2], at);
+    return new Drawing(session.edits, tool, brush, cursor_ijk[2], this.main.grid.stack, at);
   }
 
   private finish(drawing: Drawing): void {
@@ -315,12 +314,12 @@ export class Hand {
   }
 
   private mm(index_ijk: Triple): Point {
-    const { spacing_ijk_mm } = this.main.grid;
-    return [index_ijk[0] * spacing_ijk_mm[0], index_ijk[1] * spacing_ijk_mm[1]];
+    const { grid } = this.main;
+    return [grid.mm(0, index_ijk[0]), grid.mm(1, index_ijk[1])];
   }
 
   private indexOf([u_mm, v_mm]: Point): Triple {
-    const { spacing_ijk_mm } = this.main.grid;
-    return [u_mm / spacing_ijk_mm[0], v_mm / spacing_ijk_mm[1], this.bench.cursor_ijk[2]];
+    const { grid } = this.main;
+    return [grid.at(0, u_mm), grid.at(1, v_mm), this.bench.cursor_ijk[2]];
   }
 }

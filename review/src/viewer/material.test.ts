@@ -67,7 +67,7 @@ describe("what lies elsewhere is never laid over the CBCT", () => {
   });
 
   test("a planning CT on another grid", async () => {
-    const { material, failures } = begin(viewOf({ ...planning, spacing_xyz_mm: [1, 1, 2.5] }));
+    const { material, failures } = begin(viewOf({ ...planning, slice_z_mm: cbct.slice_z_mm.map((mm) => 1.25 * mm) }));
     await material.begin();
     expect(failures).toEqual([["planning", expect.any(ForeignGridError)]]);
     expect(foreignness(planning, cbct)).toBeNull();

@@ -42,14 +42,14 @@ export function drawOutline(context: Context, viewport: Viewport, slices: Slices
   const along = plane.normal === 1 ? "u" : "v";
   const run = plane.normal === 1 ? 0 : 1;
   context.beginPath();
-  for (const [from_mm, from_slice, to_mm, to_slice] of outline(slices, along, at * grid.spacing_ijk_mm[plane.normal])) {
+  for (const [from_mm, from_slice, to_mm, to_slice] of outline(slices, along, grid.mm(plane.normal, at))) {
     const ends = [
       [from_mm, from_slice],
       [to_mm, to_slice],
     ] as const;
     ends.forEach(([mm, slice], n) => {
       const index: [number, number, number] = [0, 0, slice];
-      index[run] = mm / grid.spacing_ijk_mm[run];
+      index[run] = grid.at(run, mm);
       const [x, y] = viewport.pixel(index);
       if (n === 0) context.moveTo(x, y);
       else context.lineTo(x, y);
@@ -131,8 +131,8 @@ export function scaleLength_mm(room_mm: number): number {
 }
 
 function pixelOf(viewport: Viewport, [u_mm, v_mm]: Point): readonly [number, number] {
-  const { spacing_ijk_mm } = viewport.grid;
-  return viewport.pixel([u_mm / spacing_ijk_mm[0], v_mm / spacing_ijk_mm[1], 0]);
+  const { grid } = viewport;
+  return viewport.pixel([grid.at(0, u_mm), grid.at(1, v_mm), 0]);
 }
 
 function finish(context: Context, { colour, dash, width_px, opacity }: Stroke, ratio: number): void {

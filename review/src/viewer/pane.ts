@@ -166,8 +166,9 @@ export class Pane {
 
   private hu(name: string, volume: Volume, viewport: Viewport, slice: number, interpolate: boolean): Float32Array {
     const { plane, width_px, height_px, columns, rows } = viewport;
+    const { center_ijk, scale_px_per_mm } = viewport;
     const state = plane.normal === 2 ? volume.has(slice) : volume.loaded_slices;
-    const key = [volume.digest, state, slice, width_px, height_px, columns.start, columns.step, rows.start, rows.step, interpolate].join();
+    const key = [volume.digest, state, slice, width_px, height_px, ...center_ijk, scale_px_per_mm, interpolate].join();
     const kept = this.kept.get(name) ?? { ...EMPTY };
     if (kept.key === key) return kept.hu;
     if (kept.hu.length !== width_px * height_px) kept.hu = new Float32Array(width_px * height_px).fill(NOTHING);

@@ -28,6 +28,7 @@ export function imageOf(
     shape_zyx: [shape_ijk[2], shape_ijk[1], shape_ijk[0]],
     spacing_xyz_mm,
     origin_xyz_mm,
+    slice_z_mm: Array.from({ length: shape_ijk[2] }, (_, slice) => slice * spacing_xyz_mm[2]),
     direction: [0, 1, 2].map((row) => axes.map((axis) => axis[row as 0 | 1 | 2])),
     label: "CBCT",
     outside: -32768,

@@ -75,7 +75,7 @@ describe("the three planes of a volume of noise", () => {
 
   test("are nothing beyond the last slice", () => {
     const hu = new Float32Array(4);
-    const line = { start: 0, step: 1 };
+    const line = Float64Array.of(0, 1);
     sample(voxels, { normal: 2, slice: 11, across: 0, down: 1, columns: line, rows: line }, 2, 2, true, hu);
     expect([...hu]).toEqual([NOTHING, NOTHING, NOTHING, NOTHING]);
   });
@@ -84,7 +84,7 @@ describe("the three planes of a volume of noise", () => {
 test("a voxel that is nothing does not reach into a pixel that lies on its neighbour", () => {
   const voxels = voxelsOf([2, 1, 1], (i) => (i === 1 ? -32768 : 70));
   const hu = new Float32Array(3);
-  const cut = { normal: 2, slice: 0, across: 0, down: 1, columns: { start: 0, step: 0.5 }, rows: { start: 0, step: 1 } } as const;
+  const cut = { normal: 2, slice: 0, across: 0, down: 1, columns: Float64Array.of(0, 0.5, 1), rows: Float64Array.of(0) } as const;
   sample(voxels, cut, 3, 1, true, hu);
   expect([...hu]).toEqual([70, NOTHING, NOTHING]);
 });

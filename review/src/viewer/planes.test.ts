@@ -91,10 +91,24 @@ test("a millimetre is as long down as across where voxels are not square", () =>
   const grid = new Grid(imageOf([100, 100, 50], [1, 2, 3]));
   for (const plane of planesOf(grid)) {
     const viewport = Viewport.fit(grid, plane, 300, 200);
-    const across = Math.abs(viewport.columns.step) * grid.spacing_ijk_mm[plane.right.axis];
-    const down = Math.abs(viewport.rows.step) * grid.spacing_ijk_mm[plane.down.axis];
-    expect(across).toBeCloseTo(down, 12);
+    const [left, right] = [grid.mm(plane.right.axis, viewport.columns[10]!), grid.mm(plane.right.axis, viewport.columns[20]!)];
+    const [top, bottom] = [grid.mm(plane.down.axis, viewport.rows[10]!), grid.mm(plane.down.axis, viewport.rows[20]!)];
+    expect(Math.abs(right - left)).toBeCloseTo(Math.abs(bottom - top), 10);
   }
+});
+
+test("slices that are not evenly apart lie where they are", () => {
+  // The slice at 9 mm is missing.
+  const image = { ...imageOf([16, 16, 5], [1, 1, 3]), slice_z_mm: [0, 3, 6, 12, 15] };
+  const grid = new Grid(image);
+  expect(grid.world([0, 0, 3])).toEqual([-10, 20, 42]);
+  expect(grid.index([-10, 20, 39])[2]).toBeCloseTo(2.5, 12);
+  const coronal = planesOf(grid)[1];
+  const viewport = Viewport.fit(grid, coronal, 180, 180);
+  const row = (slice: number): number => viewport.pixel([0, 0, slice])[1];
+  expect((row(2) - row(3)) / (row(1) - row(2))).toBeCloseTo(2, 10);
+  expect(viewport.index(20, row(3), 0)[2]).toBeCloseTo(3, 10);
+  expect(grid.equals(new Grid({ ...image, slice_z_mm: [0, 3, 6, 9, 15] }))).toBe(false);
 });
 
 test("places of a pane are indices and back, also after zoom and pan", () => {

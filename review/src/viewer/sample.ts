@@ -2,7 +2,6 @@
 
 import type { Triple } from "./contract";
 import type { Axis } from "./grid";
-import type { Line } from "./viewport";
 
 /** A pixel that shows nothing: beyond the volume, not there yet, or where the service had nothing to resample. */
 export const NOTHING: number = -32768;
@@ -21,8 +20,9 @@ export interface Cut {
   readonly slice: number;
   readonly across: Axis;
   readonly down: Axis;
-  readonly columns: Line;
-  readonly rows: Line;
+  /** The index along `across` of each column of pixels, and along `down` of each row. */
+  readonly columns: Float64Array;
+  readonly rows: Float64Array;
 }
 
 /** Which voxels a row or column of pixels lies between. */
@@ -88,12 +88,12 @@ export function sample(
   }
 }
 
-function between(line: Line, size_px: number, count: number, stride: number, interpolate: boolean): Between {
+function between(indices: Float64Array, size_px: number, count: number, stride: number, interpolate: boolean): Between {
   const before = new Int32Array(size_px);
   const after = new Int32Array(size_px);
   const share = new Float64Array(size_px);
   for (let pixel = 0; pixel < size_px; pixel++) {
-    const index = line.start + line.step * pixel;
+    const index = indices[pixel]!;
     if (index < -0.5 || index >= count - 0.5) {
       before[pixel] = -1;
       continue;

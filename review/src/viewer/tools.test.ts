@@ -2,18 +2,21 @@ import { describe, expect, test } from "vitest";
 import { area_mm2 } from "../editing/clip";
 import { Edits } from "../editing/edits";
 import type { Ring } from "./contract";
+import { Stack } from "./stack";
 import { Drawing, isDrawing, type DrawingTool } from "./tools";
 
 const disc = (r: number): Ring =>
   Array.from({ length: 120 }, (_, k) => [r * Math.cos((2 * Math.PI * k) / 120), r * Math.sin((2 * Math.PI * k) / 120)]);
 
+const stack = new Stack(Array.from({ length: 40 }, (_, slice) => 2 * slice), 2);
+
 function begin(tool: DrawingTool, sphere = false, at: readonly [number, number] = [10, 0]) {
   const base = new Map([9, 10, 11].map((slice) => [slice, [disc(10)]]));
   const edits = new Edits("rigid", base, {
-    slice_distance_mm: 2,
+    stack,
     bounds: { left_mm: -100, top_mm: -100, right_mm: 100, bottom_mm: 100 },
   });
-  const drawing = new Drawing(edits, tool, { diameter_mm: 8, sphere }, 10, 40, 2, at);
+  const drawing = new Drawing(edits, tool, { diameter_mm: 8, sphere }, 10, stack, at);
   return { base, edits, drawing };
 }
 

@@ -4,6 +4,7 @@ import { bounded, pushed, reach, stroke, type Brush } from "../editing/brush";
 import { add, closed, subtract, thinned } from "../editing/clip";
 import type { Edits } from "../editing/edits";
 import type { Point, Rings } from "./contract";
+import type { Stack } from "./stack";
 
 export type Tool = "navigate" | "distance" | "brush" | "eraser" | "nudge" | "add" | "subtract";
 
@@ -27,8 +28,7 @@ export class Drawing {
     private readonly tool: DrawingTool,
     private readonly brush: Brush,
     private readonly slice: number,
-    private readonly slices: number,
-    private readonly slice_distance_mm: number,
+    private readonly stack: Stack,
     at: Point,
   ) {
     this.last = at;
@@ -77,14 +77,14 @@ export class Drawing {
 
   private paint(to: Point): void {
     const operation = this.tool === "brush" ? add : subtract;
-    for (const { slice, radius_mm } of reach(bounded(this.brush), this.slice, this.slices, this.slice_distance_mm)) {
+    for (const { slice, radius_mm } of reach(bounded(this.brush), this.slice, this.stack)) {
       this.remember(slice);
       this.edits.change(slice, operation(this.edits.at(slice), [stroke(this.last, to, radius_mm)]));
     }
   }
 
   private push(to: Point): void {
-    for (const { slice, radius_mm } of reach(bounded(this.brush), this.slice, this.slices, this.slice_distance_mm)) {
+    for (const { slice, radius_mm } of reach(bounded(this.brush), this.slice, this.stack)) {
       this.remember(slice);
       this.edits.change(slice, pushed(this.edits.at(slice), this.last, to, radius_mm));
     }

@@ -212,7 +212,7 @@ class PropagationViewer implements Viewer, Bench {
       storage,
       method,
       contours,
-      plane: { slice_distance_mm: this.grid.spacing_ijk_mm[2], bounds: this.grid.bounds },
+      plane: { stack: this.grid.stack, bounds: this.grid.bounds },
       saving: (saving) => {
         this.saving = saving;
         this.draw(false);
