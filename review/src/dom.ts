@@ -34,6 +34,17 @@ export function show(element: Element, ...children: Child[]): void {
   fill(element, children);
 }
 
+/** Draws only where what it is called with has changed: the viewer tells its state at every frame. */
+export function onChange<A extends readonly unknown[]>(draw: (...told: A) => void): (...told: A) => void {
+  let last = "";
+  return (...told) => {
+    const now = JSON.stringify(told);
+    if (now === last) return;
+    last = now;
+    draw(...told);
+  };
+}
+
 /** Sets an attribute of toggles: `aria-pressed` of a button that stays down. */
 export function press(button: Element, down: boolean): void {
   button.setAttribute("aria-pressed", String(down));

@@ -1,4 +1,4 @@
-"""Everybody can read it, nothing on it breaks its policy, it fits its screen, a crash costs nothing."""
+"""Everybody can read it, it keeps its policy, it fits its screen, a crash costs nothing."""
 
 from __future__ import annotations
 

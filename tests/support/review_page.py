@@ -60,7 +60,7 @@ class Department:
     """A service that has drawn every fraction.
 
     Attributes:
-        worst: The propagation of the first scan, whose registration was rejected.
+        worst: The propagation of the second scan, whose registration was rejected.
         drawn: The others, in the order of being taken.
     """
 
@@ -106,13 +106,13 @@ class Department:
 
 @contextmanager
 def department(folder: Path) -> Iterator[Department]:
-    """A service with three people, a plan, five fractions and a scan before them that fits none."""
+    """A service with three people, a plan, five fractions and among them a scan that fits none."""
     require("peer", BUILT.is_file(), "the review page is not built: make page")
     course = make_course(folder / "course")
     scans = [
+        course.cbct,  # of the day of the plan
         _turned(folder),
-        course.cbct,
-        *(_fraction(folder, day, shift) for day, shift in enumerate(SHIFTS_XYZ_MM, start=4)),
+        *(_fraction(folder, day, shift) for day, shift in enumerate(SHIFTS_XYZ_MM, start=5)),
     ]
     settings = ServiceSettings(data_folder=folder / "data")
     records = open_records(settings, role="test")
@@ -142,7 +142,7 @@ def department(folder: Path) -> Iterator[Department]:
                 f"/v1/series/{scan.series_uid}/completion", json={"instances": len(scan.paths)}
             )
         found = [_drawn(server, scan) for scan in scans]
-        yield Department(server=server, course=course, worst=found[0], drawn=found[1:])
+        yield Department(server=server, course=course, worst=found[1], drawn=[found[0], *found[2:]])
     finally:
         server.stop()
 
@@ -154,7 +154,7 @@ def _fraction(folder: Path, day: int, shift_xyz_mm: Sequence[float]) -> CtFiles:
 def _turned(folder: Path) -> CtFiles:
     """Lying on its side, as no hospital scans: no registration of it may be accepted."""
     upright = thorax_hu(np.zeros(3), noise_hu=25.0, seed=9)
-    return _scan(folder, 2, upright.transpose(0, 2, 1)[::-1].copy())
+    return _scan(folder, 4, upright.transpose(0, 2, 1)[::-1].copy())
 
 
 def _scan(folder: Path, day: int, hu_zyx: np.ndarray) -> CtFiles:

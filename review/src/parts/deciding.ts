@@ -250,8 +250,10 @@ function credentialField(app: App): Credential {
     };
   }
   const password = h("input", { type: "password", name: "password", autocomplete: "current-password", required: true });
+  // For password managers: whose password it is.
+  const name = h("input", { type: "text", name: "name", autocomplete: "username", value: personName(app.session?.name ?? ""), hidden: true });
   return {
-    root: h("label", {}, t("sign.password"), password),
+    root: h("label", {}, t("sign.password"), name, password),
     focus: () => password.focus(),
     prove: async () => {
       try {

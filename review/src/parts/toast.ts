@@ -4,9 +4,10 @@ import { h } from "../dom";
 
 const STAYS_MS = 6000;
 
-const place = h("div", { class: "toasts", role: "status", "aria-live": "polite" });
+let place: HTMLElement | null = null;
 
 export function say(words: string): void {
+  place ??= h("div", { class: "toasts", role: "status", "aria-live": "polite" });
   if (!place.isConnected) document.body.append(place);
   const line = h("div", { class: "toast" }, words);
   place.append(line);

@@ -136,7 +136,8 @@ export function editTools(viewer: Viewer, host: EditingHost): Tools<ViewerState>
     press(sphere, state.brush.sphere);
     undo.disabled = !editing.can_undo;
     redo.disabled = !editing.can_redo;
-    show(facts, `${cc(editing.volume_cc)} · ${editedSlices(editing.edited_slices.length)}`);
+    const now = `${cc(editing.volume_cc)} · ${editedSlices(editing.edited_slices.length)}`;
+    if (facts.textContent !== now) show(facts, now);
     const { words, bad } = savingWords(editing);
     saving.classList.toggle("saving-bad", bad);
     if (saving.textContent !== words) show(saving, words);

@@ -3,7 +3,7 @@
 import type { App, Screen } from "../app";
 import type { View } from "../api/types";
 import { t } from "../catalogue";
-import { h, show } from "../dom";
+import { h, onChange, show } from "../dom";
 import { mm, number, personName } from "../format";
 import type { Action } from "../keys";
 import { banner } from "../parts/banner";
@@ -257,10 +257,15 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
 
   // What the viewer says
   let drawnFor = "";
+  const showMethods = onChange(methods.update);
+  const showDecision = onChange((..._: unknown[]) => dressDecision());
+  const showWindow = onChange((width: number, center: number) => {
+    show(windowed, t("tools.window_values", { width: number(width, 0), center: number(center, 0) }));
+  });
   const follow = (state: ViewerState): void => {
     images.update(state);
-    show(windowed, t("tools.window_values", { width: number(state.window.width_hu, 0), center: number(state.window.center_hu, 0) }));
-    methods.update(state.contours);
+    showWindow(state.window.width_hu, state.window.center_hu);
+    showMethods(state.contours);
     const isEditing = state.editing !== null;
     if (isEditing && editing === null) {
       editing = editTools(viewer, { discard, sources });
@@ -273,7 +278,7 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
     }
     editing?.update(state);
     root.classList.toggle("is-editing", isEditing);
-    dressDecision();
+    showDecision(state.contours.selected, state.editing?.method, state.editing?.edited_slices.length);
     if (state.contours.selected !== drawnFor) {
       drawnFor = state.contours.selected;
       void drawHistory();
@@ -285,6 +290,9 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
   viewer.on("probe", (told) => show(probe, told === null ? t("tools.probe_none") : probeWords(told)));
   viewer.on("restored", (told) => say(restoredWords(told)));
   viewer.on("distance", ({ length_mm }) => say(mm(length_mm)));
+  viewer.on("loading", ({ image, loaded_slices, slices }) => {
+    if (loaded_slices === slices) performance.mark(`review-${image}-loaded`);
+  });
   viewer.on("failed", ({ what, error }) => {
     const why = parts(error).cause;
     troubles = [...troubles, { kind: "bad", words: t("review.image_failed", { what: whats[what], why }) }];

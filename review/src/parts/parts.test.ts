@@ -1,0 +1,181 @@
+import { beforeEach, describe, expect, test } from "vitest";
+import type { Figure, Method, View } from "../api/types";
+import { speak } from "../catalogue";
+import { scaleOf, ticks, type Series } from "./charts";
+import { sliceList } from "./deciding";
+import { byWeight, figureName, figureValue } from "./figures";
+import { likeness } from "./methods";
+import { noticesOf, whyNotSign } from "./notices";
+import { isNothing, mayAdjust, NO_CHANGE } from "./registration";
+import { savingWords } from "./tools";
+import { rowsInView } from "./window-list";
+
+beforeEach(() => speak("en"));
+
+const figure = (name: string, verdict: Figure["verdict"], reason = ""): Figure => ({ name, value: 1, limit: "", verdict, reason });
+
+const method = (name: string, more: Partial<Method> = {}): Method => ({
+  method: name,
+  roi_name: name,
+  colour: "#fff",
+  dash: [],
+  volume_cc: 20,
+  change_percent: 0,
+  shift_xyz_mm: [0, 0, 0],
+  seconds: 1,
+  recommended: false,
+  empty: false,
+  agreement: {},
+  note: "",
+  ...more,
+});
+
+const IMAGE = {
+  volume: "0",
+  shape_zyx: [1, 1, 1],
+  spacing_xyz_mm: [1, 1, 1],
+  origin_xyz_mm: [0, 0, 0],
+  direction: [],
+  slice_z_mm: [0],
+  label: "",
+  outside: -32768,
+  frame_of_reference: "1.2",
+} as const;
+
+/** A fraction with nothing to remark. */
+const view = (more: Partial<View> = {}): View => ({
+  propagation: "p",
+  state: "awaiting_review",
+  patient: { key: "k", id: "P-7", name: "", birth_date: "" },
+  course: null,
+  fraction: 7,
+  fractions: 30,
+  roi: "GTV",
+  acquired_at: "",
+  arrived_at: "",
+  machine: "",
+  cbct_series: "1.2",
+  frame_of_reference: "1.2",
+  stale: null,
+  verdict: { verdict: "accept", reasons: [], figures: [] },
+  registration: { direction: "", translation_xyz_mm: [0, 0, 0], rotation_xyz_deg: [0, 0, 0], at: "", figures: [], planning_from_cbct: [] },
+  images: { cbct: IMAGE, planning: IMAGE, planning_why_not: "" },
+  target: null,
+  methods: [method("rigid"), method("diff-umamba")],
+  disagreement: [],
+  worst_slice: null,
+  ghosts: [],
+  approved: null,
+  may: { sign: true, edit: true, why_not: "" },
+  ...more,
+});
+
+describe("notices", () => {
+  const words = (more: Partial<View>): string => noticesOf(view(more)).map((each) => `${each.kind}: ${each.words}`).join("\n");
+
+  test("there is none where there is nothing to remark", () => {
+    expect(noticesOf(view())).toEqual([]);
+  });
+
+  test("a rejected registration is told once, not for each method that drew nothing", () => {
+    const told = words({
+      verdict: { verdict: "reject", reasons: ["bones"], figures: [] },
+      methods: [method("rigid", { empty: true }), method("dir-l", { empty: true })],
+    });
+    expect(told).toMatch(/^bad: The registration was rejected/);
+    expect(told.split("\n")).toHaveLength(1);
+  });
+
+  test("one method that drew nothing is named, with its note", () => {
+    expect(words({ methods: [method("rigid"), method("dir-l", { empty: true, note: "it failed" })] })).toBe(
+      "look: dir-l drew nothing on this CBCT. it failed",
+    );
+  });
+
+  test("methods that all drew nothing under an accepted registration are no rejection", () => {
+    expect(words({ methods: [method("rigid", { empty: true })] })).toBe("bad: No method drew a contour on this CBCT.");
+  });
+
+  test("what is out of date leads to what replaced it", () => {
+    const [first] = noticesOf(view({ stale: { why: "12 slices came", propagation: "q" } }));
+    expect(first).toMatchObject({ kind: "bad", go: { hash: "#/propagations/q" } });
+    expect(first?.words).toContain("12 slices came");
+  });
+
+  test("a tumour out of view, a missing planning CT and somebody who may not sign are told", () => {
+    const outside = figure("prior_in_view", "look", "40% lies outside");
+    expect(words({ verdict: { verdict: "look", reasons: [], figures: [outside] } })).toContain("40% lies outside");
+    expect(words({ images: { cbct: IMAGE, planning: null, planning_why_not: "deleted" } })).toContain("deleted");
+    expect(words({ may: { sign: false, edit: false, why_not: "your role is to look" } })).toContain("your role is to look");
+  });
+
+  test("what is still being drawn is no failure", () => {
+    const told = words({ state: "drawing", methods: [], images: { cbct: IMAGE, planning: null, planning_why_not: "" }, registration: null });
+    expect(told).toMatch(/^look: Still drawing/);
+    expect(told.split("\n")).toHaveLength(1);
+  });
+});
+
+test("a signature is barred by staleness, by a change, and by who one is, in this order", () => {
+  const stale = { why: "later", propagation: null };
+  const may = { sign: false, edit: false, why_not: "a viewer" };
+  expect(whyNotSign(view({ stale, may }), true)).toContain("later");
+  expect(whyNotSign(view({ may }), true)).toContain("changed");
+  expect(whyNotSign(view({ may }), false)).toContain("a viewer");
+  expect(whyNotSign(view(), false)).toBe("");
+});
+
+test("a registration is adjusted by whoever may decide, also where nothing was drawn", () => {
+  expect(mayAdjust(view({ may: { sign: true, edit: false, why_not: "" } }))).toBe(true);
+  expect(mayAdjust(view({ may: { sign: false, edit: false, why_not: "a viewer" } }))).toBe(false);
+  expect(mayAdjust(view({ registration: null }))).toBe(false);
+  expect(isNothing(NO_CHANGE)).toBe(true);
+  expect(isNothing({ ...NO_CHANGE, rotation_xyz_deg: [0, 0.5, 0] })).toBe(false);
+});
+
+test("figures out of bounds come first, and are told in words", () => {
+  const sorted = byWeight([figure("a", "accept"), figure("b", "look"), figure("c", "reject"), figure("d", "look")]);
+  expect(sorted.map(({ name }) => name)).toEqual(["c", "b", "d", "a"]);
+  expect(figureName("lncc")).toBe("likeness (local NCC)");
+  expect(figureName("translation lncc")).toBe("translation: likeness (local NCC)");
+  expect(figureName("dir-l_volume_over_prior")).toBe("dir-l: volume / prior");
+  expect(figureName("never_heard_of")).toBe("never heard of");
+  expect(figureValue({ ...figure("shift_mm", null), value: 6.71 })).toBe("6.7");
+  expect(figureValue({ ...figure("lncc", null), value: 0.8954 })).toBe("0.90");
+});
+
+test("how alike two methods are is known whichever of them says so", () => {
+  const alike = { dice: 0.9, mean_surface_mm: 1.2 };
+  const methods = [method("rigid"), method("dir-l", { agreement: { rigid: alike } })];
+  expect(likeness(methods, "rigid", "dir-l")).toBe(alike);
+  expect(likeness(methods, "dir-l", "rigid")).toBe(alike);
+  expect(likeness(methods, "rigid", "translation")).toBeNull();
+});
+
+test("slices are counted from one and joined to runs", () => {
+  expect(sliceList([30, 31, 35, 32])).toBe("31–33, 36");
+  expect(sliceList([0])).toBe("1");
+  expect(sliceList([])).toBe("");
+});
+
+test("a chart has zero in it and round steps", () => {
+  const series = (...values: (number | null)[]): Series => ({ label: "", colour: "", dash: [], points: values.map((value, n) => ({ n, value })) });
+  expect(scaleOf([series(22, null, 24)])[0]).toBe(0);
+  expect(scaleOf([series(null)])).toEqual([0, 1]);
+  expect(ticks(0, 48)).toEqual([0, 20, 40]);
+  expect(ticks(0, 1)).toEqual([0, 0.5, 1]);
+  expect(ticks(3, 3)).toEqual([3]);
+});
+
+test("of ten thousand rows those in view are drawn, with a few to spare", () => {
+  expect(rowsInView(0, 400, 40, 10_000)).toEqual([0, 18]);
+  expect(rowsInView(200_000, 400, 40, 10_000)).toEqual([4992, 5018]);
+  expect(rowsInView(399_600, 400, 40, 10_000)).toEqual([9982, 10_000]);
+  expect(rowsInView(4000, 400, 40, 3)).toEqual([3, 3]);
+});
+
+test("whether an edit is safe is told, and what is not safe is marked", () => {
+  expect(savingWords({ saving: { state: "saved" } })).toEqual({ words: "saved", bad: false });
+  expect(savingWords({ saving: { state: "offline", since: new Date(0), attempts: 3 } }).bad).toBe(true);
+  expect(savingWords({ saving: { state: "conflict", by: "local:bob" } }).words).toBe("bob saved another draft meanwhile");
+});

@@ -1,0 +1,52 @@
+import { expect, test } from "vitest";
+import type { WorklistItem } from "../api/types";
+import { nextOf, placeOfItem, worklistPath } from "./worklist";
+
+const item = (id: string, more: Partial<WorklistItem> = {}): WorklistItem => ({
+  kind: "propagation",
+  id,
+  link: "",
+  patient: null,
+  course: null,
+  fraction: 1,
+  cbct: "1.2",
+  acquired_at: "",
+  arrived_at: "",
+  machine: "",
+  state: "awaiting_review",
+  verdict: "look",
+  reason: "",
+  roi: "GTV",
+  volumes_cc: {},
+  volume_change_percent: null,
+  ...more,
+});
+
+test("the next one is the first that nobody else has open", () => {
+  const items = [item("a"), item("b", { open_by: ["bob"] }), item("c", { open_by: ["ann"] })];
+  expect(nextOf(items, "a", "ann")?.id).toBe("c");
+});
+
+test("where others have all of them open, the first is still to be done", () => {
+  expect(nextOf([item("a"), item("b", { open_by: ["bob"] })], "a", "ann")?.id).toBe("b");
+});
+
+test("what is being drawn cannot be decided; a question can be answered", () => {
+  const items = [item("a", { state: "drawing" }), item("q", { kind: "question", state: "needs_person" })];
+  expect(nextOf(items, "", "ann")?.id).toBe("q");
+  expect(nextOf([item("a", { state: "drawing" })], "", "ann")).toBeNull();
+  expect(placeOfItem(item("q", { kind: "question" }))).toEqual({ screen: "course", id: "q" });
+});
+
+test("filters are the service's own, and the order stays its own", () => {
+  const plain = { verdict: "", states: "undecided", machine: "", today: false } as const;
+  expect(worklistPath(plain, 100)).toBe("/v1/worklist?limit=100");
+  const path = worklistPath({ verdict: "look", states: "decided", machine: "Varian OBI", today: false }, 500);
+  expect(path).toBe("/v1/worklist?limit=500&state=approved&state=edited&state=rejected&verdict=look&machine=Varian+OBI");
+});
+
+test("today begins at this clock's midnight", () => {
+  const path = worklistPath({ verdict: "", states: "undecided", machine: "", today: true }, 100, new Date(2026, 0, 3, 14, 5));
+  const since = new URLSearchParams(path.split("?")[1]).get("since") ?? "";
+  expect(new Date(since).getTime()).toBe(new Date(2026, 0, 3).getTime());
+});
