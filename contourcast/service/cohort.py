@@ -16,10 +16,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Literal
 
-from sqlalchemy import ColumnElement, Connection, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, func, literal, or_, select, tuple_
 
 from contourcast.imaging.errors import InputError
 from contourcast.imaging.files import write_atomically
@@ -63,12 +64,14 @@ class Progress:
     Attributes:
         series: Series of images that were taken in.
         propagations: By state.
+        verdicts: Propagations by verdict, of those that have one.
         open_questions: CBCTs that nobody can place without a person.
         waiting: Series that were not looked at yet.
     """
 
     series: int
     propagations: dict[str, int]
+    verdicts: dict[str, int]
     open_questions: int
     waiting: int
 
@@ -83,6 +86,24 @@ class Progress:
 UNDERWAY: Final = frozenset(
     {State.MATCHED, State.REGISTERING, State.DRAWING, State.COMPARING, State.WRITING}
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """A cohort as it was asked for.
+
+    Attributes:
+        kind: A folder that was taken in, whose name is not told since it may be a patient's; or
+            what was here already.
+        since, until, methods: See `Query`; empty of a folder.
+    """
+
+    id: str
+    made_at: str
+    kind: Literal["folder", "query"]
+    since: str
+    until: str
+    methods: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,10 +231,53 @@ class Cohorts:
         asked = (plan or {}).get("propagations", [])
         return or_(propagation.c.cohort_id == cohort_id, propagation.c.id.in_(asked))
 
-    def _jobs(self, cohort_id: str) -> list[Job]:
+    def known(self, *, before: tuple[str, str] | None = None, limit: int) -> list[Known]:
+        """Cohorts, newest first.
+
+        Args:
+            before: Time and id of the one after which they begin.
+            limit: At most so many.
+        """
+        query = select(cohort).order_by(cohort.c.made_at.desc(), cohort.c.id.desc()).limit(limit)
+        if before is not None:
+            query = query.where(
+                tuple_(cohort.c.made_at, cohort.c.id) < tuple_(*map(literal, before))
+            )
         with self.records.index.read() as at:
-            condition = self._mine(at, cohort_id)
-        return self.records.propagations.select(select(propagation).where(condition))
+            return [_known(row) for row in at.execute(query)]
+
+    def one(self, cohort_id: str) -> Known:
+        """What was asked for under an id.
+
+        Raises:
+            NotFoundError: There is no such cohort.
+        """
+        with self.records.index.read() as at:
+            row = at.execute(select(cohort).where(cohort.c.id == cohort_id)).first()
+        if row is None:
+            raise NotFoundError("no cohort has that id", remedy="take a folder in first")
+        return _known(row)
+
+    def lines(self, cohort_id: str) -> Iterator[str]:
+        """``cohort.csv``, a row for each method of each propagation, in the order of asking."""
+        text = StringIO()
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        for job in self._jobs(cohort_id):
+            writer.writerows(_rows(job))
+            yield text.getvalue()
+            text.seek(0)
+            text.truncate()
+        yield text.getvalue()  # the header, where there is nothing else
+
+    def _jobs(self, cohort_id: str) -> Iterator[Job]:
+        """A few at a time: a cohort may be a hundred thousand."""
+        with self.records.index.read() as at:
+            mine = select(propagation).where(self._mine(at, cohort_id))
+        query, last = mine.order_by(propagation.c.number).limit(AT_ONCE), 0
+        while jobs := self.records.propagations.select(query.where(propagation.c.number > last)):
+            yield from jobs
+            last = jobs[-1].number
 
     def _open(self, cohort_id: str, plan: dict[str, Any]) -> None:
         row = {"id": cohort_id, "made_at": now().isoformat(), "plan_json": plan}
@@ -241,9 +305,8 @@ class Cohorts:
         Raises:
             NotFoundError: There is no such cohort.
         """
+        self.one(cohort_id)
         with self.records.index.read() as at:
-            if at.execute(select(cohort.c.id).where(cohort.c.id == cohort_id)).first() is None:
-                raise NotFoundError("no cohort has that id", remedy="take a folder in first")
             mine = (
                 select(series.c.uid)
                 .where(series.c.door == "cohort", series.c.sender == cohort_id)
@@ -252,6 +315,13 @@ class Cohorts:
             uids = list(at.execute(mine).scalars())
             states = Counter(
                 at.execute(select(propagation.c.state).where(self._mine(at, cohort_id))).scalars()
+            )
+            verdicts = Counter(
+                at.execute(
+                    select(propagation.c.verdict).where(
+                        self._mine(at, cohort_id), propagation.c.verdict != ""
+                    )
+                ).scalars()
             )
             questions = at.execute(
                 select(func.count())
@@ -266,6 +336,7 @@ class Cohorts:
         return Progress(
             series=len(uids),
             propagations=dict(states),
+            verdicts=dict(verdicts),
             open_questions=int(questions),
             waiting=len(uids) - int(looked_at),
         )
@@ -277,26 +348,34 @@ class Cohorts:
             NotFoundError: There is no such cohort.
         """
         progress = self.progress(cohort_id)
-        jobs = sorted(self._jobs(cohort_id), key=lambda job: job.number)
         out.mkdir(parents=True, exist_ok=True)
         draft = out / ".cohort.csv"
         with draft.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            for job in jobs:
-                writer.writerows(_rows(job))
+            file.writelines(self.lines(cohort_id))
         draft.replace(out / "cohort.csv")
         summary = {
             "cohort": cohort_id,
             "series": progress.series,
             "propagations": progress.propagations,
-            "verdicts": dict(Counter(job.verdict for job in jobs if job.verdict)),
+            "verdicts": progress.verdicts,
             "open_questions": progress.open_questions,
             "waiting": progress.waiting,
             "ended": progress.ended,
         }
         write_atomically(out / "cohort.json", (json.dumps(summary, indent=1) + "\n").encode())
         return summary
+
+
+def _known(row: Row[Any]) -> Known:
+    plan = row.plan_json
+    return Known(
+        id=row.id,
+        made_at=row.made_at,
+        kind="folder" if "folder" in plan else "query",
+        since=plan.get("since", ""),
+        until=plan.get("until", ""),
+        methods=tuple(plan.get("methods", ())),
+    )
 
 
 def _opened(paths: list[Path]) -> Iterator[tuple[str, BinaryIO]]:

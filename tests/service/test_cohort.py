@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from contourcast.imaging.errors import InputError
+from contourcast.service.api.app import create_app
 from contourcast.service.archive import Sent
 from contourcast.service.cohort import Cohorts, Query
 from contourcast.service.ingest import take_files
@@ -22,8 +23,9 @@ from contourcast.service.jobs.steps import Steps
 from contourcast.service.problems import NotFoundError
 from contourcast.service.records import Records
 from contourcast.service.settings import ServiceSettings
+from support.http import served
 from support.records import looking_into
-from support.treatment import make_treatment
+from support.treatment import Treatment, make_treatment
 
 SETTINGS = ServiceSettings(disk_reserve_mib=0)
 
@@ -54,6 +56,20 @@ def take_up(records: Records) -> None:
         served_network=lambda: ("", ""),
         methods=["translation"],
     ).look()
+
+
+def send_today(records: Records, patient: Treatment) -> None:
+    """Scans that are no cohort's, and are matched."""
+    take_files(
+        ((p.name, p.open("rb")) for p in patient.paths),
+        records.archive,
+        SETTINGS,
+        sent=Sent(door="rest"),
+    )
+    arriving = Arriving(records.index, records.notices)
+    for cbct in (patient.planning_ct, *patient.fractions):
+        arriving.expect(cbct.series_uid, len(cbct.paths))
+    take_up(records)
 
 
 def draw(records: Records, propagation: str) -> None:
@@ -105,16 +121,7 @@ def test_a_cohort_is_not_drawn_from_another_one(records: Records, folder: Path) 
 
 def test_days_that_are_here_become_a_cohort(records: Records, tmp_path: Path) -> None:
     patient = make_treatment(tmp_path / "p", patient="Q", fractions=2, seed=5)
-    take_files(
-        ((p.name, p.open("rb")) for p in patient.paths),
-        records.archive,
-        SETTINGS,
-        sent=Sent(door="rest"),
-    )
-    arriving = Arriving(records.index, records.notices)
-    for cbct in (patient.planning_ct, *patient.fractions):
-        arriving.expect(cbct.series_uid, len(cbct.paths))
-    take_up(records)
+    send_today(records, patient)
     assert {j.origin.priority for j in records.propagations.jobs()} == {TODAY}
     cohorts = Cohorts(records, SETTINGS)
     query = Query.read("since=2026-01-06,until=2026-01-07,methods=rigid")
@@ -153,3 +160,54 @@ def test_folders_without_dicom_and_unknown_cohorts_are_told(
         cohorts.take(tmp_path / "empty")
     with pytest.raises(NotFoundError):
         cohorts.progress("0" * 32)
+
+
+def test_cohorts_are_listed_with_how_far_they_are(
+    records: Records, folder: Path, tmp_path: Path
+) -> None:
+    cohorts = Cohorts(records, SETTINGS)
+    taken = cohorts.take(folder)
+    take_up(records)
+    job = records.propagations.jobs()[0]
+    draw(records, job.id)
+    send_today(records, make_treatment(tmp_path / "today", patient="T", fractions=1, seed=9))
+    again = cohorts.again(Query.read("methods=rigid"), network=("", ""))
+    settings = ServiceSettings(data_folder=tmp_path / "data", disk_reserve_mib=0)
+    with served(create_app(settings)) as http:
+        first = http.get("/v1/cohorts?limit=1")
+        (newest,) = first.json()["cohorts"]
+        assert (newest["id"], newest["kind"], newest["methods"]) == (again, "query", ["rigid"])
+        rest = http.get(first.links["next"]["url"])
+        (older,) = rest.json()["cohorts"]
+        assert (older["id"], older["kind"]) == (taken, "folder")
+        assert "next" not in rest.links
+        assert folder.name not in rest.text, "a folder may have a patient's name"
+
+        detail = http.get(older["link"]).json()
+        assert detail["propagations"] == {"matched": 2, "awaiting_review": 1}
+        assert sum(detail["verdicts"].values()) == 1
+        assert (detail["series"], detail["waiting"], detail["ended"]) == (5, 0, False)
+        listed = http.get(detail["links"]["propagations"]).json()["propagations"]
+        assert len(listed) == 3
+
+        report = http.get(detail["links"]["report"])
+        assert report.headers["content-type"].startswith("text/csv")
+        rows = list(csv.DictReader(report.text.splitlines()))
+        assert [row["propagation"] for row in rows if row["method"]] == [job.id]
+        assert len(rows) == 3
+        for path in ("/v1/cohorts/none", "/v1/cohorts/none/report"):
+            assert http.get(path).status_code == 404
+
+
+def test_a_report_of_nothing_has_its_header(records: Records) -> None:
+    assert "".join(Cohorts(records, SETTINGS).lines("none")).startswith("propagation,cbct,")
+
+
+def test_a_report_is_read_in_parts(
+    records: Records, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohorts = Cohorts(records, SETTINGS)
+    taken = cohorts.take(folder)
+    take_up(records)
+    monkeypatch.setattr("contourcast.service.cohort.AT_ONCE", 2)
+    assert len(list(csv.DictReader("".join(cohorts.lines(taken)).splitlines()))) == 3

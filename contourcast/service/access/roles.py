@@ -140,10 +140,8 @@ TABLE: Final[dict[str, Rule]] = {
     f"GET {_PROPAGATION}/reviews": _READS,
     f"POST {_PROPAGATION}/reviews": _person(_REVIEW, What.SIGN),
     # Cohorts
-    "POST /v1/cohorts": _for(_REVIEW, _ADMIN, what=What.CREATE),
     "GET /v1/cohorts": _OPERATES,
     "GET /v1/cohorts/{id}": _OPERATES,
-    "DELETE /v1/cohorts/{id}": _for(_REVIEW, _ADMIN, what=What.DELETE),
     "GET /v1/cohorts/{id}/report": _for(_VIEW, _REVIEW, what=What.EXPORT),
     # Where it goes
     "GET /v1/destinations": _OPERATES,

@@ -24,6 +24,7 @@ from contourcast.service.api.context import Context, Uploads, in_thread
 from contourcast.service.api.idempotency import Idempotent
 from contourcast.service.api.limits import SmallBodies
 from contourcast.service.api.routes import (
+    cohorts,
     courses,
     deliveries,
     dicomweb,
@@ -65,6 +66,7 @@ ROUTES = (
     reviews,
     statistics,
     worklist,
+    cohorts,
     deliveries,
     methods,
     orthanc,
