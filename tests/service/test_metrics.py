@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import event as event_api
 from sqlalchemy import text
 
 from contourcast.service.access.audit import Happening, record
 from contourcast.service.access.roles import What
 from contourcast.service.api.app import create_app
-from contourcast.service.api.measures import AuditChain, Measures
+from contourcast.service.api.measures import WHOLE_EVERY_S, AuditChain, Measures
 from contourcast.service.index.tables import (
     arrival,
     cursor,
@@ -151,6 +152,40 @@ def test_what_is_counted_stands_in_the_database(records: Records, service: Servi
     other = measured(Measures(again, service, clock=lambda: NOON).text())
     again.close()
     assert {name: other[name] for name in expected} == expected, "every process says the same"
+
+
+def test_a_scrape_goes_through_what_is_new_and_through_whole_tables_once_a_minute(
+    records: Records, service: ServiceSettings
+) -> None:
+    fill(records)
+    moment = [NOON]
+    measures = Measures(records, service, clock=lambda: moment[0])
+    stored = "contourcast_arrivals_total['rest', 'stored']"
+    kept, waiting = "contourcast_kept_bytes_total['CT']", "contourcast_open_questions[]"
+    assert [measured(measures.text())[name] for name in (stored, kept, waiting)] == [2, 500, 1]
+    fresh = records.index.now().isoformat()
+    add(records.index, arrival, number=4, door="rest", outcome="stored", at=fresh)
+    add(records.index, arrival, number=6, door="rest", outcome="stored", at=fresh)
+    add(records.index, instance, sop_uid="1.3", modality="CT", bytes=7)
+    add(records.index, fraction, revision_id="b", state="needs_person")
+    found = measured(measures.text())
+    assert [found[name] for name in (stored, kept, waiting)] == [4, 500, 2]
+    # one that was begun before them and committed after them is not left out
+    add(records.index, arrival, number=5, door="rest", outcome="stored", at=fresh)
+    moment[0] += timedelta(seconds=WHOLE_EVERY_S)
+    found = measured(measures.text())
+    assert [found[name] for name in (stored, kept)] == [5, 507]
+    queries: list[str] = []
+    with records.index.read() as connection:
+        event_api.listen(connection.engine, "before_cursor_execute", _noting(queries))
+    measures.text()
+    whole = [q for q in queries if "FROM instance" in q or "FROM event" in q]
+    assert whole == []
+    assert all("arrival.number >" in q for q in queries if "FROM arrival" in q)
+
+
+def _noting(queries: list[str]) -> Callable[..., None]:
+    return lambda connection, cursor_, statement, *_: queries.append(statement)
 
 
 def test_an_empty_service_measures_nothing_and_does_not_fall(

@@ -171,6 +171,35 @@ def test_a_version_that_a_killed_process_left_does_not_win(
     assert recorder.keep() == 0
 
 
+class Counting(FolderStore):
+    """A store that counts how often it is listed."""
+
+    listed = 0
+
+    def list(self, prefix: str) -> Iterator[str]:
+        self.listed += 1
+        return super().list(prefix)
+
+
+def test_the_store_is_listed_again_only_when_somebody_else_wrote(
+    before: Index, ct: CtFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("contourcast.service.keeping.records.AT_ONCE", 1)  # each row is a page
+    archive = lived(before, tmp_path, ct)
+    store = Counting(tmp_path / "store")
+    here = Recorder(before, store, archive.incoming)
+    assert [here.keep(), here.keep(), store.listed] == [9, 0, 1]
+    for state, kept_by in (("delivering", here), ("approved", None), ("rejected", here)):
+        with before.write() as at:
+            at.execute(propagation.update().where(propagation.c.id == "p1").values(state=state))
+        recorder = kept_by or Recorder(before, archive.blobs, archive.incoming)
+        assert recorder.keep() == 1
+    assert store.listed == 2
+    (newest,) = (r for r in read_records(archive.blobs) if r.row.get("id") == "p1")
+    assert newest.row["state"] == "rejected"
+    assert [one["number"] for one in newest.events] == [1, 2]
+
+
 def test_an_index_that_is_not_empty_is_left_alone(
     before: Index, ct: CtFiles, tmp_path: Path
 ) -> None:

@@ -1,5 +1,8 @@
 """What Prometheus is told, counted in the database when it asks: so that all processes agree.
 
+No scrape costs more the longer a service runs: arrivals are counted from where they were counted
+before, and what needs whole tables is counted once in `WHOLE_EVERY_S`.
+
 Labels are words of ours, of the settings, or makers' names from a short list; whatever stands in a
 header may be a patient's name, and is no label.
 """
@@ -8,8 +11,9 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry
@@ -56,6 +60,10 @@ MAKERS: Final = (
 OTHER: Final = "other"
 # Rows of the audit log that one scrape goes through; the rest waits for the next.
 AUDIT_AT_ONCE: Final = 20_000
+# Bytes, steps and verdicts are of whole tables; they change slowly.
+WHOLE_EVERY_S: Final = 60.0
+# Behind an arrival of this age none of a smaller number appears: transactions are shorter.
+SETTLED_AFTER: Final = timedelta(seconds=60)
 _STEPS: Final = (
     State.MATCHED,
     State.REGISTERING,
@@ -88,6 +96,9 @@ class Measures:
     ) -> None:
         self._records, self._settings, self._clock = records, settings, clock
         self._audit = AuditChain(records.index)
+        self._arrived = Arrived()
+        self._whole: tuple[Metric, ...] = ()
+        self._whole_at: datetime | None = None
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -102,10 +113,10 @@ class Measures:
     def collect(self) -> Iterator[Metric]:
         """Every measure."""
         with self._records.index.read() as at:
-            yield from self._arrivals(at)
+            yield self._arrivals(at)
+            yield self._series(at)
             yield from self._waiting(at)
-            yield self._steps(at)
-            yield from self._verdicts(at)
+            yield from self._whole_tables(at)
             yield self._deliveries(at)
             yield self._lag(at)
         yield from self._disk()
@@ -116,16 +127,22 @@ class Measures:
             "audit_rows_looked_at", "Rows of the log that this process went through.", known
         )
 
-    def _arrivals(self, at: Connection) -> Iterator[Metric]:
+    def _whole_tables(self, at: Connection) -> Sequence[Metric]:
+        moment = self._clock()
+        if self._whole_at is None or (moment - self._whole_at).total_seconds() >= WHOLE_EVERY_S:
+            self._whole = (self._kept(at), self._steps(at), *self._verdicts(at))
+            self._whole_at = moment
+        return self._whole
+
+    def _arrivals(self, at: Connection) -> Metric:
         came = CounterMetricFamily(
             "contourcast_arrivals", "Instances that came.", labels=["door", "outcome"]
         )
-        query = select(arrival.c.door, arrival.c.outcome, func.count()).group_by(
-            arrival.c.door, arrival.c.outcome
-        )
-        for door, outcome, number in at.execute(query):
+        for (door, outcome), number in sorted(self._arrived.count(at, self._records.index).items()):
             came.add_metric([door, outcome], number)
-        yield came
+        return came
+
+    def _kept(self, at: Connection) -> Metric:
         kept = CounterMetricFamily(
             "contourcast_kept_bytes", "Bytes of instances in the store.", labels=["modality"]
         )
@@ -134,7 +151,9 @@ class Measures:
         )
         for modality, size in at.execute(sizes):
             kept.add_metric([modality], int(size))
-        yield kept
+        return kept
+
+    def _series(self, at: Connection) -> Metric:
         states = GaugeMetricFamily(
             "contourcast_series", "Series of images by what is known of them.", labels=["state"]
         )
@@ -145,7 +164,7 @@ class Measures:
         )
         for state, number in at.execute(by_state):
             states.add_metric([state], number)
-        yield states
+        return states
 
     def _waiting(self, at: Connection) -> Iterator[Metric]:
         depth = GaugeMetricFamily(
@@ -306,6 +325,34 @@ class Measures:
         if moment is None:
             return 0.0
         return max(0.0, (self._clock() - datetime.fromisoformat(moment)).total_seconds())
+
+
+class Arrived:
+    """Counts arrivals by door and outcome, each row for good but once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._number, self._settled = 0, Counter[tuple[str, str]]()
+
+    def count(self, at: Connection, index: Index) -> Counter[tuple[str, str]]:
+        """All that there are by now."""
+        settled = (index.now(at) - SETTLED_AFTER).isoformat()
+        with self._lock:
+            newest = select(func.max(arrival.c.number)).where(
+                arrival.c.number > self._number, arrival.c.at <= settled
+            )
+            number = int(at.execute(newest).scalar() or self._number)
+            self._settled += _arrivals(
+                at, arrival.c.number > self._number, arrival.c.number <= number
+            )
+            self._number = number
+            return self._settled + _arrivals(at, arrival.c.number > number)
+
+
+def _arrivals(at: Connection, *which: ColumnElement[bool]) -> Counter[tuple[str, str]]:
+    query = select(arrival.c.door, arrival.c.outcome, func.count()).where(*which)
+    rows = at.execute(query.group_by(arrival.c.door, arrival.c.outcome))
+    return Counter({(door, outcome): number for door, outcome, number in rows})
 
 
 class AuditChain:

@@ -4,22 +4,27 @@ What came in can be read again from its headers. What was decided, by a person o
 that day, and what was promised cannot: so the rows of series, revisions, courses, fractions,
 propagations and reviews are written into the store a short while after they changed. From there
 `contourcast rebuild` brings them back when the database is lost.
+
+Rows are read a page at a time; what lies in the store is listed once, and again only when somebody
+else has written there since.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Table, select
+from sqlalchemy import Connection, Table, select, update
 
 from contourcast.service.index.database import Index, as_json
 from contourcast.service.index.tables import (
     course,
+    cursor,
     event,
     fraction,
     propagation,
@@ -30,6 +35,8 @@ from contourcast.service.index.tables import (
 from contourcast.service.store.blobs import Blobs
 
 RECORDS: Final = "records/"
+WRITER: Final = "records"  # a cursor: who wrote last
+AT_ONCE: Final = 500
 # In this order they come back, so that what is pointed to is there first.
 RECORDED: Final[tuple[Table, ...]] = (series, revision, course, fraction, propagation, review)
 
@@ -62,6 +69,8 @@ class Recorder:
         self._index = index
         self._blobs = blobs
         self._draft = draft
+        self._token = uuid.uuid4().hex
+        self._known: dict[str, _Version] = {}
 
     def keep(self) -> int:
         """Writes what changed; how many rows.
@@ -69,37 +78,68 @@ class Recorder:
         Raises:
             BusyError, StoreError: Index or store cannot be reached; the next time goes on.
         """
-        known = dict(_versions(self._blobs))
-        written = 0
-        for table in RECORDED:
-            for row in self._rows(table):
-                where = f"{RECORDS}{table.name}/{_name(table, row['row'])}/"
-                content = as_json(row).encode()
-                digest = hashlib.sha256(content).hexdigest()
-                former = known.get(where)
-                if former and former.digest == digest:
-                    continue
-                number = former.number + 1 if former else 1
-                draft = self._draft()
-                try:
-                    draft.write_bytes(content)
-                    self._blobs.put({_key(where, number, digest): draft})
-                finally:
-                    draft.unlink(missing_ok=True)
-                if former:
-                    self._blobs.delete(_key(where, former.number, former.digest))
-                written += 1
-        return written
+        if not self._was_last():
+            self._known = dict(_versions(self._blobs))
+            self._be_last()
+        return sum(self._written(table, row) for table in RECORDED for row in self._rows(table))
+
+    def _written(self, table: Table, row: dict[str, Any]) -> bool:
+        """Keeps a row, unless it is as it was."""
+        where = f"{RECORDS}{table.name}/{_name(table, row['row'])}/"
+        content = as_json(row).encode()
+        digest = hashlib.sha256(content).hexdigest()
+        former = self._known.get(where)
+        if former and former.digest == digest:
+            return False
+        number = former.number + 1 if former else 1
+        draft = self._draft()
+        try:
+            draft.write_bytes(content)
+            self._blobs.put({_key(where, number, digest): draft})
+        finally:
+            draft.unlink(missing_ok=True)
+        self._known[where] = _Version(number=number, digest=digest)
+        if former:
+            self._blobs.delete(_key(where, former.number, former.digest))
+        return True
+
+    def _was_last(self) -> bool:
+        """Whether nobody else has written since we did."""
+        with self._index.read() as at:
+            said = at.execute(select(cursor.c.value_json).where(cursor.c.name == WRITER)).scalar()
+        return said == {"by": self._token}
+
+    def _be_last(self) -> None:
+        row = {"name": WRITER, "value_json": {"by": self._token}}
+        with self._index.write() as at:
+            at.execute(self._index.insert_new(cursor, row))
+            at.execute(update(cursor).where(cursor.c.name == WRITER).values(**row))
 
     def _rows(self, table: Table) -> Iterator[dict[str, Any]]:
-        with self._index.read() as at:
-            happened: dict[str, list[dict[str, Any]]] = {}
-            if table is propagation:
-                query = select(event).order_by(event.c.propagation, event.c.number)
-                for one in at.execute(query).mappings():
-                    happened.setdefault(one["propagation"], []).append(dict(one))
-            for row in at.execute(select(table)).mappings():
-                yield {"row": dict(row), "events": happened.get(row.get("id", ""), [])}
+        (key,) = table.primary_key.columns
+        last: Any = None
+        while True:
+            page = select(table).order_by(key).limit(AT_ONCE)
+            if last is not None:
+                page = page.where(key > last)
+            with self._index.read() as at:
+                rows = at.execute(page).mappings().all()
+                ids = [row[key.name] for row in rows]
+                happened = _events(at, ids) if table is propagation else {}
+            for row in rows:
+                yield {"row": dict(row), "events": happened.get(row[key.name], [])}
+            if len(rows) < AT_ONCE:
+                return
+            last = rows[-1][key.name]
+
+
+def _events(at: Connection, ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """What happened to each of some propagations, in its order."""
+    query = select(event).where(event.c.propagation.in_(ids)).order_by(event.c.number)
+    happened: dict[str, list[dict[str, Any]]] = {}
+    for one in at.execute(query).mappings():
+        happened.setdefault(one["propagation"], []).append(dict(one))
+    return happened
 
 
 def read_records(blobs: Blobs) -> Iterator[Record]:
