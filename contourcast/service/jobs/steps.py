@@ -163,8 +163,9 @@ class Steps:
         )
         self._tell(propagation, State.WRITING, "writing the structure set and the report", 0.95)
         files, report = self._write(result, job)
-        structures = self.records.derived.result(job.id, "RS.dcm")
-        self._pages.prepare(job, result.case, report, structures, files["RS.dcm"])
+        if job.origin.cohort is None:  # of an evaluation, few are ever looked at
+            structures = self.records.derived.result(job.id, "RS.dcm")
+            self._pages.prepare(job, result.case, report, structures, files["RS.dcm"])
         self._case.cache_clear()
         return {"files": files}
 
