@@ -338,11 +338,11 @@ def shooting(page: Page, folder: Path, suffix: str) -> Callable[[str], None]:
 
 
 def shoot(page: Page, folder: Path, name: str) -> None:
-    """A picture, with as few colours as show no difference."""
+    """A picture; 256 colours would spend all on the greys, and none on what the signs say."""
     path = folder / f"{name}.png"
     page.screenshot(path=path)
     with Image.open(path) as picture:
-        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+        picture.convert("RGB").save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def test_a_silent_service_is_told_and_what_is_drawn_is_kept(
         expect(ann.page.locator(".saving")).to_contain_text("kept in this browser")
         ann.page.context.set_offline(False)
         expect(ann.page.locator(".saving")).to_have_text("saved", timeout=30_000)
-        draft = clinic.get(f"/v1/propagations/{propagation}/draft")
+        draft = ann.fetch(f"/v1/propagations/{propagation}/draft")
         assert len(draft["edited_slices"]) == 1
         ann.page.get_by_role("button", name="Discard draft …").click()
         ann.page.locator("dialog").get_by_role("button", name="Discard", exact=True).click()

@@ -146,7 +146,7 @@ def test_a_server_that_is_killed_in_mid_edit_costs_no_stroke(
         ann.page.locator(f'.review[data-shown="{propagation}"]').wait_for()
         ann.page.keyboard.press("e")
         expect(ann.page.locator(".edit-facts")).to_have_text(volume)
-        draft = clinic.get(f"/v1/propagations/{propagation}/draft")
+        draft = ann.fetch(f"/v1/propagations/{propagation}/draft")
         assert len(json.dumps(draft["slices"])) > 2
         ann.page.get_by_role("button", name="Discard draft …").click()
         ann.page.locator("dialog").get_by_role("button", name="Discard", exact=True).click()

@@ -21,14 +21,15 @@ from contourcast.service.records import open_records
 from contourcast.service.settings import ServiceSettings
 from support.course import (
     PATIENT_NAME,
+    SHAPE_ZYX,
     SPACING_XYZ_MM,
-    CourseFiles,
-    make_course,
+    TUMOUR_RADIUS_MM,
+    TUMOUR_XYZ_MM,
     origin_xyz_mm,
     thorax_hu,
 )
 from support.data import REPOSITORY, peer, peer_module, require
-from support.dicom_factory import CtFiles, make_ct_series
+from support.dicom_factory import CtFiles, disc, make_ct_series, make_structure_set
 from support.server import Server, form_files
 
 PASSWORD: Final = "seven small green apples"
@@ -39,8 +40,8 @@ PEOPLE: Final = {
 }
 BUILT: Final = REPOSITORY / "contourcast" / "service" / "static" / "index.html"
 AXE: Final = REPOSITORY / "review" / "node_modules" / "axe-core" / "axe.min.js"
-# The patient's shift at each fraction after the first.
-SHIFTS_XYZ_MM: Final = ((-5.0, 3.0, 2.0), (2.0, 6.0, -4.0), (4.0, 1.0, 3.0), (-3.0, -2.0, 1.0))
+# The patient's shift at each fraction.
+SHIFTS_XYZ_MM: Final = ((7, -4, 6), (-5, 3, 2), (2, 6, -4), (4, 1, 3), (-3, -2, 1))
 FLAGS: Final = (
     "--no-sandbox",
     "--disable-gpu",
@@ -49,6 +50,12 @@ FLAGS: Final = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+)
+# Centre and radii in mm, HU: what one side has and the other has not.
+ORGANS: Final = (
+    ((25, -20, -10), (45, 40, 40), 45),
+    ((-60, 10, -72), (60, 60, 46), 60),
+    ((100, 50, 30), (12, 6, 32), 500),
 )
 LONGEST_S: Final = 300.0
 DARK, LIGHT = "dark", "light"
@@ -65,7 +72,6 @@ class Department:
     """
 
     server: Server
-    course: CourseFiles
     worst: str
     drawn: list[str]
     taken: set[str] = field(default_factory=set)
@@ -108,12 +114,10 @@ class Department:
 def department(folder: Path) -> Iterator[Department]:
     """A service with three people, a plan, five fractions and among them a scan that fits none."""
     require("peer", BUILT.is_file(), "the review page is not built: make page")
-    course = make_course(folder / "course")
-    scans = [
-        course.cbct,  # of the day of the plan
-        _turned(folder),
-        *(_fraction(folder, day, shift) for day, shift in enumerate(SHIFTS_XYZ_MM, start=5)),
-    ]
+    planning_ct, structures = _plan(folder)
+    scans = [_scan(folder, day, body(shift)) for day, shift in enumerate(SHIFTS_XYZ_MM, start=4)]
+    # Lying on its side, as no hospital scans: no registration of it may be accepted.
+    scans.insert(1, _scan(folder, 20, body((0, 0, 0)).transpose(0, 2, 1)[::-1].copy(), taken=4))
     settings = ServiceSettings(data_folder=folder / "data")
     records = open_records(settings, role="test")
     try:
@@ -133,7 +137,7 @@ def department(folder: Path) -> Iterator[Department]:
     ).start()
     server.http.headers["Authorization"] = f"Bearer {key}"
     try:
-        planned = [*course.planning_ct.paths, course.structures]
+        planned = [*planning_ct.paths, structures]
         for paths in (planned, *(scan.paths for scan in scans)):
             answer = server.http.post("/v1/instances", files=form_files(paths))
             assert answer.status_code == 200, answer.text
@@ -142,34 +146,69 @@ def department(folder: Path) -> Iterator[Department]:
                 f"/v1/series/{scan.series_uid}/completion", json={"instances": len(scan.paths)}
             )
         found = [_drawn(server, scan) for scan in scans]
-        yield Department(server=server, course=course, worst=found[1], drawn=[found[0], *found[2:]])
+        yield Department(server=server, worst=found[1], drawn=[found[0], *found[2:]])
     finally:
         server.stop()
 
 
-def _fraction(folder: Path, day: int, shift_xyz_mm: Sequence[float]) -> CtFiles:
-    return _scan(folder, day, thorax_hu(np.array(shift_xyz_mm), noise_hu=25.0, seed=day))
+def body(shift_xyz_mm: Sequence[float], *, seed: int = 1) -> np.ndarray:
+    """A thorax that its mirror image does not fit: heart, liver and one shoulder blade; HU."""
+    shift = np.asarray(shift_xyz_mm, float)
+    hu = thorax_hu(shift, noise_hu=15.0, seed=seed)
+    z, y, x = (
+        np.arange(size)[(slice(None), *(None,) * (2 - axis))] * spacing + start - moved
+        for axis, (size, spacing, start, moved) in enumerate(
+            zip(SHAPE_ZYX, SPACING_XYZ_MM[::-1], origin_xyz_mm()[::-1], shift[::-1], strict=True)
+        )
+    )
+    for center, radii, value in ORGANS:
+        away = sum(
+            ((along - c) / r) ** 2 for along, c, r in zip((x, y, z), center, radii, strict=True)
+        )
+        hu[away < 1] = value
+    return hu
 
 
-def _turned(folder: Path) -> CtFiles:
-    """Lying on its side, as no hospital scans: no registration of it may be accepted."""
-    upright = thorax_hu(np.zeros(3), noise_hu=25.0, seed=9)
-    return _scan(folder, 4, upright.transpose(0, 2, 1)[::-1].copy())
+def _plan(folder: Path) -> tuple[CtFiles, Path]:
+    planning = make_ct_series(
+        folder / "ct",
+        body((0, 0, 0), seed=0),
+        spacing_xyz_mm=SPACING_XYZ_MM,
+        origin_xyz_mm=origin_xyz_mm(),
+        name="page-ct",
+        change=_named,
+    )
+    z_mm = planning.positions_xyz_mm[:, 2] - TUMOUR_XYZ_MM[2]
+    loops = [
+        disc((*TUMOUR_XYZ_MM[:2], TUMOUR_XYZ_MM[2] + z), float(np.sqrt(TUMOUR_RADIUS_MM**2 - z**2)))
+        for z in z_mm[np.abs(z_mm) < TUMOUR_RADIUS_MM]
+    ]
+    return planning, make_structure_set(
+        folder / "structures.dcm",
+        {"GTV": loops},
+        reference=planning,
+        name="page-rs",
+        change=lambda dataset: _named(dataset, 0),
+    )
 
 
-def _scan(folder: Path, day: int, hu_zyx: np.ndarray) -> CtFiles:
-    def change(dataset: FileDataset, _: int) -> None:
-        dataset.PatientName = PATIENT_NAME
-        dataset.PatientID = "ZZQQ-LEAK-ID"
+def _named(dataset: FileDataset, _: int) -> None:
+    dataset.PatientName, dataset.PatientID = PATIENT_NAME, "ZZQQ-LEAK-ID"
+
+
+def _scan(folder: Path, day: int, hu_zyx: np.ndarray, *, taken: int | None = None) -> CtFiles:
+    def change(dataset: FileDataset, number: int) -> None:
+        _named(dataset, number)
         dataset.SeriesDescription = "CBCT"
-        dataset.AcquisitionDate = dataset.SeriesDate = dataset.StudyDate = f"202601{day:02d}"
+        date = f"202601{taken or day:02d}"
+        dataset.AcquisitionDate = dataset.SeriesDate = dataset.StudyDate = date
 
     return make_ct_series(
         folder / f"cbct-{day}",
         hu_zyx,
         spacing_xyz_mm=SPACING_XYZ_MM,
         origin_xyz_mm=origin_xyz_mm(),
-        name=f"tiny-cbct-{day}",
+        name=f"page-cbct-{day}",
         change=change,
     )
 
@@ -237,6 +276,12 @@ class Person:
             self.page.mouse.move(*place, steps=6)
         self.page.mouse.up()
 
+    def fetch(self, path: str) -> Any:
+        """What the service says to this person's browser."""
+        answer = self.page.context.request.get(f"{self.address}{path}")
+        assert answer.ok, answer.text()
+        return answer.json()
+
     def prove_and(self, button: str) -> None:
         """Shows the credential in an open dialog, and goes on."""
         self.page.locator("dialog input[type=password]").fill(PASSWORD)
@@ -270,6 +315,7 @@ def person(
             made.sign_in(name) if language == "en" else _sign_in_by_order(made, name)
         yield made
     finally:
+        page.unroute_all(behavior="ignoreErrors")  # an answer may be under way
         context.close()
 
 

@@ -7,8 +7,7 @@ import { length_mm } from "../format";
 import { chart, type Series } from "./charts";
 import { shape } from "./marks";
 
-const SIGNED = "currentColor";
-const MACHINE = "#8b98a9";
+const INK = "currentColor";
 
 /** The charts; `method` is the one whose volumes are drawn as a line. */
 export function coursePlots(
@@ -28,14 +27,14 @@ export function coursePlots(
   }));
   const signedOff: Series = {
     label: t("history.signed"),
-    colour: SIGNED,
+    colour: INK,
     dash: [],
     marks: true,
     points: numbered.map((each) => ({ n: each.fraction ?? 0, value: each.signed_volume_cc })),
   };
   const shift: Series = {
     label: t("history.shift"),
-    colour: methods[0]?.colour ?? MACHINE,
+    colour: INK, // of the recommended method, whichever is looked at
     dash: [],
     points: numbered.map((each) => ({ n: each.fraction ?? 0, value: each.shift_xyz_mm === null ? null : length_mm(each.shift_xyz_mm) })),
   };

@@ -9,7 +9,7 @@ import { shape } from "./marks";
 const OF_A_METHOD = /^(.+)_(drawn|volume_over_prior|quality)$/;
 // The rigid method is the registration, which has a panel of its own.
 const REGISTRATION = "rigid ";
-const MOST_REASONS = 3;
+const MOST_REASONS = 2;
 
 /** A figure's name in words: `lncc`, `translation lncc`, `target prior_in_view`, `dir-l_volume_over_prior`. */
 export function figureName(name: string): string {

@@ -24,7 +24,7 @@ import { createViewer, KEYS, type Probe, type Viewer, type ViewerState, type Vie
 import { openNext } from "./worklist";
 
 const LOOK_EVERY_MS = 20_000;
-const PLOT = { width: 186, height: 88 };
+const PLOT = { width: 186, height: 80 };
 const FIRST_METHOD_KEY = 5;
 const METHOD_KEYS = 5;
 
