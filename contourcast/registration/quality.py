@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from contourcast.registration.pair import Near, Pair, make_pair
 from contourcast.registration.prior_region import PriorRegion
 from contourcast.registration.sampling import sample
 from contourcast.registration.settings import QualityLimits, RegistrationSettings
+
+# What a right pair of one patient rarely spoils, and never two at once: decision 0012.
+OF_IDENTITY: Final = ("lncc", "near_bone_lncc", "mirror_margin", "spread_mm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +93,13 @@ def judge(
     evidence = evidence or Evidence()
     limits = pair.settings.limits
     likeness = compare(pair, pose)
-    return Quality(
-        figures=(
-            *_likeness_figures(likeness, limits),
-            *_motion_figures(pose, base, limits, blind=evidence.blind),
-            *_search_figures(evidence, limits),
-            prior_in_view(pair, pose, prior),
-        )
+    figures = (
+        *_likeness_figures(likeness, limits),
+        *_motion_figures(pose, base, limits, blind=evidence.blind),
+        *_search_figures(evidence, limits),
+        prior_in_view(pair, pose, prior),
     )
+    return Quality(figures=(*figures, _identity_doubts(figures)))
 
 
 def settle(pair: Pair, pose: Pose) -> tuple[Pose, float]:
@@ -324,6 +326,18 @@ def _search_figures(evidence: Evidence, limits: QualityLimits) -> Sequence[Figur
             )
         )
     return figures
+
+
+def _identity_doubts(figures: Sequence[Figure]) -> Figure:
+    """How many of the figures that another patient spoils are doubtful: one may be bad luck."""
+    doubts = [f for f in figures if f.name in OF_IDENTITY and f.verdict is not Verdict.ACCEPT]
+    return _most(
+        "identity_doubts",
+        len(doubts),
+        1,
+        1,
+        "{:.0f} figures at once doubt that these scans are of one patient",
+    )
 
 
 def _least(

@@ -132,6 +132,16 @@ def test_every_limit_is_obeyed_and_gives_a_reason(limit: str, value: float, figu
     assert "accept" in told.limit
 
 
+def test_two_figures_that_another_patient_spoils_are_a_rejection_together() -> None:
+    one = replace(SETTINGS.limits, accept_lncc=0.99)
+    assert judged(settings=replace(SETTINGS, limits=one)).verdict is Verdict.LOOK
+    two = replace(one, accept_near_bone_lncc=0.99)
+    quality = judged(settings=replace(SETTINGS, limits=two))
+    assert quality.figure("identity_doubts") == 2
+    assert quality.verdict is Verdict.REJECT
+    assert "doubt that these scans are of one patient" in quality.reasons[0]
+
+
 def test_a_share_of_the_prior_outside_the_view_is_told() -> None:
     quality = judged(prior=ball(CT, np.array([75.0, 0.0, 0.0]), radius_mm=15))
     assert 0 < (quality.figure("prior_in_view") or 0) < 0.99

@@ -155,6 +155,7 @@ export const en = {
   "figure.better_fit_mm": "better fit at, mm",
   "figure.start_ratio": "best start / second",
   "figure.spread_mm": "spread of answers, mm",
+  "figure.identity_doubts": "doubts of identity",
   "figure.prior_in_view": "prior in view",
   "figure.target_lncc": "likeness",
   "figure.target_lncc_by_body": "likeness by body",

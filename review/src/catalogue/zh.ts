@@ -157,6 +157,7 @@ export const zh: Texts = {
   "figure.better_fit_mm": "更优解距离，mm",
   "figure.start_ratio": "最佳 / 次佳起点",
   "figure.spread_mm": "等优解的离散，mm",
+  "figure.identity_doubts": "身份疑点",
   "figure.prior_in_view": "先验在视野内",
   "figure.target_lncc": "相似度",
   "figure.target_lncc_by_body": "整体解相似度",
