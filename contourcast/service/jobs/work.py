@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ from contourcast.service.pacs.deliveries import Deliveries
 from contourcast.service.pacs.destinations import require_ready
 from contourcast.service.pacs.fetching import fetching
 from contourcast.service.pacs.watching import watching
+from contourcast.service.problems import BusyError
 from contourcast.service.records import Records, open_records
 from contourcast.service.settings import ServiceSettings
 
@@ -135,7 +137,8 @@ def at_work(
         until_s = time.monotonic() + END_S
         for thread in threads:
             thread.join(max(0.0, until_s - time.monotonic()))
-    records.workers.left(slot)
+    with contextlib.suppress(BusyError):  # then the others wait for a minute of silence
+        records.workers.left(slot)
     log.info("worker_ended", slot=slot)
 
 
