@@ -36,6 +36,7 @@ def test_a_missing_planning_ct_is_told_and_nothing_is_compared(
         forge(ann, "view", without)
         ann.open(clinic.looked_at)
         expect(ann.page.locator(".notices")).to_contain_text("the PACS has deleted it")
+        ann.picture("no-planning-ct")
         expect(ann.page.get_by_role("button", name="Checker")).to_be_disabled()
 
 
@@ -48,6 +49,7 @@ def test_what_was_replaced_cannot_be_signed(browser: Any, clinic: Department) ->
         ann.open(clinic.looked_at)
         bar = ann.page.locator(".notices .bar-bad").first
         expect(bar).to_contain_text("Out of date, signing is blocked: 12 more slices came")
+        ann.picture("out-of-date")
         expect(ann.page.get_by_role("button", name="Approve …")).to_be_disabled()
         expect(ann.page.get_by_role("button", name="Reject …")).to_be_disabled()
         ann.page.unroute("**/v1/propagations/*/view")
@@ -69,6 +71,7 @@ def test_a_method_that_drew_nothing_is_named_and_not_signed(
         forge(ann, "contours", no_loops)
         ann.open(clinic.looked_at)
         expect(ann.page.locator(".notices")).to_contain_text("translation drew nothing")
+        ann.picture("one-method-drew-nothing")
         ann.page.keyboard.press("5")
         expect(ann.page.get_by_role("button", name="Approve …")).to_be_disabled()
         ann.page.keyboard.press("6")
@@ -91,6 +94,7 @@ def test_a_tumour_out_of_view_is_told(browser: Any, clinic: Department) -> None:
         forge(ann, "view", outside)
         ann.open(clinic.looked_at)
         expect(ann.page.locator(".notices")).to_contain_text(str(figure["reason"]))
+        ann.picture("out-of-view")
 
 
 def test_contours_of_another_frame_of_reference_are_never_drawn(
@@ -103,6 +107,7 @@ def test_contours_of_another_frame_of_reference_are_never_drawn(
         forge(ann, "contours", foreign)
         ann.page.goto(f"{clinic.address}/review/#/propagations/{clinic.looked_at}")
         expect(ann.page.locator(".notices")).to_contain_text("another frame of reference")
+        ann.picture("foreign-frame")
 
 
 def test_an_image_that_does_not_come_is_told(browser: Any, clinic: Department) -> None:
@@ -124,6 +129,7 @@ def test_a_silent_service_is_told_and_what_is_drawn_is_kept(
         ann.stroke((0.30, 0.45), (0.36, 0.50))
         expect(ann.page.locator(".bar-bad").first).to_contain_text("The service does not answer")
         expect(ann.page.locator(".saving")).to_contain_text("kept in this browser")
+        ann.picture("service-silent")
         ann.page.context.set_offline(False)
         expect(ann.page.locator(".saving")).to_have_text("saved", timeout=30_000)
         draft = ann.fetch(f"/v1/propagations/{propagation}/draft")

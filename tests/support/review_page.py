@@ -276,6 +276,11 @@ class Person:
             self.page.mouse.move(*place, steps=6)
         self.page.mouse.up()
 
+    def picture(self, name: str) -> None:
+        """Kept where CONTOURCAST_PICTURES says; nowhere else."""
+        if folder := os.environ.get("CONTOURCAST_PICTURES"):
+            self.page.screenshot(path=Path(folder) / f"{name}.png")
+
     def fetch(self, path: str) -> Any:
         """What the service says to this person's browser."""
         answer = self.page.context.request.get(f"{self.address}{path}")
@@ -326,9 +331,3 @@ def _sign_in_by_order(made: Person, name: str) -> None:
     made.page.locator("input[name=password]").fill(PASSWORD)
     made.page.keyboard.press("Enter")
     made.page.locator(".worklist-table .window .row").first.wait_for()
-
-
-def pictures_folder() -> Path | None:
-    """Where pictures for the documentation go; none: they are not kept."""
-    named = os.environ.get("CONTOURCAST_PICTURES")
-    return Path(named) if named else None

@@ -49,6 +49,33 @@ test("a token that another tab made void is asked for again, once", async () => 
   expect(asked[2]?.headers.get("X-CSRF-Token")).toBe("t2");
 });
 
+test("a page that was loaded anew asks for a token before it first changes something, and once", async () => {
+  const { client: made, asked } = client(json({ ...SESSION, csrf: null }), json({ ...SESSION, csrf: "t3" }), json({}), json({}));
+  await made.session();
+  await made.presence("p");
+  await made.presence("p");
+  expect(asked.map(({ path, headers }) => [path, headers.get("X-CSRF-Token")])).toEqual([
+    ["/v1/session", null],
+    ["/v1/session?renew=true", null],
+    ["/v1/propagations/p/presence", "t3"],
+    ["/v1/propagations/p/presence", "t3"],
+  ]);
+});
+
+test("two changes at once ask for one token", async () => {
+  const { client: made, asked } = client(json({ ...SESSION, csrf: null }), json({ ...SESSION, csrf: "t4" }), json({}), json({}));
+  await made.session();
+  await Promise.all([made.presence("p"), made.presence("q")]);
+  expect(asked.map(({ headers }) => headers.get("X-CSRF-Token"))).toEqual([null, null, "t4", "t4"]);
+});
+
+test("whoever has no session needs no token", async () => {
+  const { client: made, asked } = client(json({ ...SESSION, kind: "loopback", csrf: null }), json({}));
+  await made.session();
+  await made.presence("p");
+  expect(asked).toHaveLength(2);
+});
+
 test("another refusal with 403 is told as it is", async () => {
   const { client: made, asked } = client(json({ cause: "a signature needs a person" }, 403));
   await expect(made.presence("p")).rejects.toMatchObject({ status: 403, cause_: "a signature needs a person" });

@@ -39,6 +39,9 @@ export interface Watch {
 
 export class Client {
   private csrf = "";
+  // A page that was loaded anew has no token; it asks for one before it first changes something.
+  private wantsToken = false;
+  private renewing: Promise<void> | null = null;
 
   constructor(
     private readonly watch: Watch,
@@ -47,6 +50,7 @@ export class Client {
 
   /** A request with all that the service wants of one; refusals are the caller's to read. */
   readonly http = async (path: string, init: RequestInit = {}): Promise<Response> => {
+    if (this.wantsToken && !SAFE.has(init.method ?? "GET")) await this.renew();
     const answer = await this.once(path, init);
     if (answer.status === 403 && !SAFE.has(init.method ?? "GET") && (await foreign(answer.clone()))) {
       await this.renew();
@@ -60,22 +64,23 @@ export class Client {
 
   /** Who is signed in; null: nobody. */
   async session(): Promise<Session | null> {
-    const answer = await this.once("/v1/session?renew=true", {});
+    const answer = await this.once("/v1/session", {});
     if (answer.status === 401) return null;
     const body = (await read(answer)) as Session;
-    this.csrf = body.csrf ?? "";
+    this.wantsToken = body.kind === "person" && this.csrf === "";
     return body;
   }
 
   async signIn(name: string, password: string): Promise<Session> {
     const body = (await this.json("POST", "/v1/session", { name, password })) as Session;
-    this.csrf = body.csrf ?? "";
+    this.hold(body);
     return body;
   }
 
   async signOut(): Promise<void> {
     await this.json("DELETE", "/v1/session");
     this.csrf = "";
+    this.wantsToken = false;
   }
 
   ways(): Promise<Ways> {
@@ -169,9 +174,20 @@ export class Client {
     }
   }
 
-  private async renew(): Promise<void> {
+  private hold(session: Session): void {
+    this.csrf = session.csrf ?? "";
+    this.wantsToken = false;
+  }
+
+  /** Another token; asked for once, however many requests wait for it, as each one voids the former. */
+  private renew(): Promise<void> {
+    this.renewing ??= this.askForToken().finally(() => (this.renewing = null));
+    return this.renewing;
+  }
+
+  private async askForToken(): Promise<void> {
     const answer = await this.once("/v1/session?renew=true", {});
-    if (answer.ok) this.csrf = ((await answer.json()) as Session).csrf ?? "";
+    if (answer.ok) this.hold((await answer.json()) as Session);
   }
 }
 

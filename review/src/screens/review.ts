@@ -25,6 +25,7 @@ import { openNext } from "./worklist";
 
 const LOOK_EVERY_MS = 20_000;
 const PLOT = { width: 186, height: 80 };
+const SEEN_PERCENT = 50;
 const FIRST_METHOD_KEY = 5;
 const METHOD_KEYS = 5;
 
@@ -138,9 +139,18 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
     viewer.setContours({ ...rest, ...(ghosts === undefined ? {} : { ghosts: [...ghosts] }) });
   };
   const methods = methodsPanel(view, choose);
+  let before = 0;
   const registration = registrationPanel(app, view, {
-    begin: () => side.classList.add("side-adjusting"),
-    end: () => side.classList.remove("side-adjusting"),
+    begin: () => {
+      side.classList.add("side-adjusting");
+      // What is moved has to be seen.
+      before = viewer.state.compare.blend_percent;
+      if (before < SEEN_PERCENT) viewer.setCompare({ blend_percent: SEEN_PERCENT });
+    },
+    end: () => {
+      side.classList.remove("side-adjusting");
+      viewer.setCompare({ blend_percent: before });
+    },
     preview: (adjusted) => (adjusted === null ? viewer.preview(null) : viewer.preview(adjusted.image, adjusted.contours)),
   });
   show(side, methods.root, figuresPanel(view), registration.root, history);
