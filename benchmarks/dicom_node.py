@@ -31,7 +31,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 from benchmarks.measure import compared
 from contourcast.imaging.dicom.instance import read_header
-from contourcast.service.pacs.node import Landed, Sender, Taken
+from contourcast.service.pacs.door import Taken
+from contourcast.service.pacs.node import Landed, Sender
 from support.dicom_factory import make_ct_series
 from support.dimse import LINAC, LOOPBACK, FolderDoor, node, storescu
 from support.orthanc import free_ports

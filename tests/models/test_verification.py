@@ -52,7 +52,8 @@ def test_windows_over_a_constant_volume_answer_alike_everywhere() -> None:
     network.config = NetworkConfig()
     constant = np.full((2, 30, 33, 35), 0.7, np.float32)
     card = tiny_card(patch_zyx=(16, 16, 16))
-    logits = Predictor(network=network, card=card, digest="0" * 64)._logits(constant)
+    predictor = Predictor(network=network, card=card, digest="0" * 64)
+    logits = predictor._logits(constant, lambda note: None)
     inside = logits[6:-6, 6:-6, 6:-6]  # windows begin and end in here
     one = network(torch.full((1, 2, 3, 3, 3), 0.7))[0, :, 1, 1, 1].detach()
     edge = float(np.abs(logits - inside.mean()).max())
