@@ -289,7 +289,7 @@ def _search_figures(evidence: Evidence, limits: QualityLimits) -> Sequence[Figur
                 "mirror_margin",
                 evidence.mirror_margin,
                 limits.accept_mirror_margin,
-                limits.reject_mirror_margin,
+                0.0,
                 "the planning CT's mirror image fits the CBCT as well or better "
                 "(local correlation differs by {:+.2f}): left and right may be swapped, or it "
                 "is another patient",

@@ -129,8 +129,7 @@ class QualityLimits:
     reject_overlap: float = 0.30
     accept_start_ratio: float = 1.3
     accept_spread_mm: float = 3.0
-    accept_mirror_margin: float = 0.05
-    reject_mirror_margin: float = 0.03  # decision 0012: right pairs from 0.07, other patients below
+    accept_mirror_margin: float = 0.03
     accept_better_fit_mm: float = 2.0
     reject_better_fit_mm: float = 5.0
     accept_prior_in_view: float = 0.99
