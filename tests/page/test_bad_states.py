@@ -107,6 +107,7 @@ def test_contours_of_another_frame_of_reference_are_never_drawn(
         forge(ann, "contours", foreign)
         ann.page.goto(f"{clinic.address}/review/#/propagations/{clinic.looked_at}")
         expect(ann.page.locator(".notices")).to_contain_text("another frame of reference")
+        expect(ann.page.get_by_role("button", name="Approve …")).to_be_disabled()
         ann.picture("foreign-frame")
 
 
@@ -115,6 +116,7 @@ def test_an_image_that_does_not_come_is_told(browser: Any, clinic: Department) -
         ann.page.route("**/v1/volumes/**", lambda route: route.fulfill(status=500, body="{}"))
         ann.page.goto(f"{clinic.address}/review/#/propagations/{clinic.looked_at}")
         expect(ann.page.locator(".notices")).to_contain_text("The CBCT could not be loaded")
+        expect(ann.page.get_by_role("button", name="Approve …")).to_be_disabled()
 
 
 def test_a_silent_service_is_told_and_what_is_drawn_is_kept(

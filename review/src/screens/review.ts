@@ -95,6 +95,8 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
   let changed = false;
   let others: string[] = [];
   let troubles: Notice[] = [];
+  // Nobody signs what was not shown.
+  let unseen = "";
   let closed = false;
 
   const bars = h("div", { class: "notices", role: "status" });
@@ -173,6 +175,7 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
   const beginEditing = async (): Promise<void> => {
     const reason = view.may.edit ? "" : view.may.why_not || whyNotSign(view, changed);
     if (reason !== "" || viewer.state.editing !== null) return reason === "" ? undefined : say(reason);
+    registration.leave();
     try {
       await viewer.edit(selected());
       viewer.setTool("brush");
@@ -224,8 +227,9 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
     next: () => void openNext(app, view.propagation),
   };
   const approve = (): void => {
-    const why = whyNotSign(view, changed);
+    const why = whyNotSign(view, changed) || unseen;
     if (why !== "") return say(why);
+    registration.leave(); // what is signed is what is shown
     const edit = viewer.state.editing;
     const edited = edit !== null && edit.edited_slices.length > 0;
     const method = edit === null ? selected() : edit.method;
@@ -258,8 +262,8 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
     const nothing = (edit?.edited_slices.length ?? 0) === 0 && (view.methods.find((each) => each.method === method)?.empty ?? true);
     rejectButton.disabled = blocked !== "";
     rejectButton.title = blocked || "x";
-    approveButton.disabled = blocked !== "" || nothing;
-    approveButton.title = blocked || (nothing ? t("sign.nothing", { method }) : "y");
+    approveButton.disabled = blocked !== "" || unseen !== "" || nothing;
+    approveButton.title = blocked || unseen || (nothing ? t("sign.nothing", { method }) : "y");
     editButton.disabled = edit === null && !view.may.edit;
     show(editButton, t(edit === null ? "decide.edit" : "decide.done"));
     show(approveButton, t(edit !== null && edit.edited_slices.length > 0 ? "decide.approve_edited" : "decide.approve"));
@@ -294,6 +298,11 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
       void drawHistory();
     }
   };
+  const trouble = (words: string): void => {
+    troubles = [...troubles, { kind: "bad", words }];
+    tell();
+    dressDecision();
+  };
   const whats = { cbct: t("review.cbct_image"), planning: t("review.planning_image"), contours: t("review.contours") };
   viewer.on("state", follow);
   viewer.on("editing", () => follow(viewer.state));
@@ -304,13 +313,13 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
     if (loaded_slices === slices) performance.mark(`review-${image}-loaded`);
   });
   viewer.on("failed", ({ what, error }) => {
-    const why = parts(error).cause;
-    troubles = [...troubles, { kind: "bad", words: t("review.image_failed", { what: whats[what], why }) }];
-    tell();
+    const words = t("review.image_failed", { what: whats[what], why: parts(error).cause });
+    if (what !== "planning") unseen = words;
+    trouble(words);
   });
   viewer.on("refused", () => {
-    troubles = [...troubles, { kind: "bad", words: t("review.foreign_frame") }];
-    tell();
+    unseen = t("review.foreign_frame");
+    trouble(unseen);
   });
   void viewer.loaded.then(() => {
     performance.mark("review-first-picture");
