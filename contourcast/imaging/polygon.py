@@ -189,16 +189,21 @@ def signed_distance(
 
 
 def crosses_itself(loop: Loop, *, deeper_than: float = 0.0) -> bool:
-    """Whether two edges of the loop cross in their interiors (touching does not count).
+    """Whether two edges of the loop cross, see `cross`."""
+    return cross([loop], deeper_than=deeper_than)
+
+
+def cross(loops: Loops, *, deeper_than: float = 0.0) -> bool:
+    """Whether two edges, of one loop or of two, cross in their interiors (touching does not count).
 
     Only pairs of edges that share a stretch of x are looked at, a bounded number at a time.
 
     Args:
-        loop: The loop.
+        loops: The loops.
         deeper_than: How far each edge must reach beyond the other, in the loop's unit: above
             zero, what crosses by rounding alone is let pass.
     """
-    start, stop = edges([loop])
+    start, stop = edges(loops)
     order = np.argsort(np.minimum(start[:, 0], stop[:, 0]))
     start, stop = start[order], stop[order]
     low, high = np.minimum(start[:, 0], stop[:, 0]), np.maximum(start[:, 0], stop[:, 0])

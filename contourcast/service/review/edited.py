@@ -8,7 +8,6 @@ from contourcast.imaging import polygon
 from contourcast.imaging.dicom.rtstruct_out import LEAST_AREA_MM2
 from contourcast.imaging.errors import InputError
 from contourcast.imaging.grid import Grid
-from contourcast.imaging.keyhole import rings
 from contourcast.imaging.metrics import agreement
 from contourcast.imaging.polygon import Loop
 from contourcast.imaging.rasterise import rasterise
@@ -17,9 +16,8 @@ from contourcast.imaging.trace import loops_volume_cc
 from contourcast.service.review.drafts import Draft
 from contourcast.service.review.loops import raised, slice_of
 
-# What even-odd counting and rings may differ by on a slice: the squares in which areas are counted.
-SAME_AREA_FRACTION: Final = 0.005
-SAME_AREA_MM2: Final = 0.5
+# Lines that cross by less do so by the rounding of whoever cut them.
+ROUNDING_MM: Final = 1e-3
 
 
 def edited(machine: Roi, draft: Draft, grid: Grid) -> tuple[Contour, ...]:
@@ -73,7 +71,7 @@ def _require_drawable(loops: list[Loop], k: int, grid: Grid) -> None:
     _, rows, columns = grid.shape_zyx
     x, y = grid.spacing_xy_mm
     for loop in loops:
-        if polygon.crosses_itself(loop):
+        if polygon.crosses_itself(loop, deeper_than=ROUNDING_MM):
             raise refused("a contour crosses itself")
         if abs(polygon.signed_area(loop)) < LEAST_AREA_MM2:
             raise refused("a contour encloses nothing")
@@ -81,7 +79,5 @@ def _require_drawable(loops: list[Loop], k: int, grid: Grid) -> None:
             loop > ((columns - 0.5) * x, (rows - 0.5) * y)
         ).any():
             raise refused("a contour reaches out of the image")
-    counted = polygon.area(loops)
-    nested = sum(ring.area for ring in rings(loops))
-    if abs(counted - nested) > SAME_AREA_MM2 + SAME_AREA_FRACTION * counted:
+    if polygon.cross(loops, deeper_than=ROUNDING_MM):
         raise refused("two contours cross each other")
