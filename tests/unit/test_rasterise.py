@@ -295,11 +295,13 @@ def test_signed_distance_to_a_square_by_hand() -> None:
 
 def test_two_loops_cross_where_their_edges_do_and_islands_and_rings_do_not() -> None:
     square = np.array([[0.0, 0], [4, 0], [4, 4], [0, 4]])
-    islands = [square + [6 * i, 6 * j] for i in range(8) for j in range(4)]
+    islands = [square + np.array((6 * i, 6 * j)) for i in range(8) for j in range(4)]
     assert not polygon.cross(islands)
     assert not polygon.cross([square, square / 2 + 1]), "a ring"
     assert polygon.cross([square, square + 2])
-    assert not polygon.cross([square, square + [4 - 1e-4, 1]], deeper_than=1e-3), "by rounding"
+    assert not polygon.cross([square, square + np.array((4 - 1e-4, 1))], deeper_than=1e-3), (
+        "by rounding"
+    )
 
 
 def test_only_loops_that_cross_cross() -> None:
