@@ -150,10 +150,13 @@ class LruCache:
         self._bytes = left
 
     def _copies(self) -> Iterator[_Copy]:
-        for path in self.folder.glob("??/*/*"):
-            with contextlib.suppress(FileNotFoundError):
-                told = path.stat()
-                yield _Copy(path=path, size_bytes=told.st_size, used_s=told.st_mtime)
+        for place, _, names in os.walk(self.folder):  # passes over what others clear meanwhile
+            if Path(place).parent.parent != self.folder:
+                continue  # drafts
+            for path in (Path(place) / name for name in names):
+                with contextlib.suppress(FileNotFoundError):
+                    told = path.stat()
+                    yield _Copy(path=path, size_bytes=told.st_size, used_s=told.st_mtime)
 
     def _discard_drafts(self) -> None:
         for draft in self.folder.glob(f"{DRAFT}*"):
