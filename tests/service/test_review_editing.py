@@ -517,6 +517,9 @@ def test_the_worklist_says_who_looks_how_methods_agree_and_what_changed(desk: De
     first = next(item for item in items if item["id"] == desk.drawn.first)
     other = next(item for item in items if item["id"] == desk.drawn.second)
     assert (first["open_by"], other["open_by"]) == (["ann", "bob"], [])
+    with desk.records.index.read() as at:
+        query = select(propagation.c.figures_json).where(propagation.c.id == desk.drawn.first)
+        assert at.execute(query).scalar_one()["roi_name"] == desk.get("/view")["roi"]
     view = desk.get("/view")
     rigid = next(m for m in view["methods"] if m["recommended"])
     assert first["volume_change_percent"] == rigid["change_percent"]

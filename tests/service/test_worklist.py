@@ -79,8 +79,9 @@ def fill(index: Index) -> None:
             revision_id=cause,
             patient_key="key",
             cbct_series_uid=scan,
-            order_json={"roi": "GTV"},
+            order_json={"roi": "#1"},
             figures_json={
+                "roi_name": "GTV",
                 "reasons": [f"why {cause}"],
                 "methods": {"rigid": {"volume_cc": 30.5, "verdict": verdict}},
             },

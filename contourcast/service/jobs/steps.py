@@ -231,6 +231,7 @@ def _compared_figures(result: Propagation) -> dict[str, Any]:
     centroid = result.r_ct.mask().centroid_xyz_mm()
     pairs = {frozenset(pair): found.dice for pair, found in result.agreement.items()}
     return {
+        "roi_name": result.case.prior.name,
         "recommended": best,
         "prior_volume_cc": result.prior_volume_cc,
         "prior_centroid_xyz_mm": _rounded(centroid),

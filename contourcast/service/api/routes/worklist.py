@@ -64,7 +64,7 @@ class WorklistItem(BaseModel):
     state: State
     verdict: str = Field(description="accept, look or reject; empty until it is known.")
     reason: str = Field(description="The first of the verdict's, or what is asked.")
-    roi: str
+    roi: str = Field(description="Its name; until it is drawn, as it was asked for.")
     volumes_cc: dict[str, float | None] = Field(description="Of each method.")
     volume_change_percent: float | None = Field(
         description="Of the recommended method against the prior; null until it is known."
@@ -284,7 +284,7 @@ def _item(
         state=State(row.state),
         verdict=row.verdict,
         reason=(reasons or [row.problem_json.get("cause", "")])[0],
-        roi=row.roi,
+        roi=figures.get("roi_name", row.roi),
         volumes_cc={
             name: drawn.get("volume_cc") for name, drawn in figures.get("methods", {}).items()
         },
