@@ -111,8 +111,13 @@ class Department:
 
 
 @contextmanager
-def department(folder: Path) -> Iterator[Department]:
-    """A service with three people, a plan, five fractions and among them a scan that fits none."""
+def department(folder: Path, **more: str) -> Iterator[Department]:
+    """A service with three people, a plan, five fractions and among them a scan that fits none.
+
+    Args:
+        folder: Of everything.
+        more: Settings of the service, as its environment has them.
+    """
     require("peer", BUILT.is_file(), "the review page is not built: make page")
     planning_ct, structures = _plan(folder)
     scans = [_scan(folder, day, body(shift)) for day, shift in enumerate(SHIFTS_XYZ_MM, start=4)]
@@ -134,6 +139,7 @@ def department(folder: Path) -> Iterator[Department]:
         access=access,
         intake="automatic",
         methods=json.dumps(["translation", "rigid"]),
+        **more,
     ).start()
     server.http.headers["Authorization"] = f"Bearer {key}"
     try:
