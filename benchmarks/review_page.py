@@ -14,6 +14,7 @@ import argparse
 import gzip
 import json
 import statistics
+import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
@@ -21,25 +22,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from benchmarks.worklist import fill, serving
 from contourcast.service.index.database import Index
 from contourcast.service.settings import ServiceSettings
+from support.review_page import BUILT, LARGE, ORDINARY, chromium
 
-CHROMIUM: Final = "/usr/bin/chromium"
-FLAGS: Final = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-BUILT: Final = Path(__file__).parents[1] / "contourcast" / "service" / "static"
-ORDINARY, LARGE = (1440, 900), (1920, 1080)
 # How long handlers of keys and pointers take, and what they have drawn at the next frame: the work
 # itself, without the wait for the frame.
 WATCH: Final = """
@@ -70,8 +62,7 @@ def main() -> None:
     asked = parser.parse_args()
     print(f"{'':<44} {'median':>8} {'worst':>8}   budget")
     transferred()
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+    with chromium() as browser:
         if asked.demo is None:
             for rows in asked.rows or (240, 10_000):
                 worklist(browser, rows)
@@ -80,12 +71,11 @@ def main() -> None:
             review(browser, demo, asked.times)
             if asked.pictures is not None:
                 pictures(browser, demo, asked.pictures)
-        browser.close()
 
 
 def transferred() -> None:
     """What the browser fetches once, compressed."""
-    files = [path for path in BUILT.rglob("*") if path.is_file()]
+    files = [path for path in BUILT.parent.rglob("*") if path.is_file()]
     size = sum(len(gzip.compress(path.read_bytes(), 6)) for path in files)
     print(f"{'code, gzip':<44} {size / 1e3:8.0f} {'':>8}   1500 kB")
 

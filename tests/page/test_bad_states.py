@@ -124,9 +124,7 @@ def test_a_silent_service_is_told_and_what_is_drawn_is_kept(
 ) -> None:
     propagation = clinic.looked_at
     with person(browser, clinic, "ann") as ann:
-        ann.open(propagation)
-        ann.page.keyboard.press("e")
-        ann.page.locator(".tools-edit").wait_for()
+        ann.edit(propagation)
         ann.page.context.set_offline(True)
         ann.stroke((0.30, 0.45), (0.36, 0.50))
         expect(ann.page.locator(".bar-bad").first).to_contain_text("The service does not answer")
@@ -136,6 +134,4 @@ def test_a_silent_service_is_told_and_what_is_drawn_is_kept(
         expect(ann.page.locator(".saving")).to_have_text("saved", timeout=30_000)
         draft = ann.fetch(f"/v1/propagations/{propagation}/draft")
         assert len(draft["edited_slices"]) == 1
-        ann.page.get_by_role("button", name="Discard draft …").click()
-        ann.page.locator("dialog").get_by_role("button", name="Discard", exact=True).click()
-        expect(ann.page.locator(".tools-edit")).to_have_count(0)
+        ann.discard()

@@ -95,6 +95,26 @@ def test_of_two_who_look_the_second_is_told_and_signs_nothing(
     assert [review["reviewer"].removeprefix("local:") for review in reviews] == ["ann"]
 
 
+@pytest.mark.parametrize(("kept", "by"), [("Keep mine", "bob"), ("Take that of ann", "ann")])
+def test_of_two_who_edit_the_second_decides_whose_draft_is_kept(
+    browser: Any, clinic: Department, kept: str, by: str
+) -> None:
+    propagation = clinic.looked_at
+    with person(browser, clinic, "ann") as ann, person(browser, clinic, "bob") as bob:
+        ann.edit(propagation)
+        bob.edit(propagation)
+        ann.stroke((0.30, 0.45), (0.36, 0.50))
+        expect(ann.page.locator(".saving")).to_have_text("saved")
+        bob.stroke((0.60, 0.45), (0.66, 0.50))
+        expect(bob.page.locator(".saving")).to_contain_text("ann saved another draft")
+        bob.page.get_by_role("button", name="Decide …").click()
+        bob.page.locator("dialog").get_by_role("button", name=kept, exact=True).click()
+        expect(bob.page.locator(".saving")).to_have_text("saved")
+        draft = bob.fetch(f"/v1/propagations/{propagation}/draft")
+        assert draft["by"].removeprefix("local:") == by
+        bob.discard()
+
+
 def test_a_wrong_password_signs_nothing(browser: Any, clinic: Department) -> None:
     propagation = clinic.looked_at
     with person(browser, clinic, "ann") as ann:

@@ -38,9 +38,7 @@ def test_what_is_edited_and_signed_in_the_browser_is_in_the_pacs_and_the_next_pr
 def signed_in_the_browser(browser: Any, clinic: Department, propagation: str) -> float:
     """Draws with the brush and signs; the volume that the service says was signed, cm3."""
     with person(browser, clinic, "ann") as ann:
-        ann.open(propagation)
-        ann.page.keyboard.press("e")
-        ann.page.locator(".tools-edit").wait_for()
+        ann.edit(propagation)
         ann.stroke((0.30, 0.45), (0.36, 0.50))
         ann.page.get_by_text("1 slice edited").first.wait_for()
         ann.page.keyboard.press("y")

@@ -272,6 +272,18 @@ class Person:
         self.page.goto(f"{self.address}/review/#/propagations/{propagation}")
         self.page.locator(f'.review[data-shown="{propagation}"]').wait_for()
 
+    def edit(self, propagation: str) -> None:
+        """Opens a fraction and begins to edit the selected contour."""
+        self.open(propagation)
+        self.page.keyboard.press("e")
+        self.page.locator(".tools-edit").wait_for()
+
+    def discard(self) -> None:
+        """Throws the draft away, and stops editing."""
+        self.page.get_by_role("button", name="Discard draft …").click()
+        self.page.locator("dialog").get_by_role("button", name="Discard", exact=True).click()
+        self.page.locator(".tools-edit").wait_for(state="detached")
+
     def stroke(self, *points: tuple[float, float]) -> None:
         """Draws on the axial pane; points are shares of its width and height."""
         box = self.page.locator(".cv-axial").bounding_box()

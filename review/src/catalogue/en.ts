@@ -246,6 +246,11 @@ export const en = {
   "saving.conflict": "{by} saved another draft meanwhile",
   "saving.refused": "cannot be saved: {title}",
   "saving.restored": "Your draft was taken up: {count} edited slices, by {by}, {at}.",
+  "conflict.settle": "Decide …",
+  "conflict.title": "Two drafts",
+  "conflict.text": "{by} saved another draft of this fraction meanwhile. One of the two is lost.",
+  "conflict.mine": "Keep mine",
+  "conflict.theirs": "Take that of {by}",
 
   "decide.reject": "Reject …",
   "decide.edit": "Edit",

@@ -248,6 +248,11 @@ export const zh: Texts = {
   "saving.conflict": "{by} 同时保存了另一份草稿",
   "saving.refused": "无法保存：{title}",
   "saving.restored": "已接续您的草稿：{count} 层已编辑，{by}，{at}。",
+  "conflict.settle": "选择…",
+  "conflict.title": "两份草稿",
+  "conflict.text": "{by} 同时保存了此分次的另一份草稿。其中一份将丢失。",
+  "conflict.mine": "保留我的",
+  "conflict.theirs": "采用 {by} 的",
 
   "decide.reject": "拒绝…",
   "decide.edit": "编辑",

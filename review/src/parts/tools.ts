@@ -70,6 +70,8 @@ export function imageTools(viewer: Viewer, hasPlanning: boolean): Tools<ViewerSt
 /** What editing needs beyond the viewer. */
 export interface EditingHost {
   discard(): void;
+  /** Asks whose draft is kept, when somebody else saved another one. */
+  settle(by: string): void;
   /** Contours that a slice may be copied from. */
   sources: readonly { name: string; words: string }[];
 }
@@ -106,6 +108,8 @@ export function editTools(viewer: Viewer, host: EditingHost): Tools<ViewerState>
   const redo = commandButton(viewer, "redo", t("tools.redo"));
   const facts = h("span", { class: "value edit-facts" });
   const saving = h("span", { class: "saving", role: "status" });
+  let other = "";
+  const settle = h("button", { class: "small", hidden: true, onclick: () => host.settle(other) }, t("conflict.settle"));
   const root = h(
     "div",
     { class: "tools tools-edit", role: "toolbar", "aria-label": t("tools.editing") },
@@ -126,6 +130,7 @@ export function editTools(viewer: Viewer, host: EditingHost): Tools<ViewerState>
     segments(t("tools.undo"), undo, redo),
     h("button", { class: "small quiet", onclick: () => host.discard() }, t("tools.discard")),
     h("div", { class: "safe" }, facts, saving),
+    settle,
   );
   const update = (state: ViewerState): void => {
     const { editing } = state;
@@ -141,6 +146,8 @@ export function editTools(viewer: Viewer, host: EditingHost): Tools<ViewerState>
     const { words, bad } = savingWords(editing);
     saving.classList.toggle("saving-bad", bad);
     if (saving.textContent !== words) show(saving, words);
+    other = editing.saving.state === "conflict" ? personName(editing.saving.by) : "";
+    settle.hidden = other === "";
   };
   return { root, below, update };
 }

@@ -194,31 +194,42 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
     ...view.methods.filter((each) => !each.empty).map((each) => ({ name: each.method, words: each.method })),
     ...view.ghosts.map((each) => ({ name: each.ghost, words: t(`ghost.${each.ghost}`) })),
   ];
-  const discard = (): void => {
-    const count = viewer.state.editing?.edited_slices.length ?? 0;
-    const go = async (): Promise<void> => {
+  /** Asks before something is lost; what is chosen is done, and what fails is said. */
+  const ask = (title: string, text: string, ...choices: readonly [string, () => Promise<void>][]): void => {
+    const go = async (does: () => Promise<void>): Promise<void> => {
       dialog.close();
       try {
-        await viewer.discardDraft();
+        await does();
       } catch (error) {
         say(inOneLine(error));
       }
     };
     const dialog = openDialog(
-      t("discard.title"),
+      title,
       h(
         "div",
         {},
-        h("p", {}, t("discard.text", { count })),
+        h("p", {}, text),
         h(
           "div",
           { class: "buttons" },
           h("button", { autofocus: true, onclick: () => dialog.close() }, t("page.cancel")),
-          h("button", { class: "danger main", onclick: () => void go() }, t("discard.go")),
+          choices.map(([words, does]) => h("button", { class: "danger main", onclick: () => void go(does) }, words)),
         ),
       ),
     );
   };
+  const discard = (): void => {
+    const count = viewer.state.editing?.edited_slices.length ?? 0;
+    ask(t("discard.title"), t("discard.text", { count }), [t("discard.go"), () => viewer.discardDraft()]);
+  };
+  const settle = (by: string): void =>
+    ask(
+      t("conflict.title"),
+      t("conflict.text", { by }),
+      [t("conflict.mine"), () => viewer.resolveConflict("mine")],
+      [t("conflict.theirs", { by }), () => viewer.resolveConflict("theirs")],
+    );
 
   // Deciding
   const deciding: Deciding = {
@@ -282,7 +293,7 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
     showMethods(state.contours);
     const isEditing = state.editing !== null;
     if (isEditing && editing === null) {
-      editing = editTools(viewer, { discard, sources });
+      editing = editTools(viewer, { discard, settle, sources });
       show(toolRow, images.root, editing.root);
       show(middle, editing.below, probe, windowed);
     } else if (!isEditing && editing !== null) {
