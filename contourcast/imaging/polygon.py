@@ -156,7 +156,7 @@ def distance(
     The nearest of the marks set along the edges names a piece of an edge; the distance is then
     that to this piece and to the two beside it.
     """
-    start, stop = _pieces(loops, MARK_EVERY)
+    start, stop = pieces(loops, MARK_EVERY)
     middle = (start + stop) / 2
     away, nearest = cKDTree(middle).query(points, distance_upper_bound=limit + MARK_EVERY)
     result = np.full(len(points), limit)
@@ -175,7 +175,7 @@ def signed_distance(
 
     Only pixels near an edge are measured.
     """
-    start, stop = _pieces(loops, MARK_EVERY)
+    start, stop = pieces(loops, MARK_EVERY)
     column, row = np.rint((start + stop) / 2).astype(int).T
     seen = (row >= 0) & (row < shape_yx[0]) & (column >= 0) & (column < shape_yx[1])
     marked = np.zeros(shape_yx, bool)
@@ -230,8 +230,8 @@ def _beside(start: Loop, stop: Loop, points: Loop) -> Float[np.ndarray, " m"]:
     return away
 
 
-def _pieces(loops: Loops, step: float) -> tuple[Loop, Loop]:
-    """All edges, cut into pieces not longer than the step."""
+def pieces(loops: Loops, step: float) -> tuple[Loop, Loop]:
+    """All edges, cut into pieces not longer than the step: where they start and stop."""
     start, stop = edges(loops)
     count = np.maximum(np.ceil(np.linalg.norm(stop - start, axis=1) / step), 1).astype(int)
     edge, n = _repeated(count)

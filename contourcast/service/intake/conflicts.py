@@ -11,16 +11,9 @@ import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import ColumnElement, Connection, or_, select, update
+from sqlalchemy import Connection, or_, select
 
-from contourcast.service.index.tables import (
-    arrival,
-    course,
-    fraction,
-    instance,
-    propagation,
-    revision,
-)
+from contourcast.service.index.tables import arrival, course, fraction, instance
 from contourcast.service.intake.outcomes import (
     NONE_OF_THESE,
     Answer,
@@ -30,7 +23,7 @@ from contourcast.service.intake.outcomes import (
     NotOurs,
     Reason,
 )
-from contourcast.service.intake.states import SIGNED
+from contourcast.service.intake.rematching import match_again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,17 +99,3 @@ def dispute(at: Connection, *, series_uids: Collection[str], sop_uids: Collectio
             course.c.structures_uid.in_(sop_uids),
         ),
     )
-
-
-def match_again(at: Connection, *conditions: ColumnElement[bool]) -> None:
-    """Fractions of these courses that nobody has signed are matched anew."""
-    signed = select(propagation.c.revision_id).where(
-        propagation.c.revision_id.is_not(None),
-        propagation.c.state.in_([state.value for state in SIGNED]),
-    )
-    mine = (
-        select(fraction.c.revision_id)
-        .join(course, course.c.id == fraction.c.course_id)
-        .where(fraction.c.state == "matched", fraction.c.revision_id.not_in(signed), *conditions)
-    )
-    at.execute(update(revision).where(revision.c.id.in_(mine)).values(matched=0))

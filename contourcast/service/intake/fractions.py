@@ -27,16 +27,12 @@ from contourcast.service.index.tables import (
     revision,
     series,
 )
-from contourcast.service.intake.conflicts import (
-    Conflict,
-    conflicts_of,
-    match_again,
-    settled,
-)
+from contourcast.service.intake.conflicts import Conflict, conflicts_of, settled
 from contourcast.service.intake.evidence import Evidence
 from contourcast.service.intake.facts import PriorFacts, SeriesFacts
 from contourcast.service.intake.matching import match
 from contourcast.service.intake.outcomes import Answer, Item, Match, NeedsPerson, NotOurs
+from contourcast.service.intake.rematching import match_again
 from contourcast.service.intake.rules import SiteRules
 from contourcast.service.jobs.orders import MatchedOrder, order_id, order_of_match
 from contourcast.service.jobs.propagations import (

@@ -29,7 +29,7 @@ from contourcast.service.archive import Sent, Staged
 from contourcast.service.index.database import now
 from contourcast.service.index.tables import course, fraction, review
 from contourcast.service.ingest import TAKEN, say_the_same
-from contourcast.service.intake.conflicts import match_again
+from contourcast.service.intake.rematching import match_again
 from contourcast.service.intake.states import State
 from contourcast.service.jobs.orders import SIGNED_ROI
 from contourcast.service.jobs.propagations import Job

@@ -13,7 +13,7 @@ from contourcast.imaging import polygon
 from contourcast.imaging.polygon import Loop
 from contourcast.service.review.loops import Slices
 
-# Contours are compared at points this far apart along them.
+# Contours are compared at points no farther apart along them.
 STEP_MM: Final = 0.5
 
 
@@ -37,15 +37,5 @@ def mean_distance_mm(one: Sequence[Loop], other: Sequence[Loop]) -> float:
     """The mean of both directed mean distances between contours of one slice."""
     if not one or not other:
         return float(np.sqrt(polygon.area([*one, *other]) / np.pi))
-    a, b = _points(one), _points(other)
+    a, b = (polygon.pieces(loops, STEP_MM)[0] for loops in (one, other))
     return float((cKDTree(b).query(a)[0].mean() + cKDTree(a).query(b)[0].mean()) / 2)
-
-
-def _points(loops: Sequence[Loop]) -> Loop:
-    """Points along the loops, about a step apart."""
-    start, stop = polygon.edges(loops)
-    pieces = np.maximum(np.ceil(np.linalg.norm(stop - start, axis=1) / STEP_MM), 1).astype(int)
-    edge = np.repeat(np.arange(len(start)), pieces)
-    step = np.arange(len(edge)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    points: Loop = start[edge] + (stop - start)[edge] * (step / pieces[edge])[:, None]
-    return points

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from contourcast.propagate import is_network
 from contourcast.registration.methods import METHODS
@@ -22,6 +22,17 @@ def recommended(volumes_cc: Mapping[str, float | None]) -> str:
     networks = [method for method in drawn if is_network(method)]
     carried = [method for method in _CARRYING if method in drawn]
     return next(iter([*networks, *carried]), "")
+
+
+def volumes_cc(figures: Mapping[str, Any]) -> dict[str, float | None]:
+    """Of each method, from the figures that a propagation ended with; cm³."""
+    return {name: each.get("volume_cc") for name, each in figures.get("methods", {}).items()}
+
+
+def first_reason(figures: Mapping[str, Any], problem: Mapping[str, Any]) -> str:
+    """Why its verdict is what it is, or what went wrong; empty when neither is so."""
+    told = [*figures.get("reasons", []), *figures.get("registration", {}).get("reasons", [])]
+    return str((told or [problem.get("cause", "")])[0])
 
 
 def change_percent(volume_cc: float | None, prior_cc: float) -> float | None:

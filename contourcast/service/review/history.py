@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, select
 
 from contourcast.service.index.tables import propagation, review
 from contourcast.service.intake.states import State
-from contourcast.service.review.figures import recommended
+from contourcast.service.review.figures import first_reason, recommended, volumes_cc
 
 # Replaced, or given up: they say nothing of how the course went.
 _GONE: Final = (State.SUPERSEDED, State.CANCELLED)
@@ -102,7 +102,7 @@ def editing(at: Connection) -> tuple[list[MethodEditing], str | None]:
         select(propagation.c.figures_json).where(propagation.c.id.in_(rejected))
     ).scalars()
     turned_down = [
-        method for figures in drawn for method, cc in _volumes(figures).items() if cc is not None
+        method for figures in drawn for method, cc in volumes_cc(figures).items() if cc is not None
     ]
     signed: dict[str, list[Row[Any]]] = {}
     for row in last.values():
@@ -117,7 +117,6 @@ def editing(at: Connection) -> tuple[list[MethodEditing], str | None]:
 
 def _passed(row: Row[Any], number: int | None, decision: Row[Any] | None) -> PassedItem:
     figures = row.figures_json
-    reasons = [*figures.get("reasons", []), row.problem_json.get("cause", "")]
     told = {} if decision is None else decision.figures_json
     return PassedItem(
         fraction=number,
@@ -125,8 +124,8 @@ def _passed(row: Row[Any], number: int | None, decision: Row[Any] | None) -> Pas
         acquired_at=row.acquired_at,
         state=State(row.state),
         verdict=row.verdict,
-        reason=reasons[0],
-        volumes_cc=_volumes(figures),
+        reason=first_reason(figures, row.problem_json),
+        volumes_cc=volumes_cc(figures),
         signed_volume_cc=told.get("volume_cc"),
         prior_volume_cc=figures.get("prior_volume_cc"),
         shift_xyz_mm=_shift(figures),
@@ -145,12 +144,8 @@ def _passed(row: Row[Any], number: int | None, decision: Row[Any] | None) -> Pas
     )
 
 
-def _volumes(figures: Mapping[str, Any]) -> dict[str, float | None]:
-    return {name: each.get("volume_cc") for name, each in figures.get("methods", {}).items()}
-
-
 def _shift(figures: Mapping[str, Any]) -> Xyz | None:
-    best = recommended(_volumes(figures))
+    best = recommended(volumes_cc(figures))
     here = figures.get("methods", {}).get(best, {}).get("centroid_xyz_mm")
     prior = figures.get("prior_centroid_xyz_mm")
     if here is None or prior is None:

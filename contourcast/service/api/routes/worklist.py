@@ -30,6 +30,7 @@ from contourcast.service.api.routes.courses import fraction_numbers
 from contourcast.service.index.tables import fraction, patient, propagation, series
 from contourcast.service.intake.states import DECIDED, State
 from contourcast.service.review.presence import open_by
+from contourcast.service.review.figures import first_reason, volumes_cc
 from contourcast.service.review.view import PatientItem
 
 Verdict = Literal["accept", "look", "reject"]
@@ -276,18 +277,15 @@ def _item(
             open_by=[],
         )
     figures = row.figures_json
-    reasons = [*figures.get("reasons", []), *figures.get("registration", {}).get("reasons", [])]
     return WorklistItem(
         **common,
         id=row.id,
         link=f"/v1/propagations/{row.id}",
         state=State(row.state),
         verdict=row.verdict,
-        reason=(reasons or [row.problem_json.get("cause", "")])[0],
+        reason=first_reason(figures, row.problem_json),
         roi=figures.get("roi_name", row.roi),
-        volumes_cc={
-            name: drawn.get("volume_cc") for name, drawn in figures.get("methods", {}).items()
-        },
+        volumes_cc=volumes_cc(figures),
         volume_change_percent=figures.get("volume_change_percent"),
         agreement=figures.get("agreement"),
         open_by=looking,
