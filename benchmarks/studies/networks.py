@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from contourcast.models.networks import entry
-from contourcast.models.noise_reduction import NrmConfig
 from contourcast.training.augment import Augmentation
 from contourcast.training.loop import TrainSettings, export, train
 from contourcast.training.samples import load_samples, split
@@ -35,7 +34,7 @@ U_SHAPE: Final[dict[str, Any]] = {
 }
 NETWORKS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "bot": ("umamba-bot", U_SHAPE),
-    "diff": ("diff-umamba", U_SHAPE | {"nrm": NrmConfig(slabs=False)}),
+    "diff": ("diff-umamba", U_SHAPE),
     "identity": ("umamba-bot", U_SHAPE | {"bottleneck": "identity"}),
     "plainconv": (
         "nnunet-plainconv",

@@ -13,16 +13,18 @@ how much is subtracted. That is what `NrmConfig.gate` is for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal
+from itertools import product
+from math import prod
+from typing import Any, ClassVar, Final, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import ConfigDict
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from contourcast.imaging.errors import InputError
 from contourcast.models.blocks import convolution, initialise_he
@@ -34,6 +36,7 @@ POOL: Final[dict[int, Callable[..., Tensor]]] = {
     2: F.adaptive_avg_pool2d,
     3: F.adaptive_avg_pool3d,
 }
+BLOCK_VALUES: Final = 2**19  # 2 MiB of float32: what a core's second-level cache holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +51,8 @@ class NrmConfig:
         lambda_trainable: Whether λ is learned.
         second_mamba: ``identity``: m̂ = m₁ - ê. ``none``: nothing is subtracted and nothing built.
         gate: g in m̂ = m₁ - g m₂, born 1: ``scalar``, ``channel``, or ``none`` as in the paper.
-        slabs: Whether projections are made row by row of the bottleneck's cells and made again
-            in the backward: the same numbers without a wide feature map at full resolution.
+        slabs: Whether projections are made a block of voxels at a time and made again in the
+            backward: the same answer without a wide feature map at full resolution.
         pool: How features come to the bottleneck's size.
     """
 
@@ -141,33 +144,13 @@ class NoiseReduction(nn.Module):
         """e_i: convolution, *then* ReLU, *then* pooling; in another order it is another thing."""
         if self.config.detach:
             feature = feature.detach()
-        if feature.dtype in (torch.float16, torch.bfloat16):  # casting the wide e_i costs more
-            feature = feature.float()
         if not self.config.slabs:
+            if feature.dtype in (torch.float16, torch.bfloat16):  # casting the wide e_i costs more
+                feature = feature.float()
             return _pooled(projection, feature, size)
-        one = (1, 1, *size[2:])
-        rows = [
-            torch.cat([self._row(projection, row, one) for row in _cut(slab, 3, size[1])], 3)
-            for slab in _cut(feature, 2, size[0])
-        ]
-        return torch.cat(rows, 2)
-
-    def _row(self, projection: nn.Module, part: Tensor, size: tuple[int, ...]) -> Tensor:
-        """One row of cells; what is wide is made again in the backward.
-
-        Single cells would need less still, but their sums round otherwise.
-        """
-        if not torch.is_grad_enabled():
-            return _pooled(projection, part, size)
-        pooled: Tensor = checkpoint(_pooled, projection, part, size, use_reentrant=False)
-        return pooled
-
-
-def _cut(feature: Tensor, axis: int, cells: int) -> list[Tensor]:
-    """The parts of an axis that adaptive pooling makes one cell of each; its own borders."""
-    length = feature.shape[axis]
-    borders = ((i * length // cells, -(-(i + 1) * length // cells)) for i in range(cells))
-    return [feature.narrow(axis, low, high - low) for low, high in borders]
+        arguments = feature, projection.weight, projection.bias, size
+        e: Tensor = _CellMeans.apply(*arguments)  # type: ignore[no-untyped-call]
+        return e
 
 
 class Cleaned(UShaped):
@@ -211,3 +194,71 @@ def clean(
 
 def _pooled(projection: nn.Module, feature: Tensor, size: tuple[int, ...]) -> Tensor:
     return POOL[len(size)](F.relu(projection(feature), inplace=True), size)
+
+
+class _CellMeans(torch.autograd.Function):
+    """`_pooled`, a block of voxels at a time: no map as wide as the bottleneck at full size.
+
+    The projections are made again in the backward, where only their signs are needed.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, feature: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, ...]
+    ) -> Tensor:
+        ctx.save_for_backward(feature, weight, bias)
+        means = weight.new_zeros(len(feature), len(weight), *size)
+        matrix = weight.flatten(1)
+        for cell, window, voxels in _cells(feature.shape, size):
+            for block in _blocks(feature[window], weight):
+                projected = torch.addmm(bias[:, None], matrix, block)
+                means[cell] += projected.relu_().sum(1)
+            means[cell] /= voxels
+        return means
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_means: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        feature, weight, bias = ctx.saved_tensors
+        by_feature = weight.new_zeros(feature.shape) if ctx.needs_input_grad[0] else None
+        by_weight, by_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        matrix = weight.flatten(1)
+        for cell, window, voxels in _cells(feature.shape, by_means.shape[2:]):
+            by_value = by_means[cell][:, None] / voxels  # the same for every voxel of the cell
+            back = (matrix * by_value).T
+            by_window = []
+            for block in _blocks(feature[window], weight):
+                on = torch.addmm(bias[:, None], matrix, block).relu_().sign_()
+                by_weight.flatten(1).addcmul_(by_value, on @ block.T)
+                by_bias.add_(by_value[:, 0] * on.sum(1))
+                if by_feature is not None:
+                    by_window.append(back @ on)
+            if by_feature is not None:
+                by_feature[window] += torch.cat(by_window, 1).view_as(feature[window])
+        if by_feature is not None:
+            by_feature = by_feature.to(feature.dtype)
+        return by_feature, by_weight, by_bias, None
+
+
+def _cells(
+    shape: Sequence[int], size: Sequence[int]
+) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...], int]]:
+    """Each cell's index, its window of the feature, and how many voxels that holds.
+
+    The borders are adaptive pooling's own: windows overlap where the sizes do not divide.
+    """
+    borders = [
+        [slice(i * length // cells, -(-(i + 1) * length // cells)) for i in range(cells)]
+        for length, cells in zip(shape[2:], size, strict=True)
+    ]
+    for item in range(shape[0]):
+        for at in product(*(range(cells) for cells in size)):
+            window = tuple(axis[i] for axis, i in zip(borders, at, strict=True))
+            voxels = prod(each.stop - each.start for each in window)
+            yield (item, slice(None), *at), (item, slice(None), *window), voxels
+
+
+def _blocks(window: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    """(channels, voxels) in pieces whose projection is small: on a CPU it stays in the cache."""
+    values = BLOCK_VALUES if window.device.type == "cpu" else 64 * BLOCK_VALUES
+    return torch.split(window.flatten(1).to(weight.dtype), max(values // len(weight), 1), 1)

@@ -21,7 +21,6 @@ from contourcast.imaging.errors import ContourcastError, InputError
 from contourcast.models.config import NetworkConfig
 from contourcast.models.diff_umamba import DiffUMambaConfig
 from contourcast.models.networks import SEGMENTING, build
-from contourcast.models.noise_reduction import NrmConfig
 from contourcast.models.slicewise import on_volume
 from contourcast.models.weights import KNOWN_CHANNELS, Card, save_model
 from contourcast.training.augment import Augmentation, augment, centre_crop
@@ -49,7 +48,6 @@ def small_diff_umamba() -> DiffUMambaConfig:
         strides=((1, 1, 1),) + ((2, 2, 2),) * 4,
         blocks=(1,) * 5,
         decoder_blocks_asked=(1,) * 4,
-        nrm=NrmConfig(slabs=False),  # patches this small fit as they are, and train a third faster
     )
 
 

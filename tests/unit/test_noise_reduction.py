@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from contourcast.imaging.errors import InputError
+from contourcast.models import noise_reduction
 from contourcast.models.noise_reduction import NoiseReduction, NrmConfig
 
 WIDTHS = (4, 8, 16)
@@ -71,9 +72,13 @@ def test_relu_comes_before_pooling() -> None:
 
 @pytest.mark.parametrize("shape", [(8, 12, 10), (33, 7, 5), (9, 4, 6), (2, 3, 2)])
 @pytest.mark.parametrize("detach", [True, False])
-def test_slabs_are_the_plain_form_bit_for_bit(shape: tuple[int, ...], detach: bool) -> None:
+@pytest.mark.parametrize("values", [1, 200, 2**19])  # a voxel at a time, some, a cell at once
+def test_slabs_are_the_plain_form_to_rounding(
+    shape: tuple[int, ...], detach: bool, values: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noise_reduction, "BLOCK_VALUES", values)
     size = (2, 3, 2)
-    x = torch.randn(1, 4, *shape)
+    x = torch.randn(2, 4, *shape)
     results = []
     for slabs in (False, True):
         nrm: Any = NoiseReduction((4,), 16, config=NrmConfig(slabs=slabs, detach=detach))
@@ -85,7 +90,7 @@ def test_slabs_are_the_plain_form_bit_for_bit(shape: tuple[int, ...], detach: bo
         torch.autograd.backward(e.square().sum())
         results.append((e.detach(), nrm.proj[0].weight.grad, leaf.grad))
     (plain, plain_w, plain_x), (slab, slab_w, slab_x) = results
-    assert torch.equal(plain, slab)
+    assert torch.allclose(plain, slab, rtol=1e-5, atol=1e-6)
     assert torch.allclose(plain_w, slab_w, rtol=1e-4, atol=1e-4)
     if detach:
         assert plain_x is None
@@ -111,7 +116,7 @@ def test_slabs_need_a_fraction_of_the_memory() -> None:
         int(subprocess.check_output([sys.executable, "-c", code, str(flag)]))
         for flag in (False, True)
     )
-    assert slabs < 0.5 * plain, f"{slabs} kB against {plain} kB"
+    assert slabs < 0.2 * plain, f"{slabs} kB against {plain} kB"
 
 
 def test_detach_stops_the_gradient_before_the_encoder() -> None:
