@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from support.review_page import PASSWORD, Department, Person, person
+from support.review_page import PASSWORD, Department, person
 
 pytestmark = pytest.mark.peer
 REJECTED = "registration wrong"
@@ -30,20 +30,8 @@ def test_an_edit_is_drawn_undone_signed_and_found_as_the_approved_set(
     propagation = clinic.undecided()
     with person(browser, clinic, "ann") as ann:
         ann.open(propagation)
-        flick_and_jump(ann)
-        ann.page.keyboard.press("e")
-        ann.page.locator(".tools-edit").wait_for()
-        facts = ann.page.locator(".edit-facts")
-        before = facts.inner_text()
-        ann.stroke((0.30, 0.45), (0.36, 0.50))
-        expect(facts).to_contain_text("1 slice edited")
-        brushed = facts.inner_text()
-        assert brushed != before
-        ann.page.keyboard.press("a")  # freehand
-        ann.stroke((0.30, 0.55), (0.34, 0.60), (0.26, 0.62), (0.30, 0.55))
-        expect(facts).not_to_have_text(brushed)
-        ann.page.keyboard.press("Control+z")
-        expect(facts).to_have_text(brushed)
+        ann.flick_and_jump()
+        ann.mend()
         ann.page.keyboard.press("y")
         dialog = ann.page.locator("dialog")
         expect(dialog).to_contain_text("1 slice edited (")
@@ -161,20 +149,3 @@ def test_everything_to_a_signature_goes_by_keyboard_alone(browser: Any, clinic: 
         keyboard.press("Escape")
         expect(bob.page.locator(".notices")).to_contain_text("Signed by bob")
     assert clinic.get(f"/v1/propagations/{propagation}")["state"] == "approved"
-
-
-def flick_and_jump(ann: Person) -> None:
-    """Through slices, to the worst one, and the planning CT for as long as a key is held."""
-    corner = ann.page.locator(".cv-axial .cv-corner-slice")
-    begun = corner.inner_text()
-    ann.page.keyboard.press("ArrowDown")
-    expect(corner).not_to_have_text(begun)
-    ann.page.keyboard.press("c")
-    expect(corner).to_have_text(begun)
-    ann.page.keyboard.press("]")
-    image = ann.page.locator(".cv-axial .cv-corner-image")
-    ann.page.keyboard.down("f")
-    expect(image).to_contain_text("planning CT")
-    ann.page.keyboard.up("f")
-    expect(image).not_to_contain_text("planning CT")
-    ann.page.keyboard.press("c")

@@ -95,7 +95,7 @@ def test_the_review_fits_the_screen_without_scrolling(
             const it = document.querySelector(selector);
             return [it.scrollWidth - it.clientWidth, it.scrollHeight - it.clientHeight];
         }"""
-        for selector in ("html", ".review", ".side"):
+        for selector in ("html", ".review", ".banner", ".verdict-line", ".side"):
             assert ann.page.evaluate(room, selector) == [0, 0], selector
         small = ann.page.evaluate(
             """() => [...document.querySelectorAll("button, select, input, summary, .decision a")]

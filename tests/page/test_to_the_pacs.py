@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
+from playwright.sync_api import expect
 
-from support.data import peer_module
+from support.data import data_item, peer_module
 from support.orthanc import PASSWORD, USER, RealOrthanc, orthanc
-from support.review_page import Department, department, person
+from support.review_page import Department, Person, department, person, real_patient
 from support.validators import plastimatch_masks
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
@@ -24,15 +26,47 @@ def test_what_is_edited_and_signed_in_the_browser_is_in_the_pacs_and_the_next_pr
     browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_ORTHANC_PASSWORD", PASSWORD)
-    with orthanc(tmp_path / "orthanc") as archive:
-        pacs = {"kind": "orthanc", "name": "pacs", "url": archive.url, "user": USER}
-        pacs["password_env"] = "TEST_ORTHANC_PASSWORD"
-        with department(tmp_path / "clinic", destinations=json.dumps([pacs])) as clinic:
-            first, second = clinic.drawn[:2]
-            signed_cc = signed_in_the_browser(browser, clinic, first)
-            path = approved_in(archive, tmp_path)
-            assert masked_cc(path, tmp_path) == pytest.approx(signed_cc, rel=0.05)
-            assert prior_of_the_next(clinic, second) == pydicom.dcmread(path).SOPInstanceUID
+    with (
+        orthanc(tmp_path / "orthanc") as archive,
+        department(tmp_path / "clinic", destinations=to(archive)) as clinic,
+    ):
+        first, second = clinic.drawn[:2]
+        signed_cc = signed_in_the_browser(browser, clinic, first)
+        path = approved_in(archive, tmp_path)
+        scans = list((tmp_path / "clinic").glob("cbct-*"))
+        assert masked_cc(path, scans, tmp_path) == pytest.approx(signed_cc, rel=0.05)
+        assert prior_of_the_next(clinic, second) == pydicom.dcmread(path).SOPInstanceUID
+
+
+@pytest.mark.real
+def test_a_real_patient_is_judged_mended_and_signed(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_ORTHANC_PASSWORD", PASSWORD)
+    with (
+        orthanc(tmp_path / "orthanc") as archive,
+        real_patient(tmp_path / "clinic", destinations=to(archive)) as clinic,
+    ):
+        with person(browser, clinic, "ann") as ann:
+            first = ann.page.locator(".worklist-table .window .row").first
+            expect(first).to_contain_text("LOOK")
+            ann.page.keyboard.press("Enter")
+            ann.page.locator(f'.review[data-shown="{clinic.worst}"]').wait_for()
+            expect(ann.page.locator(".verdict-line")).to_contain_text("LOOK")
+            ann.flick_and_jump()
+            ann.picture("pancreas")
+            ann.mend()
+            ann.picture("pancreas-edited")
+            signed_cc = signed(ann, clinic, clinic.worst)
+        path = approved_in(archive, tmp_path)
+        scans = [data_item("pancreas_ct_cbct") / "cbct_02"]
+        assert masked_cc(path, scans, tmp_path) == pytest.approx(signed_cc, rel=0.02)
+
+
+def to(archive: RealOrthanc) -> str:
+    """It as the only destination, as the service's settings have that."""
+    pacs = {"kind": "orthanc", "name": "pacs", "url": archive.url, "user": USER}
+    return json.dumps([pacs | {"password_env": "TEST_ORTHANC_PASSWORD"}])
 
 
 def signed_in_the_browser(browser: Any, clinic: Department, propagation: str) -> float:
@@ -41,9 +75,14 @@ def signed_in_the_browser(browser: Any, clinic: Department, propagation: str) ->
         ann.edit(propagation)
         ann.stroke((0.30, 0.45), (0.36, 0.50))
         ann.page.get_by_text("1 slice edited").first.wait_for()
-        ann.page.keyboard.press("y")
-        ann.prove_and("Sign")
-        ann.page.locator("dialog .signed").wait_for()
+        return signed(ann, clinic, propagation)
+
+
+def signed(ann: Person, clinic: Department, propagation: str) -> float:
+    """Signs what was edited; the volume that the service says was signed, cm3."""
+    ann.page.keyboard.press("y")
+    ann.prove_and("Sign")
+    ann.page.locator("dialog .signed").wait_for()
     (review,) = clinic.get(f"/v1/propagations/{propagation}/reviews")["reviews"]
     assert review["decision"] == "edited"
     assert review["figures"]["volume_cc"] != review["figures"]["machine_volume_cc"]
@@ -64,15 +103,13 @@ def approved_in(archive: RealOrthanc, folder: Path) -> Path:
     raise AssertionError("no approved structure set came")
 
 
-def masked_cc(structure_set: Path, folder: Path) -> float:
-    """Of its ROI, as plastimatch counts it on the CBCT, cm3."""
+def masked_cc(structure_set: Path, scans: Sequence[Path], folder: Path) -> float:
+    """Of its ROI, as plastimatch counts it on its CBCT, one of these folders; cm3."""
     sitk = peer_module("SimpleITK")
     series = pydicom.dcmread(structure_set).ReferencedFrameOfReferenceSequence[0]
     uid = series.RTReferencedStudySequence[0].RTReferencedSeriesSequence[0].SeriesInstanceUID
     (cbct,) = (
-        scan
-        for scan in (folder / "clinic").glob("cbct-*")
-        if pydicom.dcmread(next(scan.glob("*.dcm"))).SeriesInstanceUID == uid
+        scan for scan in scans if pydicom.dcmread(next(scan.glob("*.dcm"))).SeriesInstanceUID == uid
     )
     (mask,) = plastimatch_masks(structure_set, cbct, folder / "masks").values()
     image = sitk.ReadImage(str(mask))

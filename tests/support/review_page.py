@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pydicom
 from pydicom.dataset import FileDataset
 
 from contourcast.service.access.accounts import make_account
@@ -28,7 +29,7 @@ from support.course import (
     origin_xyz_mm,
     thorax_hu,
 )
-from support.data import REPOSITORY, peer, peer_module, require
+from support.data import REPOSITORY, data_item, peer, peer_module, require
 from support.dicom_factory import CtFiles, disc, make_ct_series, make_structure_set
 from support.server import Server, form_files
 
@@ -57,6 +58,8 @@ ORGANS: Final = (
     ((-60, 10, -72), (60, 60, 46), 60),
     ((100, 50, 30), (12, 6, 32), 500),
 )
+REAL_PARTS: Final = ("cbct_02", "plan_ct", "rs_plan")
+REAL_ROI: Final = "Stomach_duo_planCT"
 LONGEST_S: Final = 300.0
 DARK, LIGHT = "dark", "light"
 ORDINARY, LARGE = (1440, 900), (1920, 1080)
@@ -118,13 +121,50 @@ def department(folder: Path, **more: str) -> Iterator[Department]:
         folder: Of everything.
         more: Settings of the service, as its environment has them.
     """
-    require("peer", BUILT.is_file(), "the review page is not built: make page")
     planning_ct, structures = _plan(folder)
     scans = [_scan(folder, day, body(shift)) for day, shift in enumerate(SHIFTS_XYZ_MM, start=4)]
     # Lying on its side, as no hospital scans: no registration of it may be accepted.
     scans.insert(1, _scan(folder, 20, body((0, 0, 0)).transpose(0, 2, 1)[::-1].copy(), taken=4))
-    settings = ServiceSettings(data_folder=folder / "data")
-    records = open_records(settings, role="test")
+    methods = json.dumps(["translation", "rigid"])
+    with _staffed(folder / "data", intake="automatic", methods=methods, **more) as server:
+        planned = [*planning_ct.paths, structures]
+        for paths in (planned, *(scan.paths for scan in scans)):
+            _send(server, paths)
+        for scan in scans:
+            server.http.put(
+                f"/v1/series/{scan.series_uid}/completion", json={"instances": len(scan.paths)}
+            )
+        found = [_drawn(server, scan) for scan in scans]
+        yield Department(server=server, worst=found[1], drawn=[found[0], *found[2:]])
+
+
+@contextmanager
+def real_patient(folder: Path, **more: str) -> Iterator[Department]:
+    """The same people before a real cone beam, the one of Pancreatic-CT-CBCT-SEG."""
+    patient = data_item("pancreas_ct_cbct")
+    files = {name: sorted((patient / name).rglob("*.dcm")) for name in REAL_PARTS}
+    cbct, planning_ct, structures = (pydicom.dcmread(paths[0]) for paths in files.values())
+    with _staffed(folder / "data", **more) as server:
+        for paths in files.values():
+            _send(server, paths)
+        asked = {
+            "cbct": cbct.SeriesInstanceUID,
+            "planning_ct": planning_ct.SeriesInstanceUID,
+            "structures": structures.SOPInstanceUID,
+            "roi": REAL_ROI,
+            "methods": ["translation", "rigid", "diff-umamba"],
+        }
+        answer = server.http.post("/v1/propagations", json=asked)
+        assert answer.status_code == 202, answer.text
+        drawn = str(server.done(answer.json()["id"])["id"])
+        yield Department(server=server, worst=drawn, drawn=[drawn])
+
+
+@contextmanager
+def _staffed(data_folder: Path, **more: str) -> Iterator[Server]:
+    """A service that three people can sign in to."""
+    require("peer", BUILT.is_file(), "the review page is not built: make page")
+    records = open_records(ServiceSettings(data_folder=data_folder), role="test")
     try:
         for name, roles in PEOPLE.items():
             make_account(records.index, name=name, password=PASSWORD, roles=roles)
@@ -134,27 +174,17 @@ def department(folder: Path, **more: str) -> Iterator[Department]:
     finally:
         records.close()
     access = json.dumps({"local_accounts": True, "secure_cookies": False})
-    server = Server(
-        folder / "data",
-        access=access,
-        intake="automatic",
-        methods=json.dumps(["translation", "rigid"]),
-        **more,
-    ).start()
+    server = Server(data_folder, access=access, **more).start()
     server.http.headers["Authorization"] = f"Bearer {key}"
     try:
-        planned = [*planning_ct.paths, structures]
-        for paths in (planned, *(scan.paths for scan in scans)):
-            answer = server.http.post("/v1/instances", files=form_files(paths))
-            assert answer.status_code == 200, answer.text
-        for scan in scans:
-            server.http.put(
-                f"/v1/series/{scan.series_uid}/completion", json={"instances": len(scan.paths)}
-            )
-        found = [_drawn(server, scan) for scan in scans]
-        yield Department(server=server, worst=found[1], drawn=[found[0], *found[2:]])
+        yield server
     finally:
         server.stop()
+
+
+def _send(server: Server, paths: Sequence[Path]) -> None:
+    answer = server.http.post("/v1/instances", files=form_files(paths))
+    assert answer.status_code == 200, answer.text
 
 
 def body(shift_xyz_mm: Sequence[float], *, seed: int = 1) -> np.ndarray:
@@ -206,6 +236,8 @@ def _scan(folder: Path, day: int, hu_zyx: np.ndarray, *, taken: int | None = Non
     def change(dataset: FileDataset, number: int) -> None:
         _named(dataset, number)
         dataset.SeriesDescription = "CBCT"
+        dataset.Manufacturer = "Varian Medical Systems / MIM Software"  # as long as they are
+        dataset.ManufacturerModelName = "On-Board Imager, Patient Verification"
         date = f"202601{taken or day:02d}"
         dataset.AcquisitionDate = dataset.SeriesDate = dataset.StudyDate = date
 
@@ -293,6 +325,40 @@ class Person:
         for place in places[1:]:
             self.page.mouse.move(*place, steps=6)
         self.page.mouse.up()
+
+    def flick_and_jump(self) -> None:
+        """Through slices, to the worst one, and the planning CT for as long as a key is held."""
+        expect = peer_module("playwright.sync_api").expect
+        corner = self.page.locator(".cv-axial .cv-corner-slice")
+        begun = corner.inner_text()
+        self.page.keyboard.press("ArrowDown")
+        expect(corner).not_to_have_text(begun)
+        self.page.keyboard.press("c")
+        expect(corner).to_have_text(begun)
+        self.page.keyboard.press("]")
+        image = self.page.locator(".cv-axial .cv-corner-image")
+        self.page.keyboard.down("f")
+        expect(image).to_contain_text("planning CT")
+        self.page.keyboard.up("f")
+        expect(image).not_to_contain_text("planning CT")
+        self.page.keyboard.press("c")
+
+    def mend(self) -> None:
+        """A stroke of the brush, which stays, and a loop by hand, which is undone."""
+        expect = peer_module("playwright.sync_api").expect
+        self.page.keyboard.press("e")
+        self.page.locator(".tools-edit").wait_for()
+        facts = self.page.locator(".edit-facts")
+        before = facts.inner_text()
+        self.stroke((0.30, 0.45), (0.36, 0.50))
+        expect(facts).to_contain_text("1 slice edited")
+        brushed = facts.inner_text()
+        assert brushed != before
+        self.page.keyboard.press("a")  # freehand
+        self.stroke((0.30, 0.55), (0.34, 0.60), (0.26, 0.62), (0.30, 0.55))
+        expect(facts).not_to_have_text(brushed)
+        self.page.keyboard.press("Control+z")
+        expect(facts).to_have_text(brushed)
 
     def picture(self, name: str) -> None:
         """Kept where CONTOURCAST_PICTURES says; nowhere else."""

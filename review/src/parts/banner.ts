@@ -36,7 +36,7 @@ export function banner(app: App, view: View): HTMLElement {
       h("h1", { class: "patient" }, patientName(patient, names)),
       names !== "id" && h("span", { class: "fact" }, t("patient.id", { id: patient.id })),
       patient.birth_date !== "" && h("span", { class: "fact soft" }, t("patient.born", { date: day(patient.birth_date) })),
-      h("span", { class: "facts" }, facts.map((fact) => h("span", { class: "fact" }, fact))),
+      h("span", { class: "facts", title: facts.join(" · ") }, facts.map((fact) => h("span", { class: "fact" }, fact))),
       view.course !== null && h("a", { class: "fact", href: `#/courses/${view.course}`, title: "j" }, t("review.history")),
       corner(app),
     ),
