@@ -62,6 +62,18 @@ def test_the_report_keeps_its_schema(run: Path) -> None:
     assert [m["state"] for m in report["methods"]] == ["drawn", "drawn"]
 
 
+def test_the_verdict_is_the_worst_of_the_figures_and_each_reason_is_one_of_them(
+    run: Path, result: Propagation
+) -> None:
+    report = json.loads((run / "report.json").read_text())
+    figures = report["figures"]
+    assert [each["name"] for each in figures] == [each.name for each in result.quality.figures]
+    assert {"rigid_volume_over_prior", "body_target_apart_mm"} <= {f["name"] for f in figures}
+    order = ["accept", "look", "reject"]
+    assert report["verdict"] == max((f["verdict"] for f in figures), key=order.index)
+    assert set(report["reasons"]) == {f["reason"] for f in figures if f["verdict"] != "accept"}
+
+
 def test_the_report_says_which_scan_a_network_would_take(run: Path) -> None:
     provenance = json.loads((run / "report.json").read_text())["provenance"]
     scan = explain_scan(torch.device("cpu"))

@@ -150,6 +150,10 @@ class Report(_Part):
     notice: str = NOTICE
     verdict: Verdict
     reasons: list[str]
+    figures: list[JudgedFigure] = Field(
+        default_factory=list,  # reports of before have none
+        description="Of the whole: the verdict is the worst of them.",
+    )
     cbct: Series
     planning_ct: Series
     prior: Prior
@@ -202,6 +206,7 @@ def build_report(propagation: Propagation, *, made_at: datetime) -> Report:
     return Report(
         verdict=propagation.verdict,
         reasons=list(propagation.quality.reasons),
+        figures=_figures(propagation.quality.figures),
         cbct=_series(case.cbct),
         planning_ct=_series(case.planning_ct),
         prior=Prior(

@@ -250,11 +250,7 @@ def build_view(
         verdict=VerdictItem(
             verdict=job.verdict,
             reasons=_reasons(job, report),
-            figures=[
-                _figure(figure, f"{method} ")
-                for method, each in drawn.items()
-                for figure in each.figures
-            ],
+            figures=_judged(report),
         ),
         registration=None if report is None else _registration(report, page),
         images=ImagesItem(
@@ -289,6 +285,17 @@ def _machine(at: Connection, job: Job) -> str:
     uid = job.order["cbct"]["series"]
     facts = at.execute(select(series.c.facts_json).where(series.c.uid == uid)).scalar() or {}
     return f"{facts.get('manufacturer', '')} {facts.get('model', '')}".strip()
+
+
+def _judged(report: Report | None) -> list[FigureItem]:
+    """Of the whole, then of each method, which the whole only repeats in words."""
+    if report is None:
+        return []
+    whole = [each for each in report.figures if not each.name.endswith("_quality")]
+    return [
+        *map(_figure, whole),
+        *(_figure(each, f"{method.method} ") for method in report.methods for each in method.figures),
+    ]
 
 
 def _reasons(job: Job, report: Report | None) -> list[str]:

@@ -14,6 +14,11 @@ export function speak(language: Language): void {
   texts = CATALOGUES[language];
 }
 
+/** Whether the page speaks the service's own language, so that its sentences can be shown as they are. */
+export function speaksAsTheService(): boolean {
+  return texts === en;
+}
+
 /** A text, with `{name}` filled in. */
 export function t(key: Key, values: Readonly<Record<string, string | number>> = {}): string {
   return texts[key].replace(/\{(\w+)\}/g, (whole, name: string) => String(values[name] ?? whole));

@@ -6,6 +6,7 @@ import { t, told } from "../catalogue";
 import { h } from "../dom";
 import { day, patientName, taken } from "../format";
 import { openDialog } from "./dialog";
+import { reasonsOf } from "./figures";
 import { corner } from "./header";
 import { badge } from "./marks";
 
@@ -45,7 +46,8 @@ export function banner(app: App, view: View): HTMLElement {
 }
 
 function verdictLine(view: View): HTMLElement {
-  const { verdict, reasons } = view.verdict;
+  const { verdict } = view.verdict;
+  const reasons = reasonsOf(view);
   const [first, ...others] = reasons;
   const all = (): void => {
     openDialog(t("verdict.by_machine", { verdict: told("verdict", verdict || "none") }), h("ul", { class: "reasons" }, reasons.map((reason) => h("li", {}, reason))));

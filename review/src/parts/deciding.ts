@@ -7,6 +7,7 @@ import { t, told } from "../catalogue";
 import { h, show } from "../dom";
 import { cc, day, duration, mm, number, patientName, personName, taken } from "../format";
 import { fractionOf } from "./banner";
+import { reasonsOf } from "./figures";
 import { openDialog, type Dialog } from "./dialog";
 import { badge, line } from "./marks";
 import { problemBox } from "./problem";
@@ -85,7 +86,7 @@ export function openSigning(app: App, subject: Subject, screen: Deciding): void 
         { class: `callout callout-${view.verdict.verdict}` },
         badge(view.verdict.verdict),
         " ",
-        t("sign.verdict_warning", { verdict: told("verdict", view.verdict.verdict), reason: view.verdict.reasons[0] ?? "" }),
+        t("sign.verdict_warning", { verdict: told("verdict", view.verdict.verdict), reason: reasonsOf(view)[0] ?? "" }),
       ),
     h("label", {}, t("sign.text"), text),
     credential.root,

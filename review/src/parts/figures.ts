@@ -1,7 +1,7 @@
 /** What the verdict stands on: each figure with its limit, those out of bounds first. */
 
 import type { Figure, View } from "../api/types";
-import { t, told } from "../catalogue";
+import { speaksAsTheService, t, told } from "../catalogue";
 import { h } from "../dom";
 import { number } from "../format";
 import { shape } from "./marks";
@@ -24,6 +24,29 @@ export function figureValue(figure: Figure): string {
   return number(figure.value, /_(mm|deg)$/.test(figure.name) ? 1 : 2);
 }
 
+/** A limit in words: `accept ≥ 0.6, reject < 0.3`, `at most 15 mm and 5°`, `accept 0.25 to 2`. */
+export function limitWords(limit: string): string {
+  if (speaksAsTheService()) return limit;
+  return limit
+    .replace(/accept|look|reject/g, (verdict) => told("verdict", verdict))
+    .replace("at most", "≤")
+    .replace(" to ", "–")
+    .replace(" and ", ", ");
+}
+
+/** Why the verdict is as it is. Where the page speaks another language than the service: the figure, its value and its limit. */
+export function reasonsOf(view: View): string[] {
+  const { reasons, figures } = view.verdict;
+  if (speaksAsTheService()) return reasons;
+  const known = [...(view.registration?.figures ?? []), ...figures];
+  return reasons.map((reason) => {
+    const found = known.find((figure) => figure.reason !== "" && (figure.reason === reason || reason.endsWith(`: ${figure.reason}`)));
+    if (found === undefined) return reason;
+    if (found.value === null) return `${figureName(found.name)}: ${found.reason}`;
+    return `${figureName(found.name)} ${figureValue(found)} (${limitWords(found.limit)})`;
+  });
+}
+
 /** Out of bounds first, each kind in the service's order. */
 export function byWeight(figures: readonly Figure[]): Figure[] {
   const weight = (figure: Figure): number => (figure.verdict === "reject" ? 0 : figure.verdict === "look" ? 1 : 2);
@@ -32,7 +55,8 @@ export function byWeight(figures: readonly Figure[]): Figure[] {
 
 /** Why the verdict is as it is, and its figures but those that the registration panel shows. */
 export function figuresPanel(view: View): HTMLElement {
-  const { verdict, reasons } = view.verdict;
+  const { verdict } = view.verdict;
+  const reasons = reasonsOf(view);
   const elsewhere = new Set(view.registration?.figures.flatMap(({ name }) => [name, REGISTRATION + name]) ?? []);
   const own = byWeight(view.verdict.figures.filter((figure) => !elsewhere.has(figure.name)));
   const odd = own.filter((figure) => figure.verdict !== null && figure.verdict !== "accept");
@@ -63,6 +87,6 @@ export function figureRow(figure: Figure): HTMLElement {
     h("span", { class: "clip" }, figure.value === null && figure.reason ? figure.reason : figureName(figure.name)),
     figure.verdict !== null && h("span", { class: "unseen" }, told("verdict", figure.verdict)),
     h("span", { class: "value" }, figure.value === null ? "" : figureValue(figure)),
-    h("span", { class: "limit" }, figure.limit),
+    h("span", { class: "limit" }, limitWords(figure.limit)),
   );
 }

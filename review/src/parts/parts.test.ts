@@ -3,7 +3,7 @@ import type { Figure, Method, View } from "../api/types";
 import { speak } from "../catalogue";
 import { scaleOf, ticks, type Series } from "./charts";
 import { sliceList } from "./deciding";
-import { byWeight, figureName, figureValue } from "./figures";
+import { byWeight, figureName, figureValue, limitWords, reasonsOf } from "./figures";
 import { likeness } from "./methods";
 import { noticesOf, whyNotSign } from "./notices";
 import { isNothing, mayAdjust, NO_CHANGE } from "./registration";
@@ -68,6 +68,30 @@ const view = (more: Partial<View> = {}): View => ({
   approved: null,
   may: { sign: true, edit: true, why_not: "" },
   ...more,
+});
+
+describe("reasons", () => {
+  const far = { name: "spread_mm", value: 5.2, limit: "accept ≤ 3", verdict: "look", reason: "several starts ended 5.2 mm apart" } as const;
+  const folded = { name: "dir-t jacobian_min", value: -0.12, limit: "accept ≥ 0.2", verdict: "look", reason: "the field folds" } as const;
+  const doubt = { name: "belongs_together", value: null, limit: "", verdict: "look", reason: "another study" } as const;
+  const reasons = [far.reason, `dir-t: ${folded.reason}`, doubt.reason, "something of its own"];
+  const seen = view({ verdict: { verdict: "look", reasons, figures: [far, folded, doubt] } });
+
+  test("are the service's sentences where it speaks the page's language", () => {
+    expect(reasonsOf(seen)).toEqual(reasons);
+    expect(limitWords("accept 0.25 to 2")).toBe("accept 0.25 to 2");
+  });
+
+  test("are figure, value and limit in another language; what has no figure stays as it came", () => {
+    speak("zh");
+    const told = reasonsOf(seen);
+    expect(told[0]).toBe(`${figureName("spread_mm")} 5.2 (可接受 ≤ 3)`);
+    expect(told[1]).toContain("dir-t");
+    expect(told[1]).toContain("−0.12 (可接受 ≥ 0.2)");
+    expect(told[2]).toContain("another study");
+    expect(told[3]).toBe("something of its own");
+    expect(limitWords("at most 15 mm and 5°")).toBe("≤ 15 mm, 5°");
+  });
 });
 
 describe("notices", () => {

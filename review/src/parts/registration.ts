@@ -6,7 +6,7 @@ import { t, told } from "../catalogue";
 import { h, show } from "../dom";
 import { number, signed, towards } from "../format";
 import { openDialog } from "./dialog";
-import { figureName, figureValue } from "./figures";
+import { figureName, figureValue, limitWords } from "./figures";
 import { shape } from "./marks";
 import { inOneLine, problemBox } from "./problem";
 
@@ -85,7 +85,7 @@ function panelHead(words: string, ...more: HTMLElement[]): HTMLElement {
 }
 
 function chip(figure: Figure): HTMLElement {
-  const title = [figure.limit, figure.reason].filter(Boolean).join("\n");
+  const title = [limitWords(figure.limit), figure.reason].filter(Boolean).join("\n");
   return h(
     "li",
     { class: "figure", title: title || null },
