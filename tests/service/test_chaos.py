@@ -263,7 +263,8 @@ class Watch:
                     sent / self.fractions,
                 )
             )
-            self.ended = states[State.AWAITING_REVIEW] >= self.fractions
+            # One that Orthanc was not there to take is sent again later; nobody waits for it.
+            self.ended = min(states[State.AWAITING_REVIEW], sent) >= self.fractions
 
     def until(self, reached: Callable[[], bool], *, limit_s: float = LIMIT_S) -> bool:
         """Looks until something is so, or the course has ended; which."""
