@@ -49,7 +49,7 @@ def fit_arbiter(
         list[str] | None,
         typer.Option(help="Name of a CT whose patients are left out; may be repeated."),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1)] = 800,
+    steps: Annotated[int, typer.Option(min=1)] = 2400,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
     """Teach an arbiter between what a network draws and what follows the tissue, on one core."""

@@ -56,7 +56,7 @@ class ArbiterSettings:
     )
     samples: SampleSettings = field(default_factory=SampleSettings)
     seed: int = 0
-    steps: int = 800
+    steps: int = 2400
     batch: int = 2
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
