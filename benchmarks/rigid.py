@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -38,6 +39,7 @@ import numpy as np
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 SOLVERS = ("contourcast", "elastix", "simpleitk")
+POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # idle threads spin
 PARTS = ("speed", "accuracy", "inverse", "courses")
 CENTER = np.array([29.4, 86.5, -944.1])  # the middle of the simulated CBCT's field
 
@@ -76,7 +78,10 @@ def _speed(cases: int, threads: int) -> None:
             for name in SOLVERS:
                 command = [sys.executable, __file__, "--solve", name, str(case)]
                 done = subprocess.run(
-                    [*command, "--threads", str(threads)], capture_output=True, text=True
+                    [*command, "--threads", str(threads)],
+                    capture_output=True,
+                    text=True,
+                    env=os.environ | dict.fromkeys(POOLS, str(threads)),
                 )
                 if done.returncode:
                     raise RuntimeError(f"{name} failed: {done.stderr[-2000:]}")
