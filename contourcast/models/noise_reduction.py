@@ -199,7 +199,8 @@ def _pooled(projection: nn.Module, feature: Tensor, size: tuple[int, ...]) -> Te
 class _CellMeans(torch.autograd.Function):
     """`_pooled`, a block of voxels at a time: no map as wide as the bottleneck at full size.
 
-    The projections are made again in the backward, where only their signs are needed.
+    From features (b, c, *space), weight (d, c, 1, …) and bias (d), to means (b, d, *size) in the
+    weight's precision. The projections are made again in the backward, where only their signs are needed.
     """
 
     @staticmethod
@@ -225,14 +226,13 @@ class _CellMeans(torch.autograd.Function):
         matrix = weight.flatten(1)
         for cell, window, voxels in _cells(feature.shape, by_means.shape[2:]):
             by_value = by_means[cell][:, None] / voxels  # the same for every voxel of the cell
-            back = (matrix * by_value).T
             by_window = []
             for block in _blocks(feature[window], weight):
                 on = torch.addmm(bias[:, None], matrix, block).relu_().sign_()
                 by_weight.flatten(1).addcmul_(by_value, on @ block.T)
                 by_bias.add_(by_value[:, 0] * on.sum(1))
                 if by_feature is not None:
-                    by_window.append(back @ on)
+                    by_window.append((matrix * by_value).T @ on)
             if by_feature is not None:
                 by_feature[window] += torch.cat(by_window, 1).view_as(feature[window])
         if by_feature is not None:

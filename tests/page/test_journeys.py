@@ -15,11 +15,7 @@ REJECTED = "registration wrong"
 
 def test_the_worst_is_first_and_one_key_opens_it(browser: Any, clinic: Department) -> None:
     with person(browser, clinic, "ann") as ann:
-        first = ann.page.locator(".worklist-table .window .row").first
-        expect(first).to_contain_text("REJECT")
-        ann.page.keyboard.press("Enter")
-        ann.page.locator(f'.review[data-shown="{clinic.worst}"]').wait_for()
-        expect(ann.page.locator(".verdict-line")).to_contain_text("REJECT")
+        ann.open_the_worst(clinic.worst, "REJECT")
         expect(ann.page.locator(".notices")).to_contain_text("The registration was rejected")
         expect(ann.page.get_by_role("button", name="Approve …")).to_be_disabled()
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
-from playwright.sync_api import expect
 
 from support.data import data_item, peer_module
 from support.orthanc import PASSWORD, USER, RealOrthanc, orthanc
@@ -22,14 +21,17 @@ pytestmark = [pytest.mark.peer, pytest.mark.slow]
 LIMIT_S = 120.0
 
 
-def test_what_is_edited_and_signed_in_the_browser_is_in_the_pacs_and_the_next_prior(
-    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RealOrthanc]:
     monkeypatch.setenv("TEST_ORTHANC_PASSWORD", PASSWORD)
-    with (
-        orthanc(tmp_path / "orthanc") as archive,
-        department(tmp_path / "clinic", destinations=to(archive)) as clinic,
-    ):
+    with orthanc(tmp_path / "orthanc") as running:
+        yield running
+
+
+def test_what_is_edited_and_signed_in_the_browser_is_in_the_pacs_and_the_next_prior(
+    browser: Any, archive: RealOrthanc, tmp_path: Path
+) -> None:
+    with department(tmp_path / "clinic", destinations=to(archive)) as clinic:
         first, second = clinic.drawn[:2]
         signed_cc = signed_in_the_browser(browser, clinic, first)
         path = approved_in(archive, tmp_path)
@@ -40,19 +42,11 @@ def test_what_is_edited_and_signed_in_the_browser_is_in_the_pacs_and_the_next_pr
 
 @pytest.mark.real
 def test_a_real_patient_is_judged_mended_and_signed(
-    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    browser: Any, archive: RealOrthanc, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("TEST_ORTHANC_PASSWORD", PASSWORD)
-    with (
-        orthanc(tmp_path / "orthanc") as archive,
-        real_patient(tmp_path / "clinic", destinations=to(archive)) as clinic,
-    ):
+    with real_patient(tmp_path / "clinic", destinations=to(archive)) as clinic:
         with person(browser, clinic, "ann") as ann:
-            first = ann.page.locator(".worklist-table .window .row").first
-            expect(first).to_contain_text("LOOK")
-            ann.page.keyboard.press("Enter")
-            ann.page.locator(f'.review[data-shown="{clinic.worst}"]').wait_for()
-            expect(ann.page.locator(".verdict-line")).to_contain_text("LOOK")
+            ann.open_the_worst(clinic.worst, "LOOK")
             ann.flick_and_jump()
             ann.picture("pancreas")
             ann.mend()

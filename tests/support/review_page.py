@@ -304,6 +304,14 @@ class Person:
         self.page.goto(f"{self.address}/review/#/propagations/{propagation}")
         self.page.locator(f'.review[data-shown="{propagation}"]').wait_for()
 
+    def open_the_worst(self, propagation: str, verdict: str) -> None:
+        """The first of the worklist, by one key; it says the same verdict there and here."""
+        first = self.page.locator(".worklist-table .window .row").first
+        _expect(first).to_contain_text(verdict)
+        self.page.keyboard.press("Enter")
+        self.page.locator(f'.review[data-shown="{propagation}"]').wait_for()
+        _expect(self.page.locator(".verdict-line")).to_contain_text(verdict)
+
     def edit(self, propagation: str) -> None:
         """Opens a fraction and begins to edit the selected contour."""
         self.open(propagation)
@@ -328,37 +336,35 @@ class Person:
 
     def flick_and_jump(self) -> None:
         """Through slices, to the worst one, and the planning CT for as long as a key is held."""
-        expect = peer_module("playwright.sync_api").expect
         corner = self.page.locator(".cv-axial .cv-corner-slice")
         begun = corner.inner_text()
         self.page.keyboard.press("ArrowDown")
-        expect(corner).not_to_have_text(begun)
+        _expect(corner).not_to_have_text(begun)
         self.page.keyboard.press("c")
-        expect(corner).to_have_text(begun)
+        _expect(corner).to_have_text(begun)
         self.page.keyboard.press("]")
         image = self.page.locator(".cv-axial .cv-corner-image")
         self.page.keyboard.down("f")
-        expect(image).to_contain_text("planning CT")
+        _expect(image).to_contain_text("planning CT")
         self.page.keyboard.up("f")
-        expect(image).not_to_contain_text("planning CT")
+        _expect(image).not_to_contain_text("planning CT")
         self.page.keyboard.press("c")
 
     def mend(self) -> None:
         """A stroke of the brush, which stays, and a loop by hand, which is undone."""
-        expect = peer_module("playwright.sync_api").expect
         self.page.keyboard.press("e")
         self.page.locator(".tools-edit").wait_for()
         facts = self.page.locator(".edit-facts")
         before = facts.inner_text()
         self.stroke((0.30, 0.45), (0.36, 0.50))
-        expect(facts).to_contain_text("1 slice edited")
+        _expect(facts).to_contain_text("1 slice edited")
         brushed = facts.inner_text()
         assert brushed != before
         self.page.keyboard.press("a")  # freehand
         self.stroke((0.30, 0.55), (0.34, 0.60), (0.26, 0.62), (0.30, 0.55))
-        expect(facts).not_to_have_text(brushed)
+        _expect(facts).not_to_have_text(brushed)
         self.page.keyboard.press("Control+z")
-        expect(facts).to_have_text(brushed)
+        _expect(facts).to_have_text(brushed)
 
     def picture(self, name: str) -> None:
         """Kept where CONTOURCAST_PICTURES says; nowhere else."""
@@ -406,6 +412,11 @@ def person(
     finally:
         page.unroute_all(behavior="ignoreErrors")  # an answer may be under way
         context.close()
+
+
+def _expect(locator: Any) -> Any:
+    """Playwright's, which waits for what it asserts."""
+    return peer_module("playwright.sync_api").expect(locator)
 
 
 def _sign_in_by_order(made: Person, name: str) -> None:

@@ -288,10 +288,11 @@ def _machine(at: Connection, job: Job) -> str:
 
 
 def _judged(report: Report | None) -> list[FigureItem]:
-    """Of the whole, then of each method, which the whole only repeats in words."""
+    """What only the whole says, then each method's: it repeats those of both others."""
     if report is None:
         return []
-    whole = [each for each in report.figures if not each.name.endswith("_quality")]
+    told = {each.name for each in (*report.registration.figures, *report.registration.target_figures)}
+    whole = [e for e in report.figures if e.name not in told and not e.name.endswith("_quality")]
     return [
         *map(_figure, whole),
         *(_figure(each, f"{method.method} ") for method in report.methods for each in method.figures),
