@@ -56,10 +56,15 @@ class Quality:
         return worst([f.verdict for f in self.figures])
 
     @property
+    def doubts(self) -> tuple[Figure, ...]:
+        """The figures for which it is not accepted, the worst first."""
+        told = [f for f in self.figures if f.reason and f.verdict is not Verdict.ACCEPT]
+        return tuple(sorted(told, key=lambda f: -f.verdict.severity))
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """Why it is not accepted, the worst first."""
-        told = [f for f in self.figures if f.reason and f.verdict is not Verdict.ACCEPT]
-        return tuple(f.reason for f in sorted(told, key=lambda f: -f.verdict.severity))
+        return tuple(f.reason for f in self.doubts)
 
     def figure(self, name: str) -> float | None:
         """The value of that figure; None when it is not there or could not be computed."""

@@ -110,6 +110,31 @@ def test_a_wrong_password_signs_nothing(browser: Any, clinic: Department) -> Non
     assert clinic.get(f"/v1/propagations/{propagation}/reviews")["reviews"] == []
 
 
+def test_who_comes_from_the_issuer_signs_with_the_credential_shown_there_again(
+    browser: Any, clinic: Department
+) -> None:
+    propagation = clinic.undecided()
+    with person(browser, clinic, "") as ann:
+        ann.sign_in_at_the_issuer()
+        ann.open(propagation)
+        ann.page.keyboard.press("y")
+        dialog = ann.page.locator("dialog")
+        sign = dialog.get_by_role("button", name="Sign", exact=True)
+        sign.click()
+        expect(dialog.get_by_role("alert").first).to_contain_text("credential")
+        with ann.page.context.expect_page() as opened:
+            dialog.get_by_role("link", name="To the issuer").click()
+        there = opened.value
+        there.get_by_role("link", name="In", exact=True).click()
+        there.wait_for_url("**/review/**")
+        there.close()
+        ann.picture("signing-at-the-issuer")
+        sign.click()
+        expect(dialog.get_by_role("status")).to_contain_text("Signed")
+    (review,) = clinic.get(f"/v1/propagations/{propagation}/reviews")["reviews"]
+    assert (review["decision"], review["reviewer"]) == ("approved", "dr.ann")
+
+
 def test_who_may_only_look_signs_nothing_and_is_told_why(browser: Any, clinic: Department) -> None:
     with person(browser, clinic, "eve") as eve:
         eve.open(clinic.looked_at)

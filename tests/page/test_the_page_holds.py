@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -109,6 +110,8 @@ def test_the_review_fits_the_screen_without_scrolling(
 def test_every_text_is_there_in_chinese_too(browser: Any, clinic: Department) -> None:
     with person(browser, clinic, "ann", language="zh") as ann:
         expect(ann.page.get_by_role("heading", level=1)).to_have_text("工作列表")
+        why = ann.page.locator(".worklist-table .window .cell-reason").first
+        expect(why).to_have_text(re.compile(r"^[\u4e00-\u9fff].*\d"))  # a figure and its limit
         ann.open(clinic.looked_at)
         expect(ann.page.get_by_role("button", name="批准…")).to_be_enabled()
         assert ann.page.evaluate("document.documentElement.lang") == "zh-Hans"

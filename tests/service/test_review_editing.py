@@ -358,7 +358,7 @@ def signable(desk: Desk) -> dict[int, list[Any]]:
 
 def test_only_a_person_with_the_role_signs(desk: Desk) -> None:
     tag = desk.save(signable(desk)).headers["etag"]
-    body = {"decision": "edited", "method": "rigid", "draft_etag": tag}
+    body: dict[str, Any] = {"decision": "edited", "method": "rigid", "draft_etag": tag}
     assert desk.decide("vic", **body).status_code == 403
     for role in (Role.REVIEWER, Role.VIEWER):
         answer = desk.http.post(
@@ -367,6 +367,15 @@ def test_only_a_person_with_the_role_signs(desk: Desk) -> None:
         assert answer.status_code == 403
     assert desk.job().state is State.AWAITING_REVIEW
     assert desk.get("/reviews")["reviews"] == []
+
+
+def test_each_signature_asks_for_the_credential_again(desk: Desk) -> None:
+    once: dict[str, Any] = {"decision": "approved", "method": "rigid"}
+    refused = desk.decide(proven=False, **once)
+    assert (refused.status_code, "session/proof" in refused.json()["remedy"]) == (403, True)
+    assert desk.decide(**once).status_code == 201
+    assert desk.decide(proven=False, **once).status_code == 403, "one proof, one signature"
+    assert len(desk.get("/reviews")["reviews"]) == 1
 
 
 def test_nobody_signs_what_changed_since_it_was_seen(desk: Desk) -> None:

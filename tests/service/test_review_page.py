@@ -118,6 +118,15 @@ def test_names_are_for_the_roles_that_the_site_says(desk: Desk) -> None:
     assert vic == {"key": ann["key"], "id": "ID-A", "name": "", "birth_date": ""}
 
 
+def test_the_worklist_gives_the_first_reason_and_the_figure_that_it_is_about(desk: Desk) -> None:
+    items = desk.people["ann"].get("/v1/worklist").json()["items"]
+    (row,) = [item for item in items if item["id"] == desk.drawn.first]
+    report = desk.get("/report")
+    assert row["reason"] == report["reasons"][0]
+    assert row["doubt"] in report["figures"]
+    assert row["doubt"]["reason"] == row["reason"]
+
+
 def test_the_registration_is_said_as_six_numbers_at_the_prior(desk: Desk) -> None:
     registration = desk.get("/view")["registration"]
     matrix = np.array(registration["planning_from_cbct"])

@@ -18,10 +18,11 @@ from contourcast.service.access.sessions import (
     require_csrf,
     require_proof,
     set_cookie,
+    spend_proof,
 )
 from contourcast.service.index.database import Index
 from contourcast.service.index.tables import session
-from contourcast.service.problems import ForbiddenError, UnauthorizedError
+from contourcast.service.problems import ForbiddenError
 from support.access import NOON, after, cluster, index, url  # noqa: F401  fixtures
 
 
@@ -81,15 +82,32 @@ def test_a_page_that_was_loaded_anew_gets_another_token(index: Index) -> None:
         require_csrf(again, former)
 
 
-def test_a_signature_needs_a_proof_of_the_last_minutes(index: Index) -> None:
+def test_each_signature_needs_a_proof_of_its_own_and_of_the_last_minutes(index: Index) -> None:
     found, cookie, _ = opened(index)
-    require_proof(found, minutes=10, at=after(minutes=10))
-    with pytest.raises(UnauthorizedError):
-        require_proof(found, minutes=10, at=after(minutes=10, seconds=1))
+
+    def now_found() -> Session:
+        again = find_session(index, cookie, at=NOON)
+        assert again is not None
+        return again
+
+    with pytest.raises(ForbiddenError):  # that one signed in is no proof
+        require_proof(found, minutes=10, at=NOON)
     prove(index, found, at=after(minutes=30))
-    again = find_session(index, cookie, at=after(minutes=30))
-    assert again is not None
-    require_proof(again, minutes=10, at=after(minutes=39))
+    require_proof(now_found(), minutes=10, at=after(minutes=40))
+    with pytest.raises(ForbiddenError):
+        require_proof(now_found(), minutes=10, at=after(minutes=40, seconds=1))
+    spend_proof(index, found)
+    with pytest.raises(ForbiddenError):
+        require_proof(now_found(), minutes=10, at=after(minutes=31))
+
+
+def test_who_showed_the_credential_at_the_issuer_to_sign_has_proven_it(index: Index) -> None:
+    new = open_session(
+        index, account="oidc:ann", roles=[Role.REVIEWER], hours=1, proven=True, at=NOON
+    )
+    found = find_session(index, new.cookie, at=NOON)
+    assert found is not None
+    require_proof(found, minutes=10, at=after(minutes=9))
 
 
 def test_the_cookie_is_out_of_reach_of_scripts_and_of_other_sites(index: Index) -> None:

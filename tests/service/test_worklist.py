@@ -83,6 +83,7 @@ def fill(index: Index) -> None:
             figures_json={
                 "roi_name": "GTV",
                 "reasons": [f"why {cause}"],
+                "doubt": doubt(f"why {cause}"),
                 "methods": {"rigid": {"volume_cc": 30.5, "verdict": verdict}},
             },
         )
@@ -97,6 +98,11 @@ def fill(index: Index) -> None:
             order_json={"roi": "GTV"},
             figures_json={},
         )
+
+
+def doubt(reason: str) -> dict[str, Any]:
+    limit = "accept ≤ 3, reject ≥ 9"
+    return {"name": "s_mm", "value": 5.0, "limit": limit, "verdict": "look", "reason": reason}
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.peer)])
@@ -160,6 +166,8 @@ def test_what_is_urgent_comes_first_and_inside_what_waited_longest(http: Client)
         "GTV",
         "Elekta XVI",
     )
+    assert first["doubt"] == doubt(first["reason"])
+    assert question["doubt"] is None
     assert first["volumes_cc"] == {"rigid": 30.5}
     assert first["fraction"] == 6, "of the course's six, in the order of being taken"
     assert (question["reason"], question["fraction"], question["link"]) == (

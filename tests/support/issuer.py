@@ -8,13 +8,14 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from html import escape
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from contourcast.service.access.oidc import Issuer
@@ -53,6 +54,7 @@ class FakeIssuer:
         self.app = FastAPI()
         self.app.add_api_route("/.well-known/openid-configuration", self._describe)
         self.app.add_api_route("/keys", self._keys)
+        self.app.add_api_route("/authorize", self._page)
         self.app.add_api_route("/token", self._token, methods=["POST"])
 
     def claims(self, **more: Any) -> dict[str, Any]:
@@ -98,6 +100,12 @@ class FakeIssuer:
         }
         return self._answer("description", said | self.description)
 
+    def _page(self, request: Request) -> Response:
+        """Where a browser is sent to; whoever sits there is let in by one click."""
+        code, state = self.log_in(str(request.url))
+        back = f"{self.codes[code]['redirect_uri']}?{urlencode({'code': code, 'state': state})}"
+        return HTMLResponse(f'<!doctype html><title>Issuer</title><a href="{escape(back)}">In</a>')
+
     def _keys(self) -> Response:
         return self._answer("keys", {"keys": self.keys})
 
@@ -136,18 +144,21 @@ def says(body: Any, *, status: int = 200) -> Response:
 
 @contextmanager
 def issuing(
-    clock: Callable[[], float] = time.monotonic, **settings: Any
+    clock: Callable[[], float] = time.monotonic,
+    *,
+    redirect_url: str = "https://rt.example/v1/session/oidc/callback",
+    **settings: Any,
 ) -> Iterator[tuple[FakeIssuer, Issuer]]:
-    """An issuer that answers, and ours that trusts it."""
+    """An issuer that answers, and ours that trusts it; to browsers it is another site."""
     fake = FakeIssuer()
     with served(fake.app) as client:
-        fake.url = str(client.base_url).rstrip("/")
+        fake.url = f"http://localhost:{client.base_url.port}"
         ours = Issuer(
             OidcSettings(
                 issuer=fake.url,
                 client_id=CLIENT,
                 audience=AUDIENCE,
-                redirect_url="https://rt.example/v1/session/oidc/callback",
+                redirect_url=redirect_url,
                 roles={"Radiotherapy": Role.REVIEWER, "Physics": Role.ADMIN},
                 **settings,
             ),

@@ -117,8 +117,17 @@ class Desk:
             headers={k.replace("_", "-"): v for k, v in headers.items()} or {"If-None-Match": "*"},
         )
 
-    def decide(self, who: str = "ann", *, tag: str = "", **body: Any) -> httpx.Response:
+    def prove(self, who: str = "ann") -> None:
+        """Shows the password again, for one signature."""
+        answer = self.people[who].post("/v1/session/proof", json={"password": PASSWORD})
+        assert answer.status_code == 204, answer.text
+
+    def decide(
+        self, who: str = "ann", *, tag: str = "", proven: bool = True, **body: Any
+    ) -> httpx.Response:
         """A decision on what is seen now, or on what was."""
+        if proven:
+            self.prove(who)
         headers = {"If-Match": tag or self.tag(who=who)}
         return self.people[who].post(self.url("/reviews"), json=body, headers=headers)
 

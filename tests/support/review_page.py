@@ -31,6 +31,8 @@ from support.course import (
 )
 from support.data import REPOSITORY, data_item, peer, peer_module, require
 from support.dicom_factory import CtFiles, disc, make_ct_series, make_structure_set
+from support.issuer import issuing
+from support.orthanc import free_ports
 from support.server import Server, form_files
 
 PASSWORD: Final = "seven small green apples"
@@ -101,8 +103,7 @@ class Department:
 
     def start_again(self) -> None:
         """At the same address, over the same folder."""
-        key, port = self.server.http.headers["Authorization"], self.server.http.base_url.port
-        self.server.options = ("--port", str(port))
+        key = self.server.http.headers["Authorization"]
         self.server.start()
         self.server.http.headers["Authorization"] = key
 
@@ -162,7 +163,7 @@ def real_patient(folder: Path, **more: str) -> Iterator[Department]:
 
 @contextmanager
 def _staffed(data_folder: Path, **more: str) -> Iterator[Server]:
-    """A service that three people can sign in to."""
+    """A service that three people can sign in to, and a fourth who comes from an issuer."""
     require("peer", BUILT.is_file(), "the review page is not built: make page")
     records = open_records(ServiceSettings(data_folder=data_folder), role="test")
     try:
@@ -173,13 +174,20 @@ def _staffed(data_folder: Path, **more: str) -> Iterator[Server]:
         )
     finally:
         records.close()
-    access = json.dumps({"local_accounts": True, "secure_cookies": False})
-    server = Server(data_folder, access=access, **more).start()
-    server.http.headers["Authorization"] = f"Bearer {key}"
-    try:
-        yield server
-    finally:
-        server.stop()
+    (port,) = free_ports(1)
+    back = f"http://127.0.0.1:{port}/v1/session/oidc/callback"
+    with issuing(redirect_url=back) as (_, issuer):
+        access = {
+            "local_accounts": True,
+            "secure_cookies": False,
+            "oidc": issuer.settings.model_dump(mode="json"),
+        }
+        server = Server(data_folder, "--port", str(port), access=json.dumps(access), **more).start()
+        server.http.headers["Authorization"] = f"Bearer {key}"
+        try:
+            yield server
+        finally:
+            server.stop()
 
 
 def _send(server: Server, paths: Sequence[Path]) -> None:
@@ -297,6 +305,13 @@ class Person:
         self.page.keyboard.press("Tab")
         self.page.keyboard.type(PASSWORD)
         self.page.keyboard.press("Enter")
+        self.page.locator(".worklist-table .window .row").first.wait_for()
+
+    def sign_in_at_the_issuer(self) -> None:
+        """As dr.ann, by the issuer's own page."""
+        self.page.goto(f"{self.address}/review/")
+        self.page.get_by_role("link", name="Sign in at the hospital's issuer").click()
+        self.page.get_by_role("link", name="In", exact=True).click()
         self.page.locator(".worklist-table .window .row").first.wait_for()
 
     def open(self, propagation: str) -> None:

@@ -19,7 +19,7 @@ from contourcast.service.access.keys import digest_of
 from contourcast.service.access.roles import Role
 from contourcast.service.index.database import Index, now
 from contourcast.service.index.tables import session
-from contourcast.service.problems import ForbiddenError, UnauthorizedError
+from contourcast.service.problems import ForbiddenError
 
 TOKEN_BYTES: Final = 32
 CSRF_HEADER: Final = "x-csrf-token"
@@ -41,7 +41,8 @@ class Session:
 
     Attributes:
         account: ``local:NAME`` or ``oidc:NAME``.
-        proven_at: When the credential itself was last shown.
+        proven_at: When the credential itself was shown for a signature; empty until then, and
+            after each signature.
     """
 
     digest: str
@@ -58,9 +59,19 @@ def open_session(
     account: str,
     roles: Collection[Role],
     hours: float,
+    proven: bool = False,
     at: datetime | None = None,
 ) -> NewSession:
-    """Signs somebody in who has just shown the credential; those that ended are swept out."""
+    """Signs somebody in, and sweeps out those whose time has ended.
+
+    Args:
+        index: Where sign-ins are kept.
+        account: ``local:NAME`` or ``oidc:NAME``.
+        roles: What for.
+        hours: For how long.
+        proven: The credential was shown for a signature.
+        at: The time; none: now.
+    """
     at = at or now()
     new = NewSession(
         cookie=secrets.token_urlsafe(TOKEN_BYTES),
@@ -74,7 +85,7 @@ def open_session(
         "csrf_digest": digest_of(new.csrf),
         "made_at": at.isoformat(),
         "expires_at": new.expires_at,
-        "proven_at": at.isoformat(),
+        "proven_at": at.isoformat() if proven else "",
     }
     with index.write() as connection:
         connection.execute(session.delete().where(session.c.expires_at <= at.isoformat()))
@@ -126,25 +137,33 @@ def renew_csrf(index: Index, found: Session) -> str:
 
 
 def prove(index: Index, found: Session, *, at: datetime | None = None) -> None:
-    """The credential of this sign-in was shown again just now."""
-    with index.write() as connection:
-        connection.execute(
-            session.update()
-            .where(session.c.digest == found.digest)
-            .values(proven_at=(at or now()).isoformat())
-        )
+    """The credential of this sign-in was shown again just now, for one signature."""
+    _write_proof(index, found, (at or now()).isoformat())
+
+
+def spend_proof(index: Index, found: Session) -> None:
+    """Something was signed: the next signature asks for the credential again."""
+    _write_proof(index, found, "")
 
 
 def require_proof(found: Session, *, minutes: float, at: datetime | None = None) -> None:
-    """A signature needs a credential that was shown lately.
+    """A signature needs a credential that was shown lately, and for it.
 
     Raises:
-        UnauthorizedError: It was not.
+        ForbiddenError: It was not; the sign-in itself still holds.
     """
-    if datetime.fromisoformat(found.proven_at) + timedelta(minutes=minutes) < (at or now()):
-        raise UnauthorizedError(
+    latest = (at or now()) - timedelta(minutes=minutes)
+    if not found.proven_at or datetime.fromisoformat(found.proven_at) < latest:
+        raise ForbiddenError(
             "a signature needs your password or second factor again",
             remedy="show it: POST /v1/session/proof, or sign in at the issuer again",
+        )
+
+
+def _write_proof(index: Index, found: Session, proven_at: str) -> None:
+    with index.write() as connection:
+        connection.execute(
+            session.update().where(session.c.digest == found.digest).values(proven_at=proven_at)
         )
 
 

@@ -345,7 +345,7 @@ session = Table(
     Column("csrf_digest", String, nullable=False),
     Column("made_at", String, nullable=False),
     Column("expires_at", String, nullable=False),
-    Column("proven_at", String, nullable=False),  # when the credential was last shown
+    Column("proven_at", String, nullable=False),  # when the credential was shown to sign
 )
 
 audit = Table(

@@ -22,13 +22,14 @@ from sqlalchemy import Connection
 
 from contourcast import propagate as pipeline
 from contourcast.imaging.errors import WeightsError
+from contourcast.imaging.verdict import Quality
 from contourcast.propagate import Case, Drawn, Network, Propagation, Settings, is_network
 from contourcast.service.intake.states import State
 from contourcast.service.jobs.orders import case_of, settings_of
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.jobs.queues import CPU, GPU
 from contourcast.service.jobs.results import dump, load
-from contourcast.service.outputs.report import Report, write_results
+from contourcast.service.outputs.report import JudgedFigure, Report, write_results
 from contourcast.service.records import Records
 from contourcast.service.review.figures import change_percent, mean_or_none, recommended
 from contourcast.service.review.pages import Pages
@@ -89,7 +90,7 @@ class Steps:
             figures={
                 "registration": {
                     "verdict": quality.verdict.value,
-                    "reasons": list(quality.reasons),
+                    **_why(quality),
                     "focus": registrations.focus,
                     "angle_deg": registrations.chosen.cbct_from_planning.angle_deg,
                     "seconds": round(seconds, 3),
@@ -156,7 +157,7 @@ class Steps:
             0.95,
             figures={
                 "verdict": verdict,
-                "reasons": list(result.quality.reasons),
+                **_why(result.quality),
                 **_compared_figures(result),
             },
             verdict=verdict,
@@ -222,6 +223,15 @@ class Steps:
                 remedy="send the request again",
             )
         return network
+
+
+def _why(quality: Quality) -> dict[str, Any]:
+    """Why it is not accepted, in words; and the figure that the first of them is about."""
+    first = next((JudgedFigure.of(figure) for figure in quality.doubts), None)
+    return {
+        "reasons": list(quality.reasons),
+        "doubt": None if first is None else first.model_dump(mode="json"),
+    }
 
 
 def _compared_figures(result: Propagation) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 import jinja2
 import numpy as np
@@ -55,6 +55,17 @@ class JudgedFigure(_Part):
     limit: str
     verdict: Verdict
     reason: str
+
+    @classmethod
+    def of(cls, figure: Figure) -> Self:
+        """A value that is no number is not told."""
+        return cls(
+            name=figure.name,
+            value=_maybe(figure.value),
+            limit=figure.limit,
+            verdict=figure.verdict,
+            reason=figure.reason,
+        )
 
 
 class Series(_Part):
@@ -425,12 +436,7 @@ def _agreement(found: Agreement | None) -> dict[str, float | str | None] | None:
 
 
 def _figures(figures: tuple[Figure, ...]) -> list[JudgedFigure]:
-    return [
-        JudgedFigure(
-            name=f.name, value=_maybe(f.value), limit=f.limit, verdict=f.verdict, reason=f.reason
-        )
-        for f in figures
-    ]
+    return [JudgedFigure.of(figure) for figure in figures]
 
 
 def _matrix(transform: RigidTransform, direction: str) -> Matrix:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from contourcast.propagate import is_network
 from contourcast.registration.methods import METHODS
+from contourcast.service.outputs.report import JudgedFigure
 
 # Of the ways to carry a prior, the one that needs least to hold comes first.
 _CARRYING: Final = ("rigid", *(method for method in METHODS if method != "rigid"))
@@ -33,6 +34,13 @@ def first_reason(figures: Mapping[str, Any], problem: Mapping[str, Any]) -> str:
     """Why its verdict is what it is, or what went wrong; empty when neither is so."""
     told = [*figures.get("reasons", []), *figures.get("registration", {}).get("reasons", [])]
     return str((told or [problem.get("cause", "")])[0])
+
+
+def first_doubt(figures: Mapping[str, Any]) -> JudgedFigure | None:
+    """The figure that `first_reason` is about; None where it is about none."""
+    told = figures if figures.get("reasons") else figures.get("registration", {})
+    doubt = told.get("doubt")
+    return None if doubt is None else JudgedFigure(**doubt)
 
 
 def change_percent(volume_cc: float | None, prior_cc: float) -> float | None:

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, Row, select
 
 from contourcast.service.index.tables import propagation, review
 from contourcast.service.intake.states import State
-from contourcast.service.review.figures import first_reason, recommended, volumes_cc
+from contourcast.service.outputs.report import JudgedFigure
+from contourcast.service.review.figures import first_doubt, first_reason, recommended, volumes_cc
 
 # Replaced, or given up: they say nothing of how the course went.
 _GONE: Final = (State.SUPERSEDED, State.CANCELLED)
@@ -42,6 +43,7 @@ class PassedItem(BaseModel):
     state: State
     verdict: str
     reason: str
+    doubt: JudgedFigure | None = Field(description="The figure that the reason is about, if any.")
     volumes_cc: dict[str, float | None] = Field(description="Of each method.")
     signed_volume_cc: float | None
     prior_volume_cc: float | None
@@ -125,6 +127,7 @@ def _passed(row: Row[Any], number: int | None, decision: Row[Any] | None) -> Pas
         state=State(row.state),
         verdict=row.verdict,
         reason=first_reason(figures, row.problem_json),
+        doubt=first_doubt(figures),
         volumes_cc=volumes_cc(figures),
         signed_volume_cc=told.get("volume_cc"),
         prior_volume_cc=figures.get("prior_volume_cc"),

@@ -49,22 +49,12 @@ class PatientItem(BaseModel):
         return self.model_copy(update={"name": "", "birth_date": ""})
 
 
-class FigureItem(BaseModel):
-    """A number with its limit."""
-
-    name: str
-    value: float | None
-    limit: str
-    verdict: str
-    reason: str
-
-
 class VerdictItem(BaseModel):
     """What the machine thinks of it all."""
 
     verdict: str = Field(description="accept, look or reject; empty until it is known.")
     reasons: list[str]
-    figures: list[FigureItem]
+    figures: list[JudgedFigure]
 
 
 class RegistrationItem(BaseModel):
@@ -76,7 +66,7 @@ class RegistrationItem(BaseModel):
     rotation_xyz_deg: Xyz = Field(description="Angles of R = Rz Ry Rx.")
     at: str = Field(description="Where the translation is measured.")
     at_xyz_mm: Xyz = Field(description="On the CBCT.")
-    figures: list[FigureItem]
+    figures: list[JudgedFigure]
     planning_from_cbct: list[list[float]] = Field(description="4x4, for columns, LPS mm.")
 
 
@@ -287,15 +277,15 @@ def _machine(at: Connection, job: Job) -> str:
     return f"{facts.get('manufacturer', '')} {facts.get('model', '')}".strip()
 
 
-def _judged(report: Report | None) -> list[FigureItem]:
+def _judged(report: Report | None) -> list[JudgedFigure]:
     """What only the whole says, then each method's: it repeats those of both others."""
     if report is None:
         return []
     told = {each.name for each in (*report.registration.figures, *report.registration.target_figures)}
     whole = [e for e in report.figures if e.name not in told and not e.name.endswith("_quality")]
     return [
-        *map(_figure, whole),
-        *(_figure(each, f"{method.method} ") for method in report.methods for each in method.figures),
+        *whole,
+        *(_of(method.method, each) for method in report.methods for each in method.figures),
     ]
 
 
@@ -306,14 +296,8 @@ def _reasons(job: Job, report: Report | None) -> list[str]:
     return [str(cause)] if cause else []
 
 
-def _figure(figure: JudgedFigure, prefix: str = "") -> FigureItem:
-    return FigureItem(
-        name=f"{prefix}{figure.name}",
-        value=figure.value,
-        limit=figure.limit,
-        verdict=figure.verdict.value,
-        reason=figure.reason,
-    )
+def _of(what: str, figure: JudgedFigure) -> JudgedFigure:
+    return figure.model_copy(update={"name": f"{what} {figure.name}"})
 
 
 def _registration(report: Report, page: Page) -> RegistrationItem:
@@ -332,10 +316,7 @@ def _registration(report: Report, page: Page) -> RegistrationItem:
         rotation_xyz_deg=told.rotation_xyz_deg,
         at=at,
         at_xyz_mm=_xyz(here),
-        figures=[
-            *map(_figure, told.figures),
-            *(_figure(figure, "target ") for figure in told.target_figures),
-        ],
+        figures=[*told.figures, *(_of("target", figure) for figure in told.target_figures)],
         planning_from_cbct=told.planning_from_cbct.rows,
     )
 

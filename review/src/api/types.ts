@@ -40,6 +40,7 @@ export interface WorklistItem {
   state: string;
   verdict: Verdict | "";
   reason: string;
+  doubt: Figure | null;
   roi: string;
   volumes_cc: Record<string, number | null>;
   volume_change_percent: number | null;
@@ -175,6 +176,7 @@ export interface FractionHistory {
   state: string;
   verdict: Verdict | "";
   reason: string;
+  doubt: Figure | null;
   volumes_cc: Record<string, number | null>;
   signed_volume_cc: number | null;
   prior_volume_cc: number | null;

@@ -288,6 +288,8 @@ export const en = {
   "sign.changed": "Not signed: it changed since you opened it, or somebody else decided. Look at what is there now, then decide.",
   "sign.look_again": "Look again",
   "sign.refused": "Not signed.",
+  "sign.other_person": "Somebody else signed in at the issuer.",
+  "sign.not_at_issuer": "Sign in at the issuer first, then sign here.",
   "sign.not_proven": "The credential was not accepted. Nothing was signed.",
   "sign.nothing": "There is nothing to sign: {method} drew nothing.",
   "sign.no_draft": "Not signed: the draft could not be saved, so the service does not have what you see.",

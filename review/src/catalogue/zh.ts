@@ -290,6 +290,8 @@ export const zh: Texts = {
   "sign.changed": "未签名：自您打开后内容已变化，或已有他人作出决定。请查看当前内容后再决定。",
   "sign.look_again": "重新查看",
   "sign.refused": "未签名。",
+  "sign.other_person": "在统一身份服务登录的是另一个人。",
+  "sign.not_at_issuer": "请先在统一身份服务登录，然后在此签名。",
   "sign.not_proven": "身份验证未通过，没有签名。",
   "sign.nothing": "没有可签名的内容：{method} 没有勾画出轮廓。",
   "sign.no_draft": "未签名：草稿无法保存，服务没有您所看到的内容。",

@@ -5,6 +5,7 @@ import { t } from "../catalogue";
 import { h } from "../dom";
 import { length_mm } from "../format";
 import { chart, type Series } from "./charts";
+import { reasonOf } from "./figures";
 import { shape } from "./marks";
 
 const INK = "currentColor";
@@ -46,7 +47,7 @@ export function coursePlots(
     h(
       "ol",
       { class: "verdicts", "aria-label": t("worklist.verdict") },
-      numbered.map((each) => h("li", { title: `${t("history.point", { n: each.fraction ?? 0, value: each.reason || verdictWord(each.verdict) })}` }, shape(each.verdict), h("span", { class: "unseen" }, `${each.fraction}: ${verdictWord(each.verdict)}`))),
+      numbered.map((each) => h("li", { title: `${t("history.point", { n: each.fraction ?? 0, value: reasonOf(each) || verdictWord(each.verdict) })}` }, shape(each.verdict), h("span", { class: "unseen" }, `${each.fraction}: ${verdictWord(each.verdict)}`))),
     ),
   );
 }

@@ -247,7 +247,11 @@ function credentialField(app: App): Credential {
     return {
       root: h("div", { class: "callout" }, h("p", {}, t("sign.oidc")), link),
       focus: () => link.focus(),
-      prove: () => Promise.resolve(),
+      prove: async () => {
+        const now = await app.client.session();
+        if (now?.name !== app.session?.name) throw new Problem(401, t("sign.other_person"), "", "", "", "");
+        if (now?.proven_at == null) throw new Problem(401, t("sign.not_at_issuer"), "", "", "", "");
+      },
     };
   }
   const password = h("input", { type: "password", name: "password", autocomplete: "current-password", required: true });

@@ -37,14 +37,15 @@ export function limitWords(limit: string): string {
 /** Why the verdict is as it is. Where the page speaks another language than the service: the figure, its value and its limit. */
 export function reasonsOf(view: View): string[] {
   const { reasons, figures } = view.verdict;
-  if (speaksAsTheService()) return reasons;
   const known = [...(view.registration?.figures ?? []), ...figures];
-  return reasons.map((reason) => {
-    const found = known.find((figure) => figure.reason !== "" && (figure.reason === reason || reason.endsWith(`: ${figure.reason}`)));
-    if (found === undefined) return reason;
-    if (found.value === null) return `${figureName(found.name)}: ${found.reason}`;
-    return `${figureName(found.name)} ${figureValue(found)} (${limitWords(found.limit)})`;
-  });
+  return reasons.map((reason) => reasonOf({ reason, doubt: known.find((figure) => figure.reason !== "" && (figure.reason === reason || reason.endsWith(`: ${figure.reason}`))) ?? null }));
+}
+
+/** One reason in the page's language, by the figure that it is about. */
+export function reasonOf({ reason, doubt }: { reason: string; doubt: Figure | null }): string {
+  if (speaksAsTheService() || doubt === null) return reason;
+  if (doubt.value === null) return `${figureName(doubt.name)}: ${doubt.reason}`;
+  return `${figureName(doubt.name)} ${figureValue(doubt)} (${limitWords(doubt.limit)})`;
 }
 
 /** Out of bounds first, each kind in the service's order. */

@@ -3,7 +3,7 @@ import type { Figure, Method, View } from "../api/types";
 import { speak } from "../catalogue";
 import { scaleOf, ticks, type Series } from "./charts";
 import { sliceList } from "./deciding";
-import { byWeight, figureName, figureValue, limitWords, reasonsOf } from "./figures";
+import { byWeight, figureName, figureValue, limitWords, reasonOf, reasonsOf } from "./figures";
 import { likeness } from "./methods";
 import { noticesOf, whyNotSign } from "./notices";
 import { isNothing, mayAdjust, NO_CHANGE } from "./registration";
@@ -91,6 +91,8 @@ describe("reasons", () => {
     expect(told[2]).toContain("another study");
     expect(told[3]).toBe("something of its own");
     expect(limitWords("at most 15 mm and 5°")).toBe("≤ 15 mm, 5°");
+    expect(reasonOf({ reason: far.reason, doubt: far })).toBe(told[0]);
+    expect(reasonOf({ reason: "what is asked", doubt: null })).toBe("what is asked");
   });
 });
 

@@ -8,6 +8,7 @@ import { h, show } from "../dom";
 import { duration, length_mm, number, patientName, personName, taken } from "../format";
 import { coursePlots } from "../parts/course-plots";
 import { disclaimer, header } from "../parts/header";
+import { reasonOf } from "../parts/figures";
 import { badge, line } from "../parts/marks";
 import { problemBox } from "../parts/problem";
 import { say } from "../parts/toast";
@@ -126,7 +127,7 @@ function fractionRow(each: FractionHistory, names: readonly string[]): HTMLEleme
     h("th", { scope: "row" }, h("a", { href: `#/propagations/${each.propagation}` }, each.fraction === null ? "–" : String(each.fraction))),
     h("td", {}, taken(each.acquired_at)),
     h("td", { class: "words short" }, badge(each.verdict)),
-    h("td", { class: "words" }, each.reason),
+    h("td", { class: "words" }, reasonOf(each)),
     names.map((name) => h("td", {}, number(each.volumes_cc[name], 1))),
     h("td", {}, number(each.signed_volume_cc, 1)),
     h("td", {}, each.shift_xyz_mm === null ? "–" : number(length_mm(each.shift_xyz_mm), 1)),

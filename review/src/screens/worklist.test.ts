@@ -16,6 +16,7 @@ const item = (id: string, more: Partial<WorklistItem> = {}): WorklistItem => ({
   state: "awaiting_review",
   verdict: "look",
   reason: "",
+  doubt: null,
   roi: "GTV",
   volumes_cc: {},
   volume_change_percent: null,

@@ -6,6 +6,7 @@ import { t, told } from "../catalogue";
 import { h, press, show } from "../dom";
 import { local, number, patientName, percent, personName, taken } from "../format";
 import { disclaimer, header } from "../parts/header";
+import { reasonOf } from "../parts/figures";
 import { badge } from "../parts/marks";
 import { inOneLine, problemBox } from "../parts/problem";
 import { say } from "../parts/toast";
@@ -163,7 +164,7 @@ export function worklist(app: App): Screen {
       cell("arrived", local(item.arrived_at)),
       cell("change", percent(item.volume_change_percent)),
       cell("agreement", number(item.agreement, 2)),
-      cell("reason", h("span", { class: "clip", title: item.reason }, item.reason)),
+      cell("reason", h("span", { class: "clip", title: item.reason }, reasonOf(item))),
       cell("state", told("state", item.state)),
       cell("open", (item.open_by ?? []).filter((name) => personName(name) !== personName(app.session?.name ?? "")).map(personName).join(", ")),
     );

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 
 from contourcast.imaging.errors import InputError
 from contourcast.service.access.caller import Caller
-from contourcast.service.access.sessions import require_proof
+from contourcast.service.access.sessions import require_proof, spend_proof
 from contourcast.service.api.conditional import digest_in_tag, etag
 from contourcast.service.api.context import Context, in_thread
 from contourcast.service.api.routes.propagations import shown
@@ -110,10 +110,15 @@ def routes(context: Context) -> APIRouter:
             raise ForbiddenError(
                 "a signature needs a person who has signed in", remedy="sign in on the page"
             )
-        require_proof(caller.session, minutes=context.settings.access.sign_proof_minutes)
-        return await in_thread(
-            lambda: _answer(records.index, _decide(context, job, decision, caller.shown_name))
-        )
+        session = caller.session
+        require_proof(session, minutes=context.settings.access.sign_proof_minutes)
+
+        def decide_and_spend() -> ReviewAnswer:
+            made = _decide(context, job, decision, caller.shown_name)
+            spend_proof(records.index, session)
+            return _answer(records.index, made)
+
+        return await in_thread(decide_and_spend)
 
     return router
 

@@ -64,7 +64,8 @@ class SessionAnswer(BaseModel):
     roles: list[Role]
     expires_at: str | None = Field(default=None, description="Of a sign-in.")
     proven_at: str | None = Field(
-        default=None, description="When the credential itself was last shown."
+        default=None,
+        description="When the credential was shown for a signature; null until then and after one.",
     )
     csrf: str | None = Field(
         default=None, description="To be sent as X-CSRF-Token with whatever changes something."
@@ -96,7 +97,7 @@ def routes(context: Context) -> APIRouter:
         session = caller.session
         answer = SessionAnswer(name=caller.name, kind=caller.kind, roles=sorted(caller.roles))
         if session is not None:
-            answer.expires_at, answer.proven_at = session.expires_at, session.proven_at
+            answer.expires_at, answer.proven_at = session.expires_at, session.proven_at or None
             if renew:
                 answer.csrf = await in_thread(renew_csrf, index, session)
         return answer
@@ -125,7 +126,7 @@ def routes(context: Context) -> APIRouter:
 
     @router.post("/v1/session/proof", status_code=204, responses=document_for(401))
     async def post_proof(given: Proof, request: Request) -> None:
-        """Show the password again: a signature needs one that was shown lately."""
+        """Show the password again: each signature needs it, shown lately."""
         session = caller_of(request).session
         if session is None or not session.account.startswith(LOCAL):
             raise ForbiddenError(
@@ -172,7 +173,9 @@ def routes(context: Context) -> APIRouter:
                 "the issuer did not let this person in", remedy="begin the sign-in again"
             )
         person = await in_thread(lambda: vouching.sign_in(code=code, state=state, attempt=attempt))
-        answer, cookie = await in_thread(_open, OIDC + person.name, person.roles)
+        answer, cookie = await in_thread(
+            lambda: _open(OIDC + person.name, person.roles, proven=attempt.again)
+        )
         note(request, who=answer.name)
         page = Response(SIGNED_IN, media_type="text/html")
         page.headers.append("Set-Cookie", cookie)
@@ -188,8 +191,12 @@ def routes(context: Context) -> APIRouter:
             )
         return context.issuer
 
-    def _open(account: str, roles: frozenset[Role]) -> tuple[SessionAnswer, str]:
-        new = open_session(index, account=account, roles=roles, hours=access.session_hours)
+    def _open(
+        account: str, roles: frozenset[Role], *, proven: bool = False
+    ) -> tuple[SessionAnswer, str]:
+        new = open_session(
+            index, account=account, roles=roles, hours=access.session_hours, proven=proven
+        )
         answer = SessionAnswer(
             name=account,
             kind="person",

@@ -29,8 +29,9 @@ from contourcast.service.api.paging import USUAL, Cursor, Limit, after, lead_on
 from contourcast.service.api.routes.courses import fraction_numbers
 from contourcast.service.index.tables import fraction, patient, propagation, series
 from contourcast.service.intake.states import DECIDED, State
+from contourcast.service.outputs.report import JudgedFigure
+from contourcast.service.review.figures import first_doubt, first_reason, volumes_cc
 from contourcast.service.review.presence import open_by
-from contourcast.service.review.figures import first_reason, volumes_cc
 from contourcast.service.review.view import PatientItem
 
 Verdict = Literal["accept", "look", "reject"]
@@ -65,6 +66,7 @@ class WorklistItem(BaseModel):
     state: State
     verdict: str = Field(description="accept, look or reject; empty until it is known.")
     reason: str = Field(description="The first of the verdict's, or what is asked.")
+    doubt: JudgedFigure | None = Field(description="The figure that the reason is about, if any.")
     roi: str = Field(description="Its name; until it is drawn, as it was asked for.")
     volumes_cc: dict[str, float | None] = Field(description="Of each method.")
     volume_change_percent: float | None = Field(
@@ -270,6 +272,7 @@ def _item(
             state=State.NEEDS_PERSON,
             verdict="",
             reason=row.question_json.get("why", ""),
+            doubt=None,
             roi="",
             volumes_cc={},
             volume_change_percent=None,
@@ -284,6 +287,7 @@ def _item(
         state=State(row.state),
         verdict=row.verdict,
         reason=first_reason(figures, row.problem_json),
+        doubt=first_doubt(figures),
         roi=figures.get("roi_name", row.roi),
         volumes_cc=volumes_cc(figures),
         volume_change_percent=figures.get("volume_change_percent"),
