@@ -60,9 +60,14 @@ class DiffUMamba(Cleaned, UMambaBot):
         )
         self.arbiter = Arbiter(config.arbiter) if config.arbiter else None
 
-    def forward(self, x: Float[Tensor, "b c *space"]) -> Tensor | list[Tensor]:
+    def draw(self, x: Float[Tensor, "b c *space"]) -> Tensor | list[Tensor]:
         """Logits (b, channels_out, *space); with deep supervision of all levels, finest first."""
-        logits = super().forward(x)
+        drawn: Tensor | list[Tensor] = super().forward(x)
+        return drawn
+
+    def forward(self, x: Float[Tensor, "b c *space"]) -> Tensor | list[Tensor]:
+        """The same, after the arbiter, where there is one, has decided on the finest level."""
+        logits = self.draw(x)
         if self.arbiter is None:
             return logits
         if isinstance(logits, list):

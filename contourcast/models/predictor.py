@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Final
@@ -13,13 +14,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from scipy import ndimage
-from torch import nn
+from torch import Tensor, nn
 
 from contourcast.imaging.errors import InputError, WeightsError
 from contourcast.imaging.grid import Grid
 from contourcast.imaging.resample import Moved
 from contourcast.imaging.volume import Probability, Volume, require_same_frame
 from contourcast.models.config import NetworkConfig
+from contourcast.models.diff_umamba import DiffUMamba
 from contourcast.models.follow import follow, followed
 from contourcast.models.foreign import ours
 from contourcast.models.networks import SEGMENTING
@@ -145,7 +147,7 @@ class Predictor:
             if patch is None:
                 break
             try:
-                return _in_windows(self.network, channels, patch, self.device)
+                return _region_logits(self.network, channels, patch, self.device)
             except torch.cuda.OutOfMemoryError:
                 on_note(
                     "the GPU's memory did not do for windows of "
@@ -154,12 +156,31 @@ class Predictor:
             torch.cuda.empty_cache()
             patch = _halved(patch, self.card.config)
         on_note("drawn on the processor")
-        return _in_windows(_on_processor(self.network), channels, self.card.patch_zyx, "cpu")
+        return _region_logits(_on_processor(self.network), channels, self.card.patch_zyx, "cpu")
 
 
 @torch.inference_mode()
-def _in_windows(
+def _region_logits(
     network: nn.Module,
+    channels: Float[np.ndarray, "c z y x"],
+    patch: tuple[int, ...],
+    device: str,
+) -> Float[np.ndarray, "z y x"]:
+    """Logit of the target at each voxel of the region.
+
+    The network draws in windows; an arbiter decides once, for it looks at the whole of a border.
+    """
+    if not isinstance(network, DiffUMamba) or network.arbiter is None:
+        return _in_windows(partial(on_volume, network), channels, patch, device)
+    drawn = _in_windows(network.draw, channels, patch, device)
+    both = torch.from_numpy(np.stack((-drawn, drawn)) / 2)[None].to(device)
+    decided = network.arbiter(torch.from_numpy(channels[None]).to(device), both)[0]
+    logits: np.ndarray = (decided[1] - decided[0]).cpu().numpy()
+    return logits
+
+
+def _in_windows(
+    draw: Callable[[Tensor], Tensor | list[Tensor]],
     channels: Float[np.ndarray, "c z y x"],
     patch: tuple[int, ...],
     device: str,
@@ -172,7 +193,7 @@ def _in_windows(
     for corner in product(*starts):
         box = tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))
         x = torch.from_numpy(channels[(slice(None), *box)][None].copy()).to(device)
-        background, target = on_volume(network, x)[0].float().cpu().numpy()
+        background, target = draw(x)[0].float().cpu().numpy()
         total[box] += weight * (target - background)
         weights[box] += weight
     logits: np.ndarray = (total / weights).clip(-LOGIT_LIMIT, LOGIT_LIMIT)

@@ -41,6 +41,7 @@ class ArbiterSettings:
         versions: Crops of each sample; the first is its middle as it is.
         augmentation: Of the others: priors are hardly touched, for they are what is judged.
         average: Decay per step of the running average of the weights that is kept.
+        sharpness: What the share's logit is multiplied by in the end; 1: as it was learned.
     """
 
     width: int = 16
@@ -61,6 +62,7 @@ class ArbiterSettings:
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     average: float = 0.99
+    sharpness: float = 1.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +178,7 @@ def learn(
     *,
     on_step: Callable[[str, float], None] = lambda sentence, done: None,
 ) -> Arbiter:
-    """An arbiter that has seen the lessons: the running average of its weights."""
+    """An arbiter that has seen the lessons: the running average of its weights, made surer."""
     torch.manual_seed(settings.seed)
     arbiter = Arbiter(settings.width)
     average = deepcopy(arbiter)
@@ -201,4 +203,7 @@ def learn(
             for mean, now in zip(average.parameters(), arbiter.parameters(), strict=True):
                 mean.lerp_(now, 1 - keep)
         on_step(f"step {step + 1}: loss {float(loss.detach()):.3f}", 0.5 + 0.5 * (1 - left))
+    with torch.no_grad():
+        for parameter in average.share.parameters():
+            parameter.mul_(settings.sharpness)
     return average.eval()

@@ -13,7 +13,7 @@ from contourcast.models.arbiter import CHANNELS, FOLLOWED, Arbiter, asked, logit
 from contourcast.models.diff_umamba import DiffUMamba
 from contourcast.models.networks import build
 from contourcast.models.noise_reduction import NrmConfig
-from contourcast.models.predictor import load_network
+from contourcast.models.predictor import Predictor, load_network
 from contourcast.models.umamba_bot import UMambaConfig
 from contourcast.models.weights import KNOWN_CHANNELS, load_model, save_model
 from contourcast.training.arbitrate import ArbiterSettings, Lesson, learn, teach
@@ -98,6 +98,30 @@ def test_it_survives_its_files_and_draws(tmp_path: Path) -> None:
     assert drawn.max() > 0.5  # undecided, it draws at least where both would
 
 
+def test_it_decides_once_on_what_was_drawn_in_every_window() -> None:
+    """Two windows see other parts of a border, and it looks at the whole of it."""
+    torch.manual_seed(0)
+    network: Any = DiffUMamba(WITH).eval()
+    network.arbiter.load_state_dict(undecided_no_more(network.arbiter.state_dict()))
+    bare: Any = DiffUMamba(replace(WITH, arbiter=0)).eval()
+    bare.load_state_dict({k: v for k, v in network.state_dict().items() if "arbiter" not in k})
+    x, _ = seen()
+    wide = torch.cat((x, x.flip(2)), 2)
+    cards = tiny_card(config=WITH, channels=KNOWN_CHANNELS, patch_zyx=tuple(x.shape[2:]))
+    one, other = (Predictor(network=n, card=cards, digest="0" * 64) for n in (network, bare))
+    found = one._logits(wide[0].numpy(), lambda note: None)
+    drawn = torch.from_numpy(other._logits(wide[0].numpy(), lambda note: None))[None, None]
+    with torch.no_grad():
+        wanted = difference(network.arbiter(wide, torch.cat((-drawn, drawn), 1) / 2))
+        apart = difference(network(x))
+    assert np.allclose(found, wanted[0].numpy(), atol=1e-5)
+    assert not np.allclose(found[: x.shape[2] // 2], apart[0, : x.shape[2] // 2], atol=1e-3)
+
+
+def undecided_no_more(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: torch.randn_like(value) * 0.3 for name, value in state.items()}
+
+
 def lessons(*, followed_is_right: bool) -> list[Lesson]:
     """Of two balls one is the label: the one that follows, or the one that was drawn."""
     found = []
@@ -136,6 +160,16 @@ def test_it_learns_who_is_right(followed_is_right: bool) -> None:
         border = (right - wrong).abs() > 1
         away = ((decided - right) / (wrong - right))[border]
         assert float(away.median()) < 0.3  # at birth: a half
+
+
+def test_it_is_made_surer_of_what_it_learned() -> None:
+    taught = lessons(followed_is_right=True)
+    as_learned, surer = (
+        learn(taught, ArbiterSettings(width=4, steps=5, sharpness=sharpness))
+        for sharpness in (1.0, 2.0)
+    )
+    for (name, one), other in zip(as_learned.named_parameters(), surer.parameters(), strict=True):
+        assert torch.equal(other, one * (2.0 if name.startswith("share") else 1.0))
 
 
 def test_a_model_with_one_is_made_of_a_model_without(tmp_path: Path) -> None:
