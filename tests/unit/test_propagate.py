@@ -186,6 +186,26 @@ def test_a_contour_that_vanished_deserves_a_look(
     assert whole.verdict is not Verdict.ACCEPT
 
 
+def test_a_network_that_draws_elsewhere_deserves_a_look(
+    case: Case, settings: Settings, result: Propagation
+) -> None:
+    elsewhere = result.r_ct.with_values(np.roll(result.r_ct.values, 12, axis=2))
+    whole = compare(
+        case,
+        settings,
+        result.registrations,
+        result.r_ct,
+        [Drawn(method=NETWORK, region=elsewhere), Drawn(method="rigid", region=elsewhere)],
+        network=None,
+        registration_seconds=0.0,
+    )
+    (figure,) = (f for f in whole.quality.figures if f.name.endswith("_overlap_with_prior"))
+    assert (figure.name, figure.verdict) == (f"{NETWORK}_overlap_with_prior", Verdict.LOOK)
+    assert 0.0 <= (figure.value or 0.0) < 0.3
+    kept = next(f for f in result.quality.figures if f.name == figure.name)
+    assert (kept.verdict, kept.reason) == (Verdict.ACCEPT, "")
+
+
 def test_a_wrong_method_is_answered_with_the_nearest() -> None:
     with pytest.raises(InputError, match="the nearest is 'dir-t'"):
         Settings(methods=("dirt",))

@@ -164,6 +164,7 @@ export const en = {
   "figure.belongs_together": "belongs together",
   "figure.drawn": "{method}: drawn",
   "figure.volume_over_prior": "{method}: volume / prior",
+  "figure.overlap_with_prior": "{method}: overlap with prior",
   "figure.quality": "{method}: quality",
 
   "registration.title": "Registration",

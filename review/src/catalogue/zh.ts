@@ -166,6 +166,7 @@ export const zh: Texts = {
   "figure.belongs_together": "是否同属一例",
   "figure.drawn": "{method}：已勾画",
   "figure.volume_over_prior": "{method}：体积 / 先验",
+  "figure.overlap_with_prior": "{method}：与先验重叠",
   "figure.quality": "{method}：质量",
 
   "registration.title": "配准",

@@ -6,7 +6,7 @@ import { h } from "../dom";
 import { number } from "../format";
 import { shape } from "./marks";
 
-const OF_A_METHOD = /^(.+)_(drawn|volume_over_prior|quality)$/;
+const OF_A_METHOD = /^(.+)_(drawn|volume_over_prior|overlap_with_prior|quality)$/;
 // The rigid method is the registration, which has a panel of its own.
 const REGISTRATION = "rigid ";
 const MOST_REASONS = 2;
