@@ -3,7 +3,8 @@
 # `make image-steps` all of them on a machine that is thrown away afterwards.
 #
 #   install.sh tools                 what building needs (root)
-#   install.sh build                 /opt/contourcast from the checkout in the current folder
+#   install.sh build                 /opt/contourcast from the checkout in the current folder, whose
+#                                    review page is built (make page)
 #   install.sh runtime               what running needs, and the user (root)
 #   install.sh check                 as that user: the command answers, and no compiler is about
 #
@@ -41,6 +42,10 @@ tools() {
 }
 
 build() {
+  if [[ ! -e contourcast/service/static/index.html ]]; then
+    echo "the review page is not built: make page, on any machine with Node.js 20.19 or newer" >&2
+    exit 2
+  fi
   local -a wanted
   read -ra wanted <<< "${TORCH:-$(torch)}"
   # PyTorch's CUDA build brings a triton of its own choice
@@ -80,5 +85,5 @@ check() {
 
 case ${1:-} in
   tools | build | runtime | check) "$1" ;;
-  *) sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,16s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

@@ -4,7 +4,7 @@
 #   ./setup.sh            passwords, images by digest, our images, the key of Orthanc's rule
 #   ./setup.sh secrets    the passwords alone; needs no container engine
 #
-# VARIANT=cuda, TORCH=…: see install.sh.
+# VARIANT=cuda, TORCH=…: see install.sh; kept for the builds that follow.
 set -euo pipefail
 cd "$(dirname "$0")"
 FILE=secrets.env
@@ -37,12 +37,20 @@ pinned() { # IMAGE: its name with the digest of today
   docker image inspect --format '{{index .RepoDigests 0}}' "$1"
 }
 
+choices() {
+  if [[ -n ${VARIANT:-} ]] && is_empty VARIANT; then fill VARIANT "$VARIANT"; fi
+  if [[ -n ${TORCH:-} ]] && is_empty TORCH; then fill TORCH "$TORCH"; fi
+}
+
+digest() { # IMAGE: that of today
+  local found
+  found=$(pinned "$1")
+  echo "${found#*@}"
+}
+
 images() {
-  local debian
-  if is_empty DEBIAN_DIGEST; then
-    debian=$(pinned debian:bookworm-slim)
-    fill DEBIAN_DIGEST "${debian#*@}"
-  fi
+  if is_empty DEBIAN_DIGEST; then fill DEBIAN_DIGEST "$(digest debian:bookworm-slim)"; fi
+  if is_empty NODE_DIGEST; then fill NODE_DIGEST "$(digest node:22-bookworm-slim)"; fi
   if is_empty POSTGRES_IMAGE; then fill POSTGRES_IMAGE "$(pinned postgres:15-bookworm)"; fi
   if is_empty NGINX_IMAGE; then fill NGINX_IMAGE "$(pinned nginx:stable-bookworm)"; fi
 }
@@ -58,6 +66,7 @@ first_key() {
 }
 
 secrets
+choices
 if [[ ${1:-} != secrets ]]; then
   images
   compose build

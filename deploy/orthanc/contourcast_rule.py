@@ -3,7 +3,7 @@
 Orthanc's configuration names this file as PythonScript. The environment of Orthanc says where to:
 
     CONTOURCAST_EVENTS_URL   default http://127.0.0.1:8000/v1/orthanc/events
-    CONTOURCAST_EVENTS_KEY   an API key of Contourcast with the role "uploader"
+    CONTOURCAST_EVENTS_KEY   an API key of Contourcast with the role "machine"
 
 What is sent is a hint, without anything of the patient. It may get lost: Contourcast reads the
 archive's own list of changes as well, so a hint only makes it look sooner.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -37,6 +38,7 @@ SECRETS: Final = {
     "POSTGRES_PASSWORD": "p",
     "CONTOURCAST_ORTHANC_PASSWORD": "o",
     "DEBIAN_DIGEST": "sha256:0",
+    "NODE_DIGEST": "sha256:0",
     "POSTGRES_IMAGE": "postgres@sha256:0",
     "NGINX_IMAGE": "nginx@sha256:0",
 }
@@ -152,11 +154,12 @@ def stages() -> dict[str, str]:
 
 def test_images_are_pinned_run_as_nobody_and_are_asked_how_they_are() -> None:
     found = stages()
-    assert set(found) == {"build", "orthanc", "contourcast"}
+    assert set(found) == {"page", "build", "orthanc", "contourcast"}
     for name, text in found.items():
-        assert text.startswith("debian:bookworm-slim@${DEBIAN_DIGEST}\n")
+        base = "node:22" if name == "page" else "debian:"
+        assert re.match(rf"{base}\S*bookworm-slim@\${{(NODE|DEBIAN)_DIGEST}}\n", text), name
         assert not re.search(r"^ADD |:latest|curl |wget ", text, re.M)
-        if name == "build":
+        if name in ("page", "build"):
             continue
         users = re.findall(r"^USER (\S+)$", text, re.M)
         assert users
@@ -164,6 +167,7 @@ def test_images_are_pinned_run_as_nobody_and_are_asked_how_they_are() -> None:
         assert "HEALTHCHECK" in text
         assert re.search(r"^ENTRYPOINT \[", text, re.M), "signals reach the process itself"
     assert "gcc" not in found["contourcast"]
+    assert "COPY --from=page /source/contourcast/service/static" in found["build"]
     (number,) = re.findall(r"^NUMBER=(\d+)", (DOCKER / "install.sh").read_text(), re.M)
     assert f"USER {number}:{number}" in found["contourcast"]
 
@@ -476,6 +480,27 @@ def test_scripts_are_ones_of_bash_and_stop_at_the_first_error(script: Path) -> N
 def test_shellcheck_finds_nothing() -> None:
     ran = subprocess.run([lint("shellcheck"), *map(str, SCRIPTS)], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (0, "")
+
+
+def test_nothing_is_installed_without_the_review_page(tmp_path: Path) -> None:
+    told = subprocess.run(
+        [str(DOCKER / "install.sh"), "build"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert (told.returncode, "make page" in told.stderr) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_chosen_is_built_again_at_an_upgrade(tmp_path: Path) -> None:
+    for name in ("setup.sh", "secrets.env.example"):
+        shutil.copy(DOCKER / name, tmp_path)
+    for chosen in ({"VARIANT": "cuda"}, {"VARIANT": "cpu"}, {}):
+        ran = subprocess.run(
+            [str(tmp_path / "setup.sh"), "secrets"],
+            env={"PATH": os.environ["PATH"], **chosen},
+            capture_output=True,
+        )
+        assert ran.returncode == 0, ran.stderr
+    assert "\nVARIANT=cuda\n" in (tmp_path / "secrets.env").read_text()
 
 
 def test_install_refuses_what_it_does_not_know(tmp_path: Path) -> None:

@@ -158,9 +158,14 @@ def test_everything_to_a_signature_goes_by_keyboard_alone(browser: Any, clinic: 
         keyboard.press("e")  # the eraser, at the centre of the target
         keyboard.press("Alt+ArrowRight")
         keyboard.press(" ")
-        expect(bob.page.locator(".edit-facts")).to_contain_text("1 slice edited")
+        facts = bob.page.locator(".edit-facts")
+        expect(facts).to_contain_text("1 slice edited")
         keyboard.press("Control+z")
-        keyboard.press("q")
+        expect(facts).to_contain_text("0 slices edited")
+        keyboard.press("Shift+C")  # another method's contour of this slice
+        expect(facts).to_contain_text("1 slice edited")
+        keyboard.press("Shift+D")
+        bob.page.locator("dialog").get_by_role("button", name="Discard", exact=True).press("Enter")
         expect(bob.page.locator(".tools-edit")).to_have_count(0)
         keyboard.press("y")
         bob.page.locator("dialog").wait_for()

@@ -44,7 +44,10 @@ PEOPLE: Final = {
 BUILT: Final = REPOSITORY / "contourcast" / "service" / "static" / "index.html"
 AXE: Final = REPOSITORY / "review" / "node_modules" / "axe-core" / "axe.min.js"
 # The patient's shift at each fraction.
-SHIFTS_XYZ_MM: Final = ((7, -4, 6), (-5, 3, 2), (2, 6, -4), (4, 1, 3), (-3, -2, 1))
+SHIFTS_XYZ_MM: Final = (
+    *((7, -4, 6), (-5, 3, 2), (2, 6, -4)),
+    *((4, 1, 3), (-3, -2, 1), (1, 4, -2)),
+)
 FLAGS: Final = (
     "--no-sandbox",
     "--disable-gpu",
@@ -116,7 +119,7 @@ class Department:
 
 @contextmanager
 def department(folder: Path, **more: str) -> Iterator[Department]:
-    """A service with three people, a plan, five fractions and among them a scan that fits none.
+    """A service with three people, a plan, six fractions and among them a scan that fits none.
 
     Args:
         folder: Of everything.

@@ -162,8 +162,6 @@ TABLE: Final[dict[str, Rule]] = {
     f"GET {_SERIES}/metadata": _READS,
     f"GET {_INSTANCE}": _EXPORTS,
     f"GET {_INSTANCE}/metadata": _READS,
-    f"GET {_INSTANCE}/frames/{{frames}}": _READS,
-    f"GET {_INSTANCE}/rendered": _READS,
     # What there is
     "GET /v1/methods": _KNOWN,
     "GET /v1/models": _KNOWN,

@@ -219,6 +219,18 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
       ),
     );
   };
+  let copied = -1;
+  const copyFromNext = (): void => {
+    const others = sources.filter(({ name }) => name !== viewer.state.editing?.method);
+    for (let step = 1; step <= others.length; step += 1) {
+      const at = (copied + step) % others.length;
+      const { name, words } = others[at]!;
+      if (!viewer.copySlice(name)) continue;
+      copied = at;
+      return say(t("tools.copied", { from: words }));
+    }
+    say(t("tools.copied_none"));
+  };
   const discard = (): void => {
     const count = viewer.state.editing?.edited_slices.length ?? 0;
     ask(t("discard.title"), t("discard.text", { count }), [t("discard.go"), () => viewer.discardDraft()]);
@@ -375,6 +387,8 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
       { id: "approve", keys: ["y"], run: approve, when: () => !approveButton.disabled },
       { id: "edit", keys: ["e"], run: () => void beginEditing(), when: () => viewer.state.editing === null },
       { id: "reject", keys: ["x"], run: reject, when: () => !rejectButton.disabled },
+      { id: "copy-slice", keys: ["Shift+C"], run: copyFromNext, when: () => viewer.state.editing !== null },
+      { id: "discard", keys: ["Shift+D"], run: () => discard(), when: () => viewer.state.editing !== null },
       { id: "adjust", keys: ["r"], run: () => registration.begin(), when: () => mayAdjust(view) },
       { id: "worklist", keys: ["q"], run: back },
       { id: "history", keys: ["j"], run: () => view.course !== null && app.go({ screen: "course", id: view.course }) },
