@@ -37,7 +37,7 @@ ALL_METHODS: tuple[str, ...] = (*METHODS, NETWORK)
 KNOWN_METHODS: tuple[str, ...] = (*METHODS, *SEGMENTING)
 
 # Raised whenever the same input may give other contours than before: UIDs follow from it.
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 
 # Dice of a network's contour and the carried prior below which somebody has to look: a target that
 # shrank to a quarter inside its prior has 0.40, on twelve simulated fractions it was 0.47 and more.
@@ -412,7 +412,7 @@ def _plausibility(drawn: Drawn, prior_cc: float, r_ct: Probability) -> list[Figu
         )
     ]
     if is_network(drawn.method):
-        figures.append(_kept(drawn, dice(drawn.region.mask(), r_ct.mask())))
+        figures.append(_overlap_with_prior(drawn, dice(drawn.region.mask(), r_ct.mask())))
     # A translation fits worse by the rotation that it leaves out: that says nothing of the others.
     if drawn.method != "translation" and drawn.quality.verdict is not Verdict.ACCEPT:
         figures += [
@@ -427,8 +427,8 @@ def _plausibility(drawn: Drawn, prior_cc: float, r_ct: Probability) -> list[Figu
     return figures
 
 
-def _kept(drawn: Drawn, overlap: float) -> Figure:
-    """A network that has never seen such a target draws something else in its place."""
+def _overlap_with_prior(drawn: Drawn, overlap: float) -> Figure:
+    """Whether it drew this target: a network that never saw such a one draws something else."""
     odd = overlap < LEAST_OF_PRIOR
     return Figure(
         name=f"{drawn.method}_overlap_with_prior",

@@ -2,9 +2,15 @@
 # The stages of docker/Dockerfile without a container engine, on a bare Debian 12 that is thrown away
 # afterwards (root): the first stage is this machine, the last one a copy of it from before.
 #
+# The review page has to be built already, on any machine (make page).
+#
 # The last stage then runs as its user on a root that cannot be written, with the image's own check.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [[ ! -e contourcast/service/static/index.html ]]; then
+  echo "the review page is not built: make page, on any machine with Node.js 20.19 or newer" >&2
+  exit 2
+fi
 last=$(mktemp -d /var/tmp/last.XXXX)
 mounted=()
 

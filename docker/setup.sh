@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes what compose.yaml asks for, once; a second run only fills in what is still empty.
+# Makes what compose.yaml asks for; a second run only fills in what is still empty.
 #
 #   ./setup.sh            passwords, images by digest, our images, the key of Orthanc's rule
 #   ./setup.sh secrets    the passwords alone; needs no container engine
@@ -19,13 +19,18 @@ is_empty() {
 }
 
 fill() { # NAME VALUE
-  sed "s|^$1=\$|$1=$2|" "$FILE" > "$FILE.new"
+  if [[ -z $2 ]]; then echo "nothing to write for $1" >&2; exit 1; fi
+  sed "s|^$1=.*|$1=$2|" "$FILE" > "$FILE.new"
   mv "$FILE.new" "$FILE"
 }
 
 secrets() {
   [[ -e $FILE ]] || cp secrets.env.example "$FILE"
   chmod 600 "$FILE"
+  local line
+  while IFS= read -r line; do # what a newer version asks for
+    if [[ $line == [A-Z]*= ]] && ! grep -q "^$line" "$FILE"; then echo "$line" >> "$FILE"; fi
+  done < secrets.env.example
   local name
   for name in POSTGRES_PASSWORD CONTOURCAST_ORTHANC_PASSWORD; do
     if is_empty "$name"; then fill "$name" "$(random)"; fi
@@ -38,8 +43,8 @@ pinned() { # IMAGE: its name with the digest of today
 }
 
 choices() {
-  if [[ -n ${VARIANT:-} ]] && is_empty VARIANT; then fill VARIANT "$VARIANT"; fi
-  if [[ -n ${TORCH:-} ]] && is_empty TORCH; then fill TORCH "$TORCH"; fi
+  if [[ -n ${VARIANT:-} ]]; then fill VARIANT "$VARIANT"; fi
+  if [[ -n ${TORCH:-} ]]; then fill TORCH "$TORCH"; fi
 }
 
 digest() { # IMAGE: that of today

@@ -56,7 +56,7 @@ class Quality:
         return worst([f.verdict for f in self.figures])
 
     @property
-    def doubts(self) -> tuple[Figure, ...]:
+    def reservations(self) -> tuple[Figure, ...]:
         """The figures for which it is not accepted, the worst first."""
         told = [f for f in self.figures if f.reason and f.verdict is not Verdict.ACCEPT]
         return tuple(sorted(told, key=lambda f: -f.verdict.severity))
@@ -64,7 +64,7 @@ class Quality:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why it is not accepted, the worst first."""
-        return tuple(f.reason for f in self.doubts)
+        return tuple(f.reason for f in self.reservations)
 
     def figure(self, name: str) -> float | None:
         """The value of that figure; None when it is not there or could not be computed."""

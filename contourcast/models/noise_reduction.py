@@ -200,7 +200,8 @@ class _CellMeans(torch.autograd.Function):
     """`_pooled`, a block of voxels at a time: no map as wide as the bottleneck at full size.
 
     From features (b, c, *space), weight (d, c, 1, …) and bias (d), to means (b, d, *size) in the
-    weight's precision. The projections are made again in the backward, where only their signs are needed.
+    weight's precision. The projections are made again in the backward, where only their signs are
+    needed.
     """
 
     @staticmethod

@@ -173,9 +173,10 @@ def _region_logits(
     if not isinstance(network, DiffUMamba) or network.arbiter is None:
         return _in_windows(partial(on_volume, network), channels, patch, device)
     drawn = _in_windows(network.draw, channels, patch, device)
-    both = torch.from_numpy(np.stack((-drawn, drawn)) / 2)[None].to(device)
-    decided = network.arbiter(torch.from_numpy(channels[None]).to(device), both)[0]
-    logits: np.ndarray = (decided[1] - decided[0]).cpu().numpy()
+    both = torch.from_numpy(np.stack((-drawn, drawn)) / 2)[None]
+    # It is small and the region is not: the processor has it, whatever the network runs on.
+    decided = _on_processor(network.arbiter)(torch.from_numpy(channels[None]), both)[0]
+    logits: np.ndarray = (decided[1] - decided[0]).numpy()
     return logits
 
 

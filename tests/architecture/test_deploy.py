@@ -156,8 +156,8 @@ def test_images_are_pinned_run_as_nobody_and_are_asked_how_they_are() -> None:
     found = stages()
     assert set(found) == {"page", "build", "orthanc", "contourcast"}
     for name, text in found.items():
-        base = "node:22" if name == "page" else "debian:"
-        assert re.match(rf"{base}\S*bookworm-slim@\${{(NODE|DEBIAN)_DIGEST}}\n", text), name
+        image, digest = ("node:22-", "NODE") if name == "page" else ("debian:", "DEBIAN")
+        assert text.startswith(f"{image}bookworm-slim@${{{digest}_DIGEST}}\n"), name
         assert not re.search(r"^ADD |:latest|curl |wget ", text, re.M)
         if name in ("page", "build"):
             continue
@@ -493,14 +493,26 @@ def test_nothing_is_installed_without_the_review_page(tmp_path: Path) -> None:
 def test_what_was_chosen_is_built_again_at_an_upgrade(tmp_path: Path) -> None:
     for name in ("setup.sh", "secrets.env.example"):
         shutil.copy(DOCKER / name, tmp_path)
-    for chosen in ({"VARIANT": "cuda"}, {"VARIANT": "cpu"}, {}):
+    (tmp_path / "secrets.env").write_text("POSTGRES_PASSWORD=kept\n")  # of an older version
+    for chosen in ({}, {"VARIANT": "cpu"}, {"VARIANT": "cuda"}, {}):
         ran = subprocess.run(
             [str(tmp_path / "setup.sh"), "secrets"],
             env={"PATH": os.environ["PATH"], **chosen},
             capture_output=True,
         )
         assert ran.returncode == 0, ran.stderr
-    assert "\nVARIANT=cuda\n" in (tmp_path / "secrets.env").read_text()
+    text = (tmp_path / "secrets.env").read_text()
+    assert text.startswith("POSTGRES_PASSWORD=kept\n")
+    assert text.count("VARIANT=") == text.count("\nVARIANT=cuda\n") == 1
+    assert "\nNODE_DIGEST=\n" in text
+
+
+def test_every_build_of_compose_is_told_every_base() -> None:
+    """The builder reads the name of each stage, also of those that it leaves out."""
+    wanted = set(re.findall(r"^FROM \S+@\$\{(\w+)\}", (DOCKER / "Dockerfile").read_text(), re.M))
+    built = [s["build"]["args"].keys() for s in composed().values() if "build" in s]
+    assert len(built) >= 2
+    assert all(wanted <= args for args in built)
 
 
 def test_install_refuses_what_it_does_not_know(tmp_path: Path) -> None:

@@ -332,7 +332,9 @@ def test_an_answer_to_another_attempt_is_refused(both: Both) -> None:
         ours.sign_in(
             code=code,
             state=state,
-            attempt=Attempt(state=state, nonce=mine.nonce, verifier=other.verifier, again=False),
+            attempt=Attempt(
+                state=state, nonce=mine.nonce, verifier=other.verifier, again=False, begun_at_s=0
+            ),
         )
     with pytest.raises(UnauthorizedError):  # and a code opens once at most
         ours.sign_in(code=code, state=state, attempt=mine)
@@ -371,7 +373,8 @@ def test_an_issuer_that_sends_no_id_token_is_named(both: Both) -> None:
 
 
 @pytest.mark.parametrize(
-    ("auth_time", "holds"), [("now", True), ("old", False), (None, False), ("text", False)]
+    ("auth_time", "holds"),
+    [("now", True), ("old", False), ("before", False), (None, False), ("text", False)],
 )
 def test_to_sign_the_credential_itself_is_shown_again(
     both: Both, auth_time: str | None, holds: bool
@@ -382,7 +385,8 @@ def test_to_sign_the_credential_itself_is_shown_again(
     assert (query["prompt"], query["max_age"]) == (["login"], ["0"])
     code, state = fake.log_in(address)
     if auth_time != "now":
-        said = {"old": int(time.time()) - 3600, "text": "now", None: None}[auth_time]
+        now = int(time.time())
+        said = {"old": now - 3600, "before": now - 60, "text": "now", None: None}[auth_time]
         fake.token_claims = {"auth_time": said}
     if holds:
         assert ours.sign_in(code=code, state=state, attempt=attempt) == ANN

@@ -376,6 +376,10 @@ def test_each_signature_asks_for_the_credential_again(desk: Desk) -> None:
     assert desk.decide(**once).status_code == 201
     assert desk.decide(proven=False, **once).status_code == 403, "one proof, one signature"
     assert len(desk.get("/reviews")["reviews"]) == 1
+    desk.prove()
+    late = desk.decide(proven=False, tag='"of before"', **once)
+    assert late.status_code == 412
+    assert desk.decide(proven=False, **once).status_code == 201, "a refusal spends nothing"
 
 
 def test_nobody_signs_what_changed_since_it_was_seen(desk: Desk) -> None:

@@ -96,9 +96,17 @@ def test_each_signature_needs_a_proof_of_its_own_and_of_the_last_minutes(index: 
     require_proof(now_found(), minutes=10, at=after(minutes=40))
     with pytest.raises(ForbiddenError):
         require_proof(now_found(), minutes=10, at=after(minutes=40, seconds=1))
-    spend_proof(index, found)
+    seen = now_found()
+    with index.write() as at:
+        spend_proof(at, seen)
     with pytest.raises(ForbiddenError):
         require_proof(now_found(), minutes=10, at=after(minutes=31))
+    with pytest.raises(ForbiddenError), index.write() as at:  # of two in flight the second
+        spend_proof(at, seen)
+    prove(index, found, at=after(minutes=32))
+    with pytest.raises(ForbiddenError), index.write() as at:  # and it takes no newer one with it
+        spend_proof(at, seen)
+    require_proof(now_found(), minutes=10, at=after(minutes=33))
 
 
 def test_who_showed_the_credential_at_the_issuer_to_sign_has_proven_it(index: Index) -> None:

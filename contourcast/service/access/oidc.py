@@ -10,6 +10,7 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import secrets
 import threading
 import time
@@ -63,16 +64,19 @@ class Attempt:
         nonce: Comes back in the token; ties the token to this attempt.
         verifier: Goes with the code; whoever has only the code gets nothing (RFC 7636).
         again: The credential itself has to be shown, not an older sign-in at the issuer.
+        begun_at_s: When it began, in seconds of Unix.
     """
 
     state: str
     nonce: str
     verifier: str
     again: bool
+    begun_at_s: int
 
     def cookie(self, *, secure: bool) -> str:
         """The ``Set-Cookie`` that keeps it: Lax, since the issuer's page leads back to us."""
-        value = ".".join((self.state, self.nonce, self.verifier, "1" if self.again else "0"))
+        told = (self.state, self.nonce, self.verifier, f"{self.again:d}", str(self.begun_at_s))
+        value = ".".join(told)
         return f"{STATE_COOKIE}={value}; Path=/v1/session; HttpOnly; SameSite=Lax; Max-Age=600" + (
             "; Secure" if secure else ""
         )
@@ -85,12 +89,14 @@ class Attempt:
             UnauthorizedError: That is none.
         """
         parts = value.split(".")
-        if len(parts) != 4 or not all(parts):
+        if len(parts) != 5 or not all(parts) or not re.fullmatch("[0-9]{1,12}", parts[4]):
             raise UnauthorizedError(
                 "no sign-in is under way in this browser", remedy="begin the sign-in again"
             )
-        state, nonce, verifier, again = parts
-        return cls(state=state, nonce=nonce, verifier=verifier, again=again == "1")
+        state, nonce, verifier, again, begun = parts
+        return cls(
+            state=state, nonce=nonce, verifier=verifier, again=again == "1", begun_at_s=int(begun)
+        )
 
 
 class Issuer:
@@ -144,6 +150,7 @@ class Issuer:
             nonce=secrets.token_urlsafe(32),
             verifier=secrets.token_urlsafe(48),
             again=again,
+            begun_at_s=int(time.time()),
         )
         challenge = hashlib.sha256(attempt.verifier.encode("ascii")).digest()
         query = {
@@ -193,7 +200,9 @@ class Issuer:
             raise _not_valid()
         shown_at = claims.get("auth_time")
         if attempt.again and not (
-            isinstance(shown_at, int) and time.time() - shown_at <= FRESH_PROOF_S
+            isinstance(shown_at, int)
+            and shown_at >= attempt.begun_at_s - LEEWAY_S
+            and time.time() - shown_at <= FRESH_PROOF_S
         ):
             raise UnauthorizedError(
                 "the issuer did not ask for the credential again",

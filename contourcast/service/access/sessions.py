@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from contourcast.service.access.keys import digest_of
 from contourcast.service.access.roles import Role
@@ -138,12 +138,27 @@ def renew_csrf(index: Index, found: Session) -> str:
 
 def prove(index: Index, found: Session, *, at: datetime | None = None) -> None:
     """The credential of this sign-in was shown again just now, for one signature."""
-    _write_proof(index, found, (at or now()).isoformat())
+    with index.write() as connection:
+        connection.execute(
+            session.update()
+            .where(session.c.digest == found.digest)
+            .values(proven_at=(at or now()).isoformat())
+        )
 
 
-def spend_proof(index: Index, found: Session) -> None:
-    """Something was signed: the next signature asks for the credential again."""
-    _write_proof(index, found, "")
+def spend_proof(at: Connection, found: Session) -> None:
+    """In the transaction of a signature: the next one asks for the credential again.
+
+    Raises:
+        ForbiddenError: Another signature spent this proof meanwhile.
+    """
+    spent = at.execute(
+        session.update()
+        .where(session.c.digest == found.digest, session.c.proven_at == found.proven_at)
+        .values(proven_at="")
+    )
+    if not found.proven_at or spent.rowcount != 1:
+        raise _not_proven()
 
 
 def require_proof(found: Session, *, minutes: float, at: datetime | None = None) -> None:
@@ -154,17 +169,14 @@ def require_proof(found: Session, *, minutes: float, at: datetime | None = None)
     """
     latest = (at or now()) - timedelta(minutes=minutes)
     if not found.proven_at or datetime.fromisoformat(found.proven_at) < latest:
-        raise ForbiddenError(
-            "a signature needs your password or second factor again",
-            remedy="show it: POST /v1/session/proof, or sign in at the issuer again",
-        )
+        raise _not_proven()
 
 
-def _write_proof(index: Index, found: Session, proven_at: str) -> None:
-    with index.write() as connection:
-        connection.execute(
-            session.update().where(session.c.digest == found.digest).values(proven_at=proven_at)
-        )
+def _not_proven() -> ForbiddenError:
+    return ForbiddenError(
+        "a signature needs your password or second factor again",
+        remedy="show it: POST /v1/session/proof, or sign in at the issuer again",
+    )
 
 
 def close_session(index: Index, found: Session) -> None:

@@ -68,7 +68,9 @@ class AccessSettings(BaseModel):
     )
     session_hours: float = Field(default=10.0, gt=0, le=24, description="How long a sign-in lasts.")
     sign_proof_minutes: float = Field(
-        default=10.0, gt=0, description="How long a credential that was shown for a signature may wait for it."
+        default=10.0,
+        gt=0,
+        description="How long a credential that was shown for a signature may wait for it.",
     )
     secure_cookies: bool = Field(
         default=True, description="Cookies over TLS (or loopback) alone; off for plain-HTTP tests."

@@ -227,7 +227,7 @@ class Steps:
 
 def _why(quality: Quality) -> dict[str, Any]:
     """Why it is not accepted, in words; and the figure that the first of them is about."""
-    first = next((JudgedFigure.of(figure) for figure in quality.doubts), None)
+    first = next((JudgedFigure.of(figure) for figure in quality.reservations), None)
     return {
         "reasons": list(quality.reasons),
         "doubt": None if first is None else first.model_dump(mode="json"),

@@ -53,6 +53,7 @@ SIGNED_FILE: Final = "RS-signed-{number}.dcm"
 
 # Propagation, name of the signed file, SHA-256 of it.
 Announce = Callable[[Connection, str, str, str], object]
+Spend = Callable[[Connection], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,11 @@ def to_nobody(at: Connection, propagation: str, name: str, digest: str) -> None:
     del at, propagation, name, digest
 
 
+def nothing_to_spend(at: Connection) -> None:
+    """Where whoever decides has shown nothing that is used up by it."""
+    del at
+
+
 class Reviews:
     """Decisions over one index and store.
 
@@ -101,8 +107,16 @@ class Reviews:
         with self.records.index.read() as at:
             return [_review(row) for row in at.execute(query)]
 
-    def reject(self, job: Job, *, reviewer: str, why: str, text: str = "") -> Review:
-        """None of the contours may be used.
+    def reject(
+        self,
+        job: Job,
+        *,
+        reviewer: str,
+        why: str,
+        text: str = "",
+        spend: Spend = nothing_to_spend,
+    ) -> Review:
+        """None of the contours may be used; `spend` as in `approve`.
 
         Raises:
             InputError: The reason is none of the list, or ``other`` without words.
@@ -116,11 +130,20 @@ class Reviews:
             raise InputError("the reason is other, and not told", remedy="say it in words: text")
         reason = f"{why}: {text.strip()}" if text.strip() else why
         with self.records.index.write() as at:
+            spend(at)
             self.records.propagations.move(at, job.id, State.REJECTED, "rejected by a reviewer")
             number = self._write(at, job, "rejected", "", reason, reviewer, "", "", {})
         return self._one(number)
 
-    def approve(self, job: Job, *, method: str, reviewer: str, reason: str = "") -> Review:
+    def approve(
+        self,
+        job: Job,
+        *,
+        method: str,
+        reviewer: str,
+        reason: str = "",
+        spend: Spend = nothing_to_spend,
+    ) -> Review:
         """One method's contour, unchanged, is the contour of the day.
 
         Args:
@@ -128,6 +151,8 @@ class Reviews:
             method: Whose contour.
             reviewer: Who signs, as written into the structure set.
             reason: In words, if any.
+            spend: Called first in the transaction of the decision: uses up what the reviewer has
+                shown for it, or raises, and then nothing is decided.
 
         Raises:
             InputError: The method drew nothing.
@@ -135,10 +160,17 @@ class Reviews:
             ChangedError: More of the scan is here than was drawn on.
             ForbiddenTransitionError: It cannot be decided in its state.
         """
-        return self._sign(job, method, reviewer, reason, draft=None)
+        return self._sign(job, method, reviewer, reason, draft=None, spend=spend)
 
     def approve_edited(
-        self, job: Job, *, draft: Draft, method: str, reviewer: str, reason: str = ""
+        self,
+        job: Job,
+        *,
+        draft: Draft,
+        method: str,
+        reviewer: str,
+        reason: str = "",
+        spend: Spend = nothing_to_spend,
     ) -> Review:
         """A method's contour, with the slices of a draft drawn anew, is the contour of the day.
 
@@ -148,6 +180,7 @@ class Reviews:
             method: Whose contour the reviewer saw being edited.
             reviewer: Who signs.
             reason: In words, if any.
+            spend: As in `approve`.
 
         Raises:
             InputError: The draft is of another method, or cannot be a contour; names the slice.
@@ -159,10 +192,17 @@ class Reviews:
                 f"the draft began from {draft.method}, not from '{method}'",
                 remedy=f"sign it as {draft.method}",
             )
-        return self._sign(job, method, reviewer, reason, draft=draft)
+        return self._sign(job, method, reviewer, reason, draft=draft, spend=spend)
 
     def _sign(
-        self, job: Job, method: str, reviewer: str, reason: str, *, draft: Draft | None
+        self,
+        job: Job,
+        method: str,
+        reviewer: str,
+        reason: str,
+        *,
+        draft: Draft | None,
+        spend: Spend,
     ) -> Review:
         with self.records.index.read() as at:
             require_current(at, job)
@@ -201,6 +241,7 @@ class Reviews:
             tie = self._keep(job, kept)
             decision: Decision = "approved" if draft is None else "edited"
             with self.records.index.write() as at:
+                spend(at)
                 if len(_numbers(at, job.id)) != len(before):
                     raise ConflictError(
                         "somebody else decided on this propagation meanwhile",

@@ -281,11 +281,17 @@ def _judged(report: Report | None) -> list[JudgedFigure]:
     """What only the whole says, then each method's: it repeats those of both others."""
     if report is None:
         return []
-    told = {each.name for each in (*report.registration.figures, *report.registration.target_figures)}
+    told = {
+        each.name for each in (*report.registration.figures, *report.registration.target_figures)
+    }
     whole = [e for e in report.figures if e.name not in told and not e.name.endswith("_quality")]
     return [
         *whole,
-        *(_of(method.method, each) for method in report.methods for each in method.figures),
+        *(
+            _named_after(method.method, each)
+            for method in report.methods
+            for each in method.figures
+        ),
     ]
 
 
@@ -296,7 +302,7 @@ def _reasons(job: Job, report: Report | None) -> list[str]:
     return [str(cause)] if cause else []
 
 
-def _of(what: str, figure: JudgedFigure) -> JudgedFigure:
+def _named_after(what: str, figure: JudgedFigure) -> JudgedFigure:
     return figure.model_copy(update={"name": f"{what} {figure.name}"})
 
 
@@ -316,7 +322,10 @@ def _registration(report: Report, page: Page) -> RegistrationItem:
         rotation_xyz_deg=told.rotation_xyz_deg,
         at=at,
         at_xyz_mm=_xyz(here),
-        figures=[*told.figures, *(_of("target", figure) for figure in told.target_figures)],
+        figures=[
+            *told.figures,
+            *(_named_after("target", figure) for figure in told.target_figures),
+        ],
         planning_from_cbct=told.planning_from_cbct.rows,
     )
 

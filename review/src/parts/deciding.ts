@@ -249,8 +249,9 @@ function credentialField(app: App): Credential {
       focus: () => link.focus(),
       prove: async () => {
         const now = await app.client.session();
-        if (now?.name !== app.session?.name) throw new Problem(401, t("sign.other_person"), "", "", "", "");
-        if (now?.proven_at == null) throw new Problem(401, t("sign.not_at_issuer"), "", "", "", "");
+        if (now === null) throw new Problem(401, t("sign_in.ended"), "", "", "", "");
+        if (now.name !== app.session?.name) throw new Problem(401, t("sign.other_person"), "", "", "", "");
+        if (now.proven_at === null) throw new Problem(401, t("sign.not_at_issuer"), "", "", "", "");
       },
     };
   }
@@ -275,16 +276,16 @@ type Outcome =
   | { kind: "not-proven" | "no-draft" | "changed" | "refused"; error: unknown };
 
 async function decided(app: App, id: string, etag: string, credential: Credential, decision: () => Promise<Decision>): Promise<Outcome> {
-  let what: Decision;
-  try {
-    what = await decision();
-  } catch (error) {
-    return { kind: "no-draft", error };
-  }
   try {
     await credential.prove();
   } catch (error) {
     return { kind: error instanceof Problem && error.status === 401 ? "not-proven" : "refused", error };
+  }
+  let what: Decision;
+  try {
+    what = await decision(); // saves the draft, under the name of whoever has just shown who it is
+  } catch (error) {
+    return { kind: "no-draft", error };
   }
   try {
     return { kind: "done", review: await app.client.decide(id, etag, what) };

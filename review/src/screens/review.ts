@@ -219,14 +219,17 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
       ),
     );
   };
-  let copied = -1;
+  let copied = { from: "", slice: -1 };
   const copyFromNext = (): void => {
-    const others = sources.filter(({ name }) => name !== viewer.state.editing?.method);
-    for (let step = 1; step <= others.length; step += 1) {
-      const at = (copied + step) % others.length;
-      const { name, words } = others[at]!;
+    const { editing: edited, slice } = viewer.state;
+    const others = sources.filter(({ name }) => name !== edited?.method);
+    // On another slice from the same contour; on the same slice from the next.
+    const last = others.findIndex(({ name }) => name === copied.from);
+    const first = slice === copied.slice || last < 0 ? last + 1 : last;
+    for (let step = 0; step < others.length; step += 1) {
+      const { name, words } = others[(first + step) % others.length]!;
       if (!viewer.copySlice(name)) continue;
-      copied = at;
+      copied = { from: name, slice };
       return say(t("tools.copied", { from: words }));
     }
     say(t("tools.copied_none"));

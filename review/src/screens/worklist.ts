@@ -164,7 +164,7 @@ export function worklist(app: App): Screen {
       cell("arrived", local(item.arrived_at)),
       cell("change", percent(item.volume_change_percent)),
       cell("agreement", number(item.agreement, 2)),
-      cell("reason", h("span", { class: "clip", title: item.reason }, reasonOf(item))),
+      cell("reason", h("span", { class: "clip", title: reasonOf(item) }, reasonOf(item))),
       cell("state", told("state", item.state)),
       cell("open", (item.open_by ?? []).filter((name) => personName(name) !== personName(app.session?.name ?? "")).map(personName).join(", ")),
     );

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Request
@@ -19,7 +20,7 @@ from contourcast.service.index.database import Index
 from contourcast.service.index.tables import delivery, review
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.problems import ChangedError, ForbiddenError, document_for
-from contourcast.service.review.decisions import SIGNED_FILE, Review
+from contourcast.service.review.decisions import SIGNED_FILE, Review, Spend
 from contourcast.service.review.drafts import Drafts
 
 
@@ -110,28 +111,30 @@ def routes(context: Context) -> APIRouter:
             raise ForbiddenError(
                 "a signature needs a person who has signed in", remedy="sign in on the page"
             )
-        session = caller.session
-        require_proof(session, minutes=context.settings.access.sign_proof_minutes)
-
-        def decide_and_spend() -> ReviewAnswer:
-            made = _decide(context, job, decision, caller.shown_name)
-            spend_proof(records.index, session)
-            return _answer(records.index, made)
-
-        return await in_thread(decide_and_spend)
+        require_proof(caller.session, minutes=context.settings.access.sign_proof_minutes)
+        spend = partial(spend_proof, found=caller.session)
+        return await in_thread(
+            lambda: _answer(
+                records.index, _decide(context, job, decision, caller.shown_name, spend)
+            )
+        )
 
     return router
 
 
-def _decide(context: Context, job: Job, decision: ReviewRequest, reviewer: str) -> Review:
+def _decide(
+    context: Context, job: Job, decision: ReviewRequest, reviewer: str, spend: Spend
+) -> Review:
     reviews = context.reviews
     if decision.decision == "rejected":
-        return reviews.reject(job, reviewer=reviewer, why=decision.reason, text=decision.text)
+        return reviews.reject(
+            job, reviewer=reviewer, why=decision.reason, text=decision.text, spend=spend
+        )
     if not decision.method:
         raise InputError("no method is named", remedy="say whose contour is approved: method")
     said = {"method": decision.method, "reviewer": reviewer, "reason": decision.text}
     if decision.decision == "approved":
-        return reviews.approve(job, **said)
+        return reviews.approve(job, **said, spend=spend)
     draft = Drafts(context.records.index).of(job.id)
     if draft.digest != digest_in_tag(decision.draft_etag):
         raise ChangedError(
@@ -139,7 +142,7 @@ def _decide(context: Context, job: Job, decision: ReviewRequest, reviewer: str) 
             f" {draft.saved_at[11:19]}",
             remedy="look at it again, then sign",
         )
-    return reviews.approve_edited(job, draft=draft, **said)
+    return reviews.approve_edited(job, draft=draft, **said, spend=spend)
 
 
 def _answer(index: Index, found: Review) -> ReviewAnswer:
