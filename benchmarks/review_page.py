@@ -220,7 +220,7 @@ def brushed(page: Page, times: int) -> list[float]:
 
 def discard(page: Page) -> None:
     """Leaves the demo as it was."""
-    page.locator(".below button").last.click()
+    page.keyboard.press("Shift+D")
     page.locator("dialog button.danger").click()
     page.locator(".tools-edit").wait_for(state="detached")
 
