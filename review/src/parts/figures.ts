@@ -16,7 +16,7 @@ export function figureName(name: string): string {
   const [of, own] = name.includes(" ") ? [name.slice(0, name.indexOf(" ")), name.slice(name.indexOf(" ") + 1)] : ["", name];
   const found = OF_A_METHOD.exec(own);
   const words = found === null ? told("figure", own) : told("figure", found[2] ?? "").replace("{method}", found[1] ?? "");
-  return of === "" ? words : `${of}: ${words}`;
+  return of === "" ? words : `${told("part", of)}: ${words}`;
 }
 
 /** A figure's value with as many places as say something. */

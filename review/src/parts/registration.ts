@@ -43,7 +43,7 @@ export function registrationPanel(app: App, view: View, screen: Adjusting): Regi
     if (registration === null || adjusting || !mayAdjust(view)) return;
     adjusting = true;
     screen.begin();
-    const made = sliders(app, view, registration.at, screen, leave);
+    const made = sliders(app, view, told("at", registration.at), screen, leave);
     stop = made.stop;
     show(root, panelHead(t("registration.adjusting")), made.root);
     root.querySelector("input")?.focus();
@@ -68,7 +68,7 @@ export function registrationPanel(app: App, view: View, screen: Adjusting): Regi
       h(
         "dl",
         { class: "six", title: registration.direction },
-        h("dt", {}, `${t("registration.translation")} `, h("span", { class: "tiny" }, t("registration.at", { at: registration.at }))),
+        h("dt", {}, `${t("registration.translation")} `, h("span", { class: "tiny" }, t("registration.at", { at: told("at", registration.at) }))),
         h("dd", {}, `${towards(registration.translation_xyz_mm)} mm`),
         h("dt", {}, t("registration.rotation")),
         h("dd", {}, `${registration.rotation_xyz_deg.map((value, axis) => `${AXES[axis]} ${signed(value, 1)}`).join(" · ")} °`),
