@@ -171,6 +171,24 @@ def test_odd_prefixes_are_refused(place: Place, prefix: str) -> None:
         list(place.open().list(prefix))
 
 
+def test_a_folder_that_another_one_made_and_removed_in_between_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, make, met = FolderStore(tmp_path / "store"), os.mkdir, []
+
+    def mkdir(path: Any, *more: Any) -> None:
+        if "instances" in str(path) and not met:
+            met.append(path)
+            raise FileExistsError(path)
+        make(path, *more)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    key = named(b"content", folder="instances/0")
+    store.put({key: file_of(tmp_path, b"content")})
+    assert len(met) == 1
+    assert store.get(key).read_bytes() == b"content"
+
+
 def test_many_threads_put_get_and_delete_the_same_keys(place: Place, tmp_path: Path) -> None:
     contents = [b"content %d" % n * 1000 for n in range(4)]
     store = place.open()

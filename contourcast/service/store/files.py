@@ -208,13 +208,22 @@ def _walk(folder: Path, begins: str, prefix: str) -> Iterator[str]:
 
 
 def _make(folder: Path) -> set[Path]:
-    """Makes a folder; the folders in which a new one stands now."""
+    """Makes a folder; the folders in which a new one stands now.
+
+    Raises:
+        FileNotFoundError: Somebody made it at the same moment, and it is gone already: try again.
+    """
     touched: set[Path] = set()
     missing = folder
     while not missing.exists():
         touched.add(missing.parent)
         missing = missing.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        if folder.is_file():
+            raise
+        raise FileNotFoundError(str(folder)) from error  # it stood there, and went just then
     return touched
 
 
