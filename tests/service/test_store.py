@@ -174,7 +174,8 @@ def test_odd_prefixes_are_refused(place: Place, prefix: str) -> None:
 def test_a_folder_that_another_one_made_and_removed_in_between_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, make, met = FolderStore(tmp_path / "store"), os.mkdir, []
+    store, make = FolderStore(tmp_path / "store"), os.mkdir
+    met: list[Any] = []
 
     def mkdir(path: Any, *more: Any) -> None:
         if "instances" in str(path) and not met:
