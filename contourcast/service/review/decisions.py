@@ -93,11 +93,23 @@ class Reviews:
         records: Index and store.
         announce: Called in the transaction of a signature, with the name of the signed file:
             notes what goes to which archive.
+        spend: Called first in the transaction of a decision: uses up what the reviewer has shown
+            for it, or raises, and then nothing is decided.
     """
 
-    def __init__(self, records: Records, announce: Announce = to_nobody) -> None:
+    def __init__(
+        self,
+        records: Records,
+        announce: Announce = to_nobody,
+        spend: Spend = nothing_to_spend,
+    ) -> None:
         self.records = records
         self._announce = announce
+        self._spend = spend
+
+    def spending(self, spend: Spend) -> Reviews:
+        """The same, for somebody who has shown something that a decision uses up."""
+        return Reviews(self.records, self._announce, spend)
 
     def of(self, propagation_id: str) -> list[Review]:
         """Every decision on a propagation, the first first."""
@@ -107,16 +119,8 @@ class Reviews:
         with self.records.index.read() as at:
             return [_review(row) for row in at.execute(query)]
 
-    def reject(
-        self,
-        job: Job,
-        *,
-        reviewer: str,
-        why: str,
-        text: str = "",
-        spend: Spend = nothing_to_spend,
-    ) -> Review:
-        """None of the contours may be used; `spend` as in `approve`.
+    def reject(self, job: Job, *, reviewer: str, why: str, text: str = "") -> Review:
+        """None of the contours may be used.
 
         Raises:
             InputError: The reason is none of the list, or ``other`` without words.
@@ -130,20 +134,12 @@ class Reviews:
             raise InputError("the reason is other, and not told", remedy="say it in words: text")
         reason = f"{why}: {text.strip()}" if text.strip() else why
         with self.records.index.write() as at:
-            spend(at)
+            self._spend(at)
             self.records.propagations.move(at, job.id, State.REJECTED, "rejected by a reviewer")
             number = self._write(at, job, "rejected", "", reason, reviewer, "", "", {})
         return self._one(number)
 
-    def approve(
-        self,
-        job: Job,
-        *,
-        method: str,
-        reviewer: str,
-        reason: str = "",
-        spend: Spend = nothing_to_spend,
-    ) -> Review:
+    def approve(self, job: Job, *, method: str, reviewer: str, reason: str = "") -> Review:
         """One method's contour, unchanged, is the contour of the day.
 
         Args:
@@ -151,8 +147,6 @@ class Reviews:
             method: Whose contour.
             reviewer: Who signs, as written into the structure set.
             reason: In words, if any.
-            spend: Called first in the transaction of the decision: uses up what the reviewer has
-                shown for it, or raises, and then nothing is decided.
 
         Raises:
             InputError: The method drew nothing.
@@ -160,17 +154,10 @@ class Reviews:
             ChangedError: More of the scan is here than was drawn on.
             ForbiddenTransitionError: It cannot be decided in its state.
         """
-        return self._sign(job, method, reviewer, reason, draft=None, spend=spend)
+        return self._sign(job, method, reviewer, reason, draft=None)
 
     def approve_edited(
-        self,
-        job: Job,
-        *,
-        draft: Draft,
-        method: str,
-        reviewer: str,
-        reason: str = "",
-        spend: Spend = nothing_to_spend,
+        self, job: Job, *, draft: Draft, method: str, reviewer: str, reason: str = ""
     ) -> Review:
         """A method's contour, with the slices of a draft drawn anew, is the contour of the day.
 
@@ -180,7 +167,6 @@ class Reviews:
             method: Whose contour the reviewer saw being edited.
             reviewer: Who signs.
             reason: In words, if any.
-            spend: As in `approve`.
 
         Raises:
             InputError: The draft is of another method, or cannot be a contour; names the slice.
@@ -192,17 +178,10 @@ class Reviews:
                 f"the draft began from {draft.method}, not from '{method}'",
                 remedy=f"sign it as {draft.method}",
             )
-        return self._sign(job, method, reviewer, reason, draft=draft, spend=spend)
+        return self._sign(job, method, reviewer, reason, draft=draft)
 
     def _sign(
-        self,
-        job: Job,
-        method: str,
-        reviewer: str,
-        reason: str,
-        *,
-        draft: Draft | None,
-        spend: Spend,
+        self, job: Job, method: str, reviewer: str, reason: str, *, draft: Draft | None
     ) -> Review:
         with self.records.index.read() as at:
             require_current(at, job)
@@ -241,7 +220,7 @@ class Reviews:
             tie = self._keep(job, kept)
             decision: Decision = "approved" if draft is None else "edited"
             with self.records.index.write() as at:
-                spend(at)
+                self._spend(at)
                 if len(_numbers(at, job.id)) != len(before):
                     raise ConflictError(
                         "somebody else decided on this propagation meanwhile",

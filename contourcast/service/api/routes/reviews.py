@@ -125,16 +125,14 @@ def routes(context: Context) -> APIRouter:
 def _decide(
     context: Context, job: Job, decision: ReviewRequest, reviewer: str, spend: Spend
 ) -> Review:
-    reviews = context.reviews
+    reviews = context.reviews.spending(spend)
     if decision.decision == "rejected":
-        return reviews.reject(
-            job, reviewer=reviewer, why=decision.reason, text=decision.text, spend=spend
-        )
+        return reviews.reject(job, reviewer=reviewer, why=decision.reason, text=decision.text)
     if not decision.method:
         raise InputError("no method is named", remedy="say whose contour is approved: method")
     said = {"method": decision.method, "reviewer": reviewer, "reason": decision.text}
     if decision.decision == "approved":
-        return reviews.approve(job, **said, spend=spend)
+        return reviews.approve(job, **said)
     draft = Drafts(context.records.index).of(job.id)
     if draft.digest != digest_in_tag(decision.draft_etag):
         raise ChangedError(
@@ -142,7 +140,7 @@ def _decide(
             f" {draft.saved_at[11:19]}",
             remedy="look at it again, then sign",
         )
-    return reviews.approve_edited(job, draft=draft, **said, spend=spend)
+    return reviews.approve_edited(job, draft=draft, **said)
 
 
 def _answer(index: Index, found: Review) -> ReviewAnswer:
