@@ -24,6 +24,7 @@ from contourcast.imaging.source import Patient
 from contourcast.service.index.database import Index
 from contourcast.service.index.tables import arrival, instance, patient, series
 from contourcast.service.intake.conflicts import dispute
+from contourcast.service.problems import ConflictError
 from contourcast.service.store.blobs import Dated, fetch_all
 from contourcast.service.store.disk import require_space
 
@@ -158,6 +159,22 @@ class Archive:
                 return outcomes
             known |= self.known(overtaken)  # another process was first with these: judge again
 
+    def bring(self, file: Staged) -> None:
+        """Puts the bytes of a file where `admit_within` may speak of them."""
+        self.blobs.put({_key(file, "stored"): file.path})
+
+    def admit_within(self, at: Connection, file: Staged, *, sent: Sent) -> None:
+        """Takes a new file in, in a transaction of the caller's; its bytes are there (`bring`).
+
+        Raises:
+            ConflictError: Its SOP Instance UID is here already.
+        """
+        if not self._insert(at, file):
+            raise ConflictError(
+                "a file of this SOP Instance UID is here already", uid=file.header.sop_instance_uid
+            )
+        self._note(at, [(file, "stored", file.header.series_instance_uid)], sent)
+
     def _judge(
         self,
         staged: Sequence[Staged],
@@ -214,7 +231,6 @@ class Archive:
         belongs |= {uid: kept.series_uid for uid, kept in known.items()}
         try:
             with self.index.write() as index:
-                at = self.index.now(index).isoformat()
                 overtaken = {
                     file.header.sop_instance_uid
                     for file, outcome in zip(staged, outcomes, strict=True)
@@ -222,30 +238,36 @@ class Archive:
                 }
                 if overtaken:
                     raise _OvertakenError(overtaken)
-                index.execute(
-                    arrival.insert(),
-                    [
-                        {
-                            "sop_uid": file.header.sop_instance_uid,
-                            "series_uid": belongs[file.header.sop_instance_uid],
-                            "file_digest": file.file_digest,
-                            "outcome": outcome,
-                            "door": sent.door,
-                            "sender": sent.ae_title,
-                            "at": at,
-                        }
-                        for file, outcome in zip(staged, outcomes, strict=True)
-                    ],
-                )
-                again = [f for f, o in zip(staged, outcomes, strict=True) if o == "conflict"]
-                if disputed := {f.header.sop_instance_uid for f in again}:
-                    theirs = {belongs[uid] for uid in disputed}
-                    dispute(index, series_uids=theirs, sop_uids=disputed)
-                new = [f for f, o in zip(staged, outcomes, strict=True) if o == "stored"]
-                self._note_series(index, new, sent, at)
+                series_uids = [belongs[file.header.sop_instance_uid] for file in staged]
+                self._note(index, list(zip(staged, outcomes, series_uids, strict=True)), sent)
         except _OvertakenError as race:
             return race.sop_uids
         return set()
+
+    def _note(
+        self, index: Connection, judged: Sequence[tuple[Staged, Outcome, str]], sent: Sent
+    ) -> None:
+        """What came, how it was judged, and the series that it belongs to."""
+        at = self.index.now(index).isoformat()
+        index.execute(
+            arrival.insert(),
+            [
+                {
+                    "sop_uid": file.header.sop_instance_uid,
+                    "series_uid": series_uid,
+                    "file_digest": file.file_digest,
+                    "outcome": outcome,
+                    "door": sent.door,
+                    "sender": sent.ae_title,
+                    "at": at,
+                }
+                for file, outcome, series_uid in judged
+            ],
+        )
+        disputed = {f.header.sop_instance_uid: uid for f, o, uid in judged if o == "conflict"}
+        if disputed:
+            dispute(index, series_uids=set(disputed.values()), sop_uids=set(disputed))
+        self._note_series(index, [f for f, o, _ in judged if o == "stored"], sent, at)
 
     def _insert(self, index: Connection, file: Staged) -> bool:
         head = file.header

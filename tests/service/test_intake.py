@@ -316,7 +316,7 @@ def test_a_second_content_of_the_plan_is_a_question_of_what_nobody_has_signed(
     department.send([*patient.paths, *other.paths])
     department.wait()
     drawn = department.draw(department.jobs()[first.series_uid])
-    department.reviews.approve(drawn, method="translation", reviewer="Someone Signing")
+    department.reviews.approve(drawn, method="translation", reviewer="Someone Signing", seen=0)
     department.wait()
     path = patient.structures if used == "structures" else patient.planning_ct.paths[2]
     department.send([other_content(path, tmp_path / "again.dcm", value=1)])
@@ -356,7 +356,9 @@ def test_a_signed_contour_is_the_prior_of_later_fractions_and_of_no_earlier_one(
     department.wait()
     drawn = department.draw(department.jobs()[middle.series_uid])
     assert drawn.state is State.AWAITING_REVIEW
-    signed = department.reviews.approve(drawn, method="translation", reviewer="Someone Signing")
+    signed = department.reviews.approve(
+        drawn, method="translation", reviewer="Someone Signing", seen=0
+    )
     assert department.records.propagations.job(drawn.id).state is State.APPROVED
     kept = department.records.archive.instance(signed.structures_uid)
     assert kept is not None
@@ -389,7 +391,7 @@ def test_a_signature_draws_later_fractions_anew_unless_somebody_signed_them(
         department.draw(job)
     jobs = department.jobs()
     department.reviews.approve(
-        jobs[first.series_uid], method="translation", reviewer="Someone Signing"
+        jobs[first.series_uid], method="translation", reviewer="Someone Signing", seen=0
     )
     department.fractions.look()
     after = department.jobs()[second.series_uid]
@@ -406,19 +408,19 @@ def test_what_was_decided_stays_and_another_decision_is_another_object(
     department.wait()
     (job,) = department.jobs().values()
     with pytest.raises(ConflictError, match="nothing to sign yet"):
-        department.reviews.approve(job, method="translation", reviewer="Someone")
+        department.reviews.approve(job, method="translation", reviewer="Someone", seen=0)
     with pytest.raises(ForbiddenTransitionError):
-        department.reviews.reject(job, reviewer="Someone", why="target wrong")
+        department.reviews.reject(job, reviewer="Someone", seen=0, why="target wrong")
     drawn = department.draw(job)
     with pytest.raises(InputError, match="no contour is of 'rigid'"):
-        department.reviews.approve(drawn, method="rigid", reviewer="Someone")
+        department.reviews.approve(drawn, method="rigid", reviewer="Someone", seen=0)
     with pytest.raises(InputError, match="no reason to reject"):
-        department.reviews.reject(drawn, reviewer="Someone", why="bored")
+        department.reviews.reject(drawn, reviewer="Someone", seen=0, why="bored")
     with pytest.raises(InputError, match="not told"):
-        department.reviews.reject(drawn, reviewer="Someone", why="other")
-    rejected = department.reviews.reject(drawn, reviewer="Someone", why="target wrong")
-    signed = department.reviews.approve(drawn, method="translation", reviewer="Someone")
-    twice = department.reviews.approve(drawn, method="translation", reviewer="Someone")
+        department.reviews.reject(drawn, reviewer="Someone", seen=0, why="other")
+    rejected = department.reviews.reject(drawn, reviewer="Someone", seen=0, why="target wrong")
+    signed = department.reviews.approve(drawn, method="translation", reviewer="Someone", seen=1)
+    twice = department.reviews.approve(drawn, method="translation", reviewer="Someone", seen=2)
     found = department.reviews.of(job.id)
     assert [r.number for r in found] == [rejected.number, signed.number, twice.number]
     assert signed.structures_uid != twice.structures_uid

@@ -5,16 +5,19 @@ And what stands around it: history, statistics, who looks, registration begun ag
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import Connection, select, update
 
 from contourcast.imaging.dicom.ct_series import read_ct_series
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
@@ -23,7 +26,7 @@ from contourcast.imaging.rasterise import rasterise
 from contourcast.imaging.transform import RigidTransform
 from contourcast.service.access.roles import Role
 from contourcast.service.index.database import now
-from contourcast.service.index.tables import audit, presence, propagation
+from contourcast.service.index.tables import audit, instance, presence, propagation, series
 from contourcast.service.intake.states import State
 from contourcast.service.jobs.orders import case_of, order_id, started_from
 from contourcast.service.pacs.destinations import DimseDestination
@@ -62,7 +65,9 @@ def center_of(loops: list[Any]) -> tuple[float, float]:
 
 
 def signed_file(desk: Desk, number: int = 1) -> Path:
-    return desk.records.derived.result(desk.drawn.first, f"RS-signed-{number}.dcm")
+    derived = desk.records.derived
+    (name,) = (n for n in derived.results(desk.drawn.first) if n.startswith(f"RS-signed-{number}-"))
+    return derived.result(desk.drawn.first, name)
 
 
 def texts(file: Path, roi: int) -> dict[str, list[str]]:
@@ -411,9 +416,69 @@ def test_a_draft_that_changes_while_it_is_signed_is_not_lost(desk: Desk) -> None
     reviews = desk.records.propagations
     desk.save({7: []}, who="bob", If_Match=f'"{seen.digest}"')
     with pytest.raises(ChangedError, match="bob saved"):
-        Reviews(desk.records).approve_edited(desk.job(), draft=seen, method="rigid", reviewer="ann")
+        Reviews(desk.records).approve_edited(
+            desk.job(), draft=seen, method="rigid", reviewer="ann", seen=0
+        )
+    assert approved(desk) == []
     assert reviews.job(desk.drawn.first).state is State.AWAITING_REVIEW
     assert drafts.of(desk.drawn.first).reviewer == "bob"
+
+
+def test_what_was_begun_and_not_signed_is_in_no_ones_way(desk: Desk) -> None:
+    told: list[tuple[str, str]] = []
+
+    def tell(at: Connection, propagation: str, name: str, digest: str) -> None:
+        told.append((name, digest))
+
+    def stop(at: Connection) -> None:
+        raise ConflictError("stopped on the way")
+
+    reviews = Reviews(desk.records, tell)
+    with pytest.raises(ConflictError, match="stopped"):
+        reviews.spending(stop).approve(desk.job(), method="translation", reviewer="bob", seen=0)
+    assert (approved(desk), reviews.of(desk.drawn.first), told) == ([], [], [])
+    signed = reviews.approve(desk.job(), method="rigid", reviewer="ann", seen=0)
+    ((name, digest),) = told
+    file = desk.records.derived.result(desk.drawn.first, name)
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
+    assert read_structure_set(file).sop_instance_uid == signed.structures_uid
+    assert "rigid" in read_structure_set(file).rois[0].description
+    assert approved(desk) == [signed.structures_uid]
+
+
+def test_of_two_who_sign_at_one_moment_one_does(desk: Desk) -> None:
+    reviews, job = Reviews(desk.records), desk.job()
+    both = threading.Barrier(2)
+
+    def sign(method: str) -> str:
+        at_once = reviews.spending(lambda _: None)
+        both.wait()
+        try:
+            return at_once.approve(job, method=method, reviewer=method, seen=0).structures_uid
+        except ConflictError as error:
+            return error.cause
+
+    with ThreadPoolExecutor(2) as pool:
+        told = set(pool.map(sign, ["translation", "rigid"]))
+    (signed,) = (each.structures_uid for each in reviews.of(job.id))
+    assert told == {signed, "somebody else decided on this propagation meanwhile"}
+    assert approved(desk) == [signed]
+
+
+def test_nobody_rejects_what_was_signed_unseen(desk: Desk) -> None:
+    reviews, job = Reviews(desk.records), desk.job()
+    reviews.approve(job, method="rigid", reviewer="ann", seen=0)
+    with pytest.raises(ConflictError, match="somebody else decided"):
+        reviews.reject(job, reviewer="bob", seen=0, why="target wrong")
+    assert reviews.reject(job, reviewer="bob", seen=1, why="target wrong").number
+
+
+def approved(desk: Desk) -> list[str]:
+    """The signed sets that the archive holds."""
+    query = select(instance.c.sop_uid).join(series, series.c.uid == instance.c.series_uid)
+    query = query.where(series.c.door == "ours", instance.c.modality == "RTSTRUCT")
+    with desk.records.index.read() as at:
+        return list(at.execute(query).scalars())
 
 
 def test_an_edit_needs_its_draft_and_its_method(desk: Desk) -> None:

@@ -8,9 +8,10 @@ so it is the prior of the fractions that come after.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -49,7 +50,10 @@ Why = Literal[
     "anatomy changed: physician needed",
     "other",
 ]
-SIGNED_FILE: Final = "RS-signed-{number}.dcm"
+# The how-manieth decision on its propagation, and the beginning of its SHA-256: what somebody
+# began to sign and did not, never lies under the name of what was signed.
+SIGNED_FILE: Final = "RS-signed-{number}-{digest:.16}.dcm"
+OURS: Final = Sent(door="ours")
 
 # Propagation, name of the signed file, SHA-256 of it.
 Announce = Callable[[Connection, str, str, str], object]
@@ -119,11 +123,12 @@ class Reviews:
         with self.records.index.read() as at:
             return [_review(row) for row in at.execute(query)]
 
-    def reject(self, job: Job, *, reviewer: str, why: str, text: str = "") -> Review:
+    def reject(self, job: Job, *, reviewer: str, seen: int, why: str, text: str = "") -> Review:
         """None of the contours may be used.
 
         Raises:
             InputError: The reason is none of the list, or ``other`` without words.
+            ConflictError: There are other decisions than the reviewer saw.
             ForbiddenTransitionError: It cannot be decided in its state.
         """
         if why not in get_args(Why):
@@ -133,31 +138,39 @@ class Reviews:
         if why == "other" and not text.strip():
             raise InputError("the reason is other, and not told", remedy="say it in words: text")
         reason = f"{why}: {text.strip()}" if text.strip() else why
-        with self.records.index.write() as at:
-            self._spend(at)
-            self.records.propagations.move(at, job.id, State.REJECTED, "rejected by a reviewer")
+        with self._deciding(job, "rejected", seen) as at:
             number = self._write(at, job, "rejected", "", reason, reviewer, "", "", {})
         return self._one(number)
 
-    def approve(self, job: Job, *, method: str, reviewer: str, reason: str = "") -> Review:
+    def approve(
+        self, job: Job, *, method: str, reviewer: str, seen: int, reason: str = ""
+    ) -> Review:
         """One method's contour, unchanged, is the contour of the day.
 
         Args:
             job: As it was shown to the reviewer.
             method: Whose contour.
             reviewer: Who signs, as written into the structure set.
+            seen: How many decisions there were when the reviewer looked.
             reason: In words, if any.
 
         Raises:
             InputError: The method drew nothing.
-            ConflictError: Somebody else decided at the same moment.
+            ConflictError: There are other decisions than the reviewer saw.
             ChangedError: More of the scan is here than was drawn on.
             ForbiddenTransitionError: It cannot be decided in its state.
         """
-        return self._sign(job, method, reviewer, reason, draft=None)
+        return self._sign(job, method, reviewer, seen, reason, draft=None)
 
     def approve_edited(
-        self, job: Job, *, draft: Draft, method: str, reviewer: str, reason: str = ""
+        self,
+        job: Job,
+        *,
+        draft: Draft,
+        method: str,
+        reviewer: str,
+        seen: int,
+        reason: str = "",
     ) -> Review:
         """A method's contour, with the slices of a draft drawn anew, is the contour of the day.
 
@@ -166,6 +179,7 @@ class Reviews:
             draft: As it was shown to the reviewer; it is gone afterwards.
             method: Whose contour the reviewer saw being edited.
             reviewer: Who signs.
+            seen: How many decisions there were when the reviewer looked.
             reason: In words, if any.
 
         Raises:
@@ -178,10 +192,17 @@ class Reviews:
                 f"the draft began from {draft.method}, not from '{method}'",
                 remedy=f"sign it as {draft.method}",
             )
-        return self._sign(job, method, reviewer, reason, draft=draft)
+        return self._sign(job, method, reviewer, seen, reason, draft=draft)
 
     def _sign(
-        self, job: Job, method: str, reviewer: str, reason: str, *, draft: Draft | None
+        self,
+        job: Job,
+        method: str,
+        reviewer: str,
+        seen: int,
+        reason: str,
+        *,
+        draft: Draft | None,
     ) -> Review:
         with self.records.index.read() as at:
             require_current(at, job)
@@ -193,12 +214,11 @@ class Reviews:
         signed_roi = _signed_roi(machine, method, contours, draft)
         figures = distance_of(machine, signed_roi, scan.grid, draft=draft)
         at_time = now().replace(microsecond=0)
-        before = self.of(job.id)
         folder = self.records.archive.incoming().with_suffix("")
         folder.mkdir()
         try:
-            signed = folder / SIGNED_FILE.format(number=len(before) + 1)
-            parts = [job.files["RS.dcm"], method, reviewer, str(len(before))]
+            signed = folder / "signed.dcm"
+            parts = [job.files["RS.dcm"], method, reviewer, str(seen), at_time.isoformat()]
             parts += ["signed", *([] if draft is None else [draft.digest])]
             uid = write_structure_set(
                 signed,
@@ -213,26 +233,19 @@ class Reviews:
                 approval=Approval(status="APPROVED", reviewer=reviewer, at=at_time),
             )
             _require_sound(signed, scan, uid)
-            kept = folder / "kept.dcm"
-            shutil.copyfile(signed, kept)
-            digest = hashlib.sha256(signed.read_bytes()).hexdigest()
-            self.records.derived.put_results(job.id, {signed.name: signed})
-            tie = self._keep(job, kept)
+            kept = _staged(signed)
+            name = SIGNED_FILE.format(number=seen + 1, digest=kept.file_digest)
+            result = Path(shutil.copyfile(signed, folder / "result.dcm"))
+            self.records.derived.put_results(job.id, {name: result})
+            self.records.archive.bring(kept)
+            tie = self._tie(job, folder / "tie.dcm")
             decision: Decision = "approved" if draft is None else "edited"
-            with self.records.index.write() as at:
-                self._spend(at)
-                if len(_numbers(at, job.id)) != len(before):
-                    raise ConflictError(
-                        "somebody else decided on this propagation meanwhile",
-                        remedy="read it again, then decide",
-                    )
+            with self._deciding(job, decision, seen) as at:
                 if draft is not None:
                     take_within(at, draft)
-                self.records.propagations.move(
-                    at, job.id, State(decision), f"{decision} by a reviewer"
-                )
+                self.records.archive.admit_within(at, kept, sent=OURS)
                 number = self._write(at, job, decision, method, reason, reviewer, uid, tie, figures)
-                self._announce(at, job.id, signed.name, digest)
+                self._announce(at, job.id, name, kept.file_digest)
                 if job.origin.course_id is not None:
                     match_again(
                         at,
@@ -242,6 +255,20 @@ class Reviews:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return self._one(number)
+
+    @contextlib.contextmanager
+    def _deciding(self, job: Job, decision: Decision, seen: int) -> Iterator[Connection]:
+        """The transaction of one decision, that nobody else is in on the same propagation."""
+        with self.records.index.write() as at:
+            self._spend(at)
+            # it holds the propagation's row, so whoever comes at the same moment counts afterwards
+            self.records.propagations.move(at, job.id, State(decision), f"{decision} by a reviewer")
+            if len(_numbers(at, job.id)) != seen:
+                raise ConflictError(
+                    "somebody else decided on this propagation meanwhile",
+                    remedy="read it again, then decide",
+                )
+            yield at
 
     def _scan(self, job: Job) -> Volume:
         cbct = job.order["cbct"]
@@ -255,19 +282,14 @@ class Reviews:
             )
         return read_structure_set(self.records.derived.result(job.id, "RS.dcm"))
 
-    def _keep(self, job: Job, signed: Path) -> str:
-        """Takes the signed set, and the way home, into the archive; the registration's UID."""
-        files = [signed]
-        tie = ""
-        if "REG.dcm" in job.files:
-            copy = signed.with_name("tie.dcm")
-            shutil.copyfile(self.records.derived.result(job.id, "REG.dcm"), copy)
-            files.append(copy)
-            tie = read_header(copy).sop_instance_uid
-        self.records.archive.admit(
-            [_staged(path) for path in files], say_the_same, sent=Sent(door="ours")
-        )
-        return tie
+    def _tie(self, job: Job, copy: Path) -> str:
+        """Takes the way home into the archive; the registration's UID, empty without one."""
+        if "REG.dcm" not in job.files:
+            return ""
+        shutil.copyfile(self.records.derived.result(job.id, "REG.dcm"), copy)
+        tie = _staged(copy)
+        self.records.archive.admit([tie], say_the_same, sent=OURS)
+        return tie.header.sop_instance_uid
 
     def _write(
         self,

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from contourcast.imaging.errors import InputError
 from contourcast.service.access.caller import Caller
@@ -17,10 +17,10 @@ from contourcast.service.api.conditional import digest_in_tag, etag
 from contourcast.service.api.context import Context, in_thread
 from contourcast.service.api.routes.propagations import shown
 from contourcast.service.index.database import Index
-from contourcast.service.index.tables import delivery, review
+from contourcast.service.index.tables import delivery, instance
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.problems import ChangedError, ForbiddenError, document_for
-from contourcast.service.review.decisions import SIGNED_FILE, Review, Spend
+from contourcast.service.review.decisions import Review, Spend
 from contourcast.service.review.drafts import Drafts
 
 
@@ -102,6 +102,7 @@ def routes(context: Context) -> APIRouter:
     ) -> ReviewAnswer:
         """Sign, or reject. Refused when anything changed since it was looked at."""
         caller: Caller = request.state.caller
+        seen = len(await in_thread(reviews.of, propagation))  # before what the ETag is of
         job = await in_thread(records.propagations.job, propagation)
         if etag(await in_thread(shown, job, records)) != if_match:
             raise ChangedError(
@@ -115,7 +116,7 @@ def routes(context: Context) -> APIRouter:
         spend = partial(spend_proof, found=caller.session)
         return await in_thread(
             lambda: _answer(
-                records.index, _decide(context, job, decision, caller.shown_name, spend)
+                records.index, _decide(context, job, decision, caller.shown_name, seen, spend)
             )
         )
 
@@ -123,16 +124,24 @@ def routes(context: Context) -> APIRouter:
 
 
 def _decide(
-    context: Context, job: Job, decision: ReviewRequest, reviewer: str, spend: Spend
+    context: Context,
+    job: Job,
+    decision: ReviewRequest,
+    reviewer: str,
+    seen: int,
+    spend: Spend,
 ) -> Review:
     reviews = context.reviews.spending(spend)
     if decision.decision == "rejected":
-        return reviews.reject(job, reviewer=reviewer, why=decision.reason, text=decision.text)
+        return reviews.reject(
+            job, reviewer=reviewer, seen=seen, why=decision.reason, text=decision.text
+        )
     if not decision.method:
         raise InputError("no method is named", remedy="say whose contour is approved: method")
-    said = {"method": decision.method, "reviewer": reviewer, "reason": decision.text}
     if decision.decision == "approved":
-        return reviews.approve(job, **said)
+        return reviews.approve(
+            job, method=decision.method, reviewer=reviewer, seen=seen, reason=decision.text
+        )
     draft = Drafts(context.records.index).of(job.id)
     if draft.digest != digest_in_tag(decision.draft_etag):
         raise ChangedError(
@@ -140,7 +149,14 @@ def _decide(
             f" {draft.saved_at[11:19]}",
             remedy="look at it again, then sign",
         )
-    return reviews.approve_edited(job, draft=draft, **said)
+    return reviews.approve_edited(
+        job,
+        draft=draft,
+        method=decision.method,
+        reviewer=reviewer,
+        seen=seen,
+        reason=decision.text,
+    )
 
 
 def _answer(index: Index, found: Review) -> ReviewAnswer:
@@ -148,19 +164,15 @@ def _answer(index: Index, found: Review) -> ReviewAnswer:
 
 
 def _destinations(index: Index, found: Review) -> list[str]:
-    """Where a signed set goes: deliveries name its file, which is numbered as the decision is."""
-    if not found.structures_uid:
-        return []
-    earlier = select(func.count()).where(
-        review.c.propagation == found.propagation, review.c.number <= found.number
-    )
+    """Where a signed set goes: deliveries name their files by what these hold."""
+    kept = select(instance.c.file_digest).where(instance.c.sop_uid == found.structures_uid)
     sent = select(delivery.c.destination, delivery.c.objects_json).where(
         delivery.c.propagation == found.propagation
     )
     with index.read() as at:
-        name = SIGNED_FILE.format(number=at.execute(earlier).scalar_one())
+        digest = at.execute(kept).scalar()
         return sorted(
             row.destination
             for row in at.execute(sent)
-            if any(name in each["files"] for each in row.objects_json)
+            if any(digest in each["files"].values() for each in row.objects_json)
         )
