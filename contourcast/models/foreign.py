@@ -128,6 +128,7 @@ def import_folder(folder: Path, out: Path, settings: ImportSettings | None = Non
         patch_zyx=model.patch_zyx,
         margin_mm=settings.margin_mm,
         normalisation=model.normalisation(region=settings.region),
+        windows="region" if settings.region else "scan",
         training={
             "checkpoint_sha256": _sha256(checkpoint),
             "data": str(plans.get("dataset_name", "")),

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from scipy import ndimage
-from torch import Tensor, nn
+from torch import nn
 
 from contourcast.imaging.errors import InputError, WeightsError
 from contourcast.imaging.grid import Grid
@@ -27,6 +26,8 @@ from contourcast.models.foreign import ours
 from contourcast.models.networks import SEGMENTING
 from contourcast.models.region import (
     as_carried,
+    box_of,
+    filled_up,
     is_empty,
     planning_on,
     region_grid,
@@ -34,6 +35,7 @@ from contourcast.models.region import (
     scaling,
     scan_on,
     signed_distance,
+    whole_grid,
 )
 from contourcast.models.slicewise import on_volume
 from contourcast.models.weights import (
@@ -44,12 +46,8 @@ from contourcast.models.weights import (
     Card,
     load_model,
 )
+from contourcast.models.windows import LOGIT_LIMIT, Box, Windows, in_windows
 
-# nnU-Net v2: windows overlap by half and weigh by a Gaussian of an eighth of the patch.
-OVERLAP: Final = 0.5
-WINDOW_SIGMA: Final = 1 / 8
-# Logits beyond say nothing more of where the surface is, and would bend it between samples.
-LOGIT_LIMIT: Final = 8.0
 # How far from the carried prior a piece may lie and still be today's target: 95 % of the baseline
 # shifts and drifts of REGISTRATION §11.1 stay below it.
 NEAR_PRIOR_MM: Final = 10.0
@@ -111,12 +109,8 @@ class Predictor:
         if is_empty(r_ct):
             return r_ct.with_values(np.zeros_like(r_ct.values))
         card = self.card
-        grid = region_grid(
-            r_ct,
-            spacing_zyx_mm=card.spacing_zyx_mm,
-            patch_zyx=card.patch_zyx,
-            margin_mm=card.margin_mm,
-        )
+        place = _on_scan(cbct, r_ct, card) if card.windows == "scan" else _in_region(r_ct, card)
+        grid = place.grid
         values, observed = scan_on(cbct, grid)
         if not observed.any():
             raise InputError(
@@ -126,6 +120,7 @@ class Predictor:
             )
         prior = sample_on(r_ct.values, r_ct.grid, onto=grid, outside=0.0)
         scan = scaling(values, observed, card.normalisation, scan=cbct).apply(values)
+        scan[place.beyond] = 0.0
         shown = {"cbct": scan, "r_ct": prior}
         if set(CARRIED_CT) & set(card.channels):
             if planning_ct is None:
@@ -134,70 +129,108 @@ class Predictor:
             shown["planning_ct"] = planning_on(planning_ct, grid)
         if set(FOLLOWED) & set(card.channels):
             shown |= _as_followed(shown, grid)
-        logits = self._logits(np.stack([shown[name] for name in card.channels]), on_note)
+        logits = self._logits(
+            np.stack([shown[name] for name in card.channels]), place.windows, place.first, on_note
+        )
         logits[~plausible(logits > 0, prior, grid)] = -LOGIT_LIMIT
         return r_ct.with_values(_onto_scan(logits, grid, r_ct.grid))
 
     def _logits(
-        self, channels: Float[np.ndarray, "c z y x"], on_note: OnNote
+        self,
+        channels: Float[np.ndarray, "c z y x"],
+        windows: Windows,
+        first: Box | None,
+        on_note: OnNote,
     ) -> Float[np.ndarray, "z y x"]:
-        """Logit of the target at each voxel of the region, however much memory there is."""
-        patch: tuple[int, ...] | None = self.card.patch_zyx
+        """Logit of the target at each voxel shown, however much memory there is."""
+        smaller: Windows | None = windows
         for _ in range(1 + SMALLER_WINDOWS):
-            if patch is None:
+            if smaller is None:
                 break
             try:
-                return _region_logits(self.network, channels, patch, self.device)
+                return _logits(self.network, channels, smaller, first, self.device)
             except torch.cuda.OutOfMemoryError:
                 on_note(
                     "the GPU's memory did not do for windows of "
-                    f"{' x '.join(map(str, patch))} voxels"
+                    f"{' x '.join(map(str, smaller.patch))} voxels"
                 )
             torch.cuda.empty_cache()
-            patch = _halved(patch, self.card.config)
+            patch = _halved(smaller.patch, self.card.config)
+            smaller = None if patch is None else Windows.over(windows.shape, patch)
         on_note("drawn on the processor")
-        return _region_logits(_on_processor(self.network), channels, self.card.patch_zyx, "cpu")
+        return _logits(_on_processor(self.network), channels, windows, first, "cpu")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Place:
+    """What a network looks at.
+
+    Attributes:
+        grid: Of what it is shown.
+        windows: On that grid.
+        first: Where those lie that are drawn first, see `in_windows`.
+        beyond: Whether a voxel is no part of the scan, and only fills a window up.
+    """
+
+    grid: Grid
+    windows: Windows
+    first: Box | None = None
+    beyond: Bool[np.ndarray, "#z #y #x"]
+
+
+def _in_region(r_ct: Probability, card: Card) -> _Place:
+    """The region round the prior, with windows of its own."""
+    grid = region_grid(
+        r_ct,
+        spacing_zyx_mm=card.spacing_zyx_mm,
+        patch_zyx=card.patch_zyx,
+        margin_mm=card.margin_mm,
+    )
+    windows = Windows.over(grid.shape_zyx, card.patch_zyx)
+    return _Place(grid=grid, windows=windows, beyond=np.zeros(grid.shape_zyx, bool))
+
+
+def _on_scan(cbct: Volume, r_ct: Probability, card: Card) -> _Place:
+    """Those of the whole scan's windows that tell near the prior."""
+    scan = whole_grid(cbct.grid, card.spacing_zyx_mm)
+    whole = filled_up(scan, card.spacing_zyx_mm, card.patch_zyx)
+
+    def near(margin_mm: float) -> Box:
+        around = region_grid(
+            r_ct, spacing_zyx_mm=card.spacing_zyx_mm, patch_zyx=(1, 1, 1), margin_mm=margin_mm
+        )
+        return box_of(around, whole)
+
+    looked, first = near(card.margin_mm), near(min(card.margin_mm, NEAR_PRIOR_MM))
+    windows = Windows.over(whole.shape_zyx, card.patch_zyx).telling(looked)
+    box = windows.box
+    grid = whole.crop([along.start for along in box], [along.stop for along in box])
+    beyond = np.ones(grid.shape_zyx, bool)
+    beyond[box_of(scan, grid)] = False
+    z, y, x = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(first, box, strict=True))
+    return _Place(grid=grid, windows=windows.within(box), first=(z, y, x), beyond=beyond)
 
 
 @torch.inference_mode()
-def _region_logits(
+def _logits(
     network: nn.Module,
     channels: Float[np.ndarray, "c z y x"],
-    patch: tuple[int, ...],
+    windows: Windows,
+    first: Box | None,
     device: str,
 ) -> Float[np.ndarray, "z y x"]:
-    """Logit of the target at each voxel of the region.
+    """Logit of the target at each voxel shown.
 
     The network draws in windows; an arbiter decides once, for it looks at the whole of a border.
     """
     if not isinstance(network, DiffUMamba) or network.arbiter is None:
-        return _in_windows(partial(on_volume, network), channels, patch, device)
-    drawn = _in_windows(network.draw, channels, patch, device)
-    both = torch.from_numpy(np.stack((-drawn, drawn)) / 2)[None]
+        network_draws = partial(on_volume, network)
+        return in_windows(network_draws, channels, windows, device=device, first=first)
+    as_drawn = in_windows(network.draw, channels, windows, device=device, first=first)
+    both = torch.from_numpy(np.stack((-as_drawn, as_drawn)) / 2)[None]
     # It is small and the region is not: the processor has it, whatever the network runs on.
     decided = _on_processor(network.arbiter)(torch.from_numpy(channels[None]), both)[0]
     logits: np.ndarray = (decided[1] - decided[0]).numpy()
-    return logits
-
-
-def _in_windows(
-    draw: Callable[[Tensor], Tensor | list[Tensor]],
-    channels: Float[np.ndarray, "c z y x"],
-    patch: tuple[int, ...],
-    device: str,
-) -> Float[np.ndarray, "z y x"]:
-    """Logit of the target at each voxel of the region, from overlapping windows."""
-    weight = _window(patch)
-    total = np.zeros(channels.shape[1:], np.float32)
-    weights = np.zeros_like(total)
-    starts = (_starts(n, p) for n, p in zip(channels.shape[1:], patch, strict=True))
-    for corner in product(*starts):
-        box = tuple(slice(a, a + p) for a, p in zip(corner, patch, strict=True))
-        x = torch.from_numpy(channels[(slice(None), *box)][None].copy()).to(device)
-        background, target = draw(x)[0].float().cpu().numpy()
-        total[box] += weight * (target - background)
-        weights[box] += weight
-    logits: np.ndarray = (total / weights).clip(-LOGIT_LIMIT, LOGIT_LIMIT)
     return logits
 
 
@@ -320,17 +353,3 @@ def _onto_scan(
     )
     probability[box] = 1 / (1 + np.exp(-fine))
     return probability
-
-
-def _starts(length: int, patch: int) -> list[int]:
-    """Evenly spread windows that overlap by at least `OVERLAP` and end at the ends."""
-    windows = 1 + int(np.ceil((length - patch) / (patch * (1 - OVERLAP))))
-    return [int(n) for n in np.linspace(0, length - patch, windows).round()]
-
-
-def _window(patch: tuple[int, ...]) -> Float[np.ndarray, "z y x"]:
-    """Gaussian weights, never zero."""
-    axes = [np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (WINDOW_SIGMA * n)) ** 2) for n in patch]
-    weight = axes[0][:, None, None] * axes[1][None, :, None] * axes[2][None, None, :]
-    window: np.ndarray = weight.astype(np.float32).clip(1e-4)
-    return window

@@ -63,6 +63,41 @@ def region_grid(
     )
 
 
+def whole_grid(scan: Grid, spacing_zyx_mm: Sequence[float]) -> Grid:
+    """The box of a scan along LPS, at another spacing."""
+    corners = scan.corners_xyz_mm
+    low, high = corners.min(0), corners.max(0)
+    spacing = np.asarray(spacing_zyx_mm, float)[::-1]
+    shape = np.floor((high - low) / spacing + 1e-6).astype(int) + 1
+    first = (low + high) / 2 - (shape - 1) / 2 * spacing
+    return Grid.even(
+        shape_zyx=(int(shape[2]), int(shape[1]), int(shape[0])),
+        spacing_xyz_mm=spacing.tolist(),
+        origin_xyz_mm=first,
+    )
+
+
+def filled_up(whole: Grid, spacing_zyx_mm: Sequence[float], patch_zyx: Sequence[int]) -> Grid:
+    """The same, at least a patch: voxels are added on both sides, the odd one last (nnU-Net)."""
+    shape = np.maximum(whole.shape_zyx, patch_zyx)
+    before = (shape - np.array(whole.shape_zyx)) // 2
+    spacing = np.asarray(spacing_zyx_mm, float)[::-1]
+    return Grid.even(
+        shape_zyx=(int(shape[0]), int(shape[1]), int(shape[2])),
+        spacing_xyz_mm=spacing.tolist(),
+        origin_xyz_mm=whole.origin_xyz_mm - before[::-1] * spacing,
+    )
+
+
+def box_of(part: Grid, whole: Grid) -> tuple[slice, slice, slice]:
+    """Those voxels of a grid that hold all of another one's that it has."""
+    corners = whole.index(part.corners_xyz_mm)[:, ::-1]
+    low = np.floor(corners.min(0) + 1e-3).astype(int).clip(0)  # a thousandth of a voxel is rounding
+    high = np.minimum(np.ceil(corners.max(0) - 1e-3).astype(int) + 1, whole.shape_zyx)
+    z, y, x = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    return z, y, x
+
+
 def sample_on(
     values: np.ndarray,
     grid: Grid,

@@ -103,6 +103,9 @@ class Card:
         patch_zyx: Voxels it was trained on; larger regions are covered by overlapping windows.
         margin_mm: How far round the prior it looks.
         normalisation: Of channel 0; channel 1 is a probability and stays.
+        windows: Where they lie: over the region round the prior (``region``); or over the whole
+            ``scan`` as nnU-Net lays them, of which those are drawn that tell near the prior.
+            Networks normalise in each window, so in others they draw another contour.
         weights_sha256: Of the weights file.
         training: How it came about: command, seed, data, figures; for people.
     """
@@ -114,6 +117,7 @@ class Card:
     patch_zyx: tuple[int, int, int]
     margin_mm: float
     normalisation: Normalisation = field(default_factory=Normalisation)
+    windows: Literal["region", "scan"] = "region"
     weights_sha256: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
 
@@ -139,6 +143,7 @@ class _PlainCard:
     normalisation: Normalisation
     weights_sha256: str
     training: dict[str, Any]
+    windows: Literal["region", "scan"] = "region"
 
 
 def card_from_json(text: str | bytes) -> Card:

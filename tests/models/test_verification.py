@@ -5,16 +5,13 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from contourcast.models.config import NetworkConfig
-from contourcast.models.predictor import Predictor
+from contourcast.models.windows import Windows, in_windows
 from support.data import REPOSITORY
-from support.models import tiny_card
 
 TABLE = REPOSITORY / "docs" / "verification.md"
 ROWS = 30
@@ -48,12 +45,10 @@ def functions(file: Path) -> set[str]:
 def test_windows_over_a_constant_volume_answer_alike_everywhere() -> None:
     """A convolution answers otherwise at a window's edge; there the window hardly counts."""
     torch.manual_seed(0)
-    network: Any = torch.nn.Conv3d(2, 2, 3, padding=1)
-    network.config = NetworkConfig()
+    network = torch.nn.Conv3d(2, 2, 3, padding=1)
     constant = np.full((2, 30, 33, 35), 0.7, np.float32)
-    card = tiny_card(patch_zyx=(16, 16, 16))
-    predictor = Predictor(network=network, card=card, digest="0" * 64)
-    logits = predictor._logits(constant, lambda note: None)
+    windows = Windows.over(constant.shape[1:], (16, 16, 16))
+    logits = in_windows(network, constant, windows, device="cpu")
     inside = logits[6:-6, 6:-6, 6:-6]  # windows begin and end in here
     one = network(torch.full((1, 2, 3, 3, 3), 0.7))[0, :, 1, 1, 1].detach()
     edge = float(np.abs(logits - inside.mean()).max())

@@ -16,6 +16,7 @@ from contourcast.models.noise_reduction import NrmConfig
 from contourcast.models.predictor import Predictor, load_network
 from contourcast.models.umamba_bot import UMambaConfig
 from contourcast.models.weights import KNOWN_CHANNELS, load_model, save_model
+from contourcast.models.windows import Windows
 from contourcast.training.arbitrate import ArbiterSettings, Lesson, learn, teach
 from contourcast.training.samples import SampleSettings
 from support.evidence import patch_sample
@@ -109,8 +110,10 @@ def test_it_decides_once_on_what_was_drawn_in_every_window() -> None:
     wide = torch.cat((x, x.flip(2)), 2)
     cards = tiny_card(config=WITH, channels=KNOWN_CHANNELS, patch_zyx=tuple(x.shape[2:]))
     one, other = (Predictor(network=n, card=cards, digest="0" * 64) for n in (network, bare))
-    found = one._logits(wide[0].numpy(), lambda note: None)
-    drawn = torch.from_numpy(other._logits(wide[0].numpy(), lambda note: None))[None, None]
+    shown = wide[0].numpy()
+    windows = Windows.over(shown.shape[1:], cards.patch_zyx)
+    found = one._logits(shown, windows, None, lambda note: None)
+    drawn = torch.from_numpy(other._logits(shown, windows, None, lambda note: None))[None, None]
     with torch.no_grad():
         wanted = difference(network.arbiter(wide, torch.cat((-drawn, drawn), 1) / 2))
         apart = difference(network(x))

@@ -31,7 +31,7 @@ from contourcast.imaging.grid import Grid
 from contourcast.imaging.rasterise import rasterise
 from contourcast.imaging.structures import Roi, StructureSet
 from contourcast.imaging.volume import Mask, Probability, Volume
-from contourcast.models.region import is_empty, region_grid, sample_on, scan_on
+from contourcast.models.region import is_empty, region_grid, sample_on, scan_on, whole_grid
 from contourcast.propagate import Case, Settings, carry_prior, register
 from contourcast.simulation.truth import load_truth
 from contourcast.training.datasets.dicom_folder import (
@@ -429,21 +429,7 @@ def _grid(scan: Volume, r_ct: Probability | None, options: Options) -> Grid | No
             patch_zyx=(np.array(usual.patch_zyx) + 2 * slack).tolist(),
             margin_mm=usual.margin_mm + float((slack * wanted).max()),
         )
-    return None if spacing is None else _whole(scan.grid, spacing)
-
-
-def _whole(grid: Grid, spacing_zyx_mm: Sequence[float]) -> Grid:
-    """The box of a scan along LPS, at another spacing."""
-    corners = grid.corners_xyz_mm
-    low, high = corners.min(0), corners.max(0)
-    spacing = np.asarray(spacing_zyx_mm, float)[::-1]
-    shape = np.floor((high - low) / spacing + 1e-6).astype(int) + 1
-    first = (low + high) / 2 - (shape - 1) / 2 * spacing
-    return Grid.even(
-        shape_zyx=(int(shape[2]), int(shape[1]), int(shape[0])),
-        spacing_xyz_mm=spacing.tolist(),
-        origin_xyz_mm=first,
-    )
+    return None if spacing is None else whole_grid(scan.grid, spacing)
 
 
 def digest_of(volume: Volume) -> str:
