@@ -19,13 +19,12 @@ from jaxtyping import Float
 from contourcast.imaging.distance import carry, distance_map
 from contourcast.imaging.errors import ContourcastError, InputError
 from contourcast.imaging.metrics import Agreement, agreement, dice
-from contourcast.imaging.rasterise import rasterise
 from contourcast.imaging.resample import Moved
 from contourcast.imaging.structures import Contour, Roi, nearest_name
 from contourcast.imaging.trace import trace
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.verdict import Figure, Quality, Verdict
-from contourcast.imaging.volume import Probability, Volume, require_same_frame
+from contourcast.imaging.volume import Mask, Probability, Volume, require_same_frame
 from contourcast.models.networks import SEGMENTING
 from contourcast.registration.methods import METHODS, Task
 from contourcast.registration.result import Registrations
@@ -37,7 +36,7 @@ ALL_METHODS: tuple[str, ...] = (*METHODS, NETWORK)
 KNOWN_METHODS: tuple[str, ...] = (*METHODS, *SEGMENTING)
 
 # Raised whenever the same input may give other contours than before: UIDs follow from it.
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 
 # Dice of a network's contour and the carried prior below which somebody has to look: a target that
 # shrank to a quarter inside its prior has 0.40. On twelve simulated fractions it was 0.47 and more,
@@ -108,6 +107,7 @@ class Case:
         start: Where registration may start beside its own guesses; None: nothing is known.
         vouched: What a person vouched for against the references, in words; empty: nothing.
         doubts: What is so and need not be, a sentence each; a person should look at it.
+        notes: What else is odd about the prior, a sentence each.
     """
 
     planning_ct: Volume
@@ -118,6 +118,7 @@ class Case:
     start: RigidTransform | None = None
     vouched: str = ""
     doubts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,11 +251,21 @@ def register(case: Case, settings: Settings) -> Registrations:
     return register_all(
         fixed=case.cbct,
         moving=case.planning_ct,
-        prior=rasterise(case.prior, case.planning_ct.grid),
+        prior=prior_mask(case),
         settings=settings.registration,
         start=case.start,
         device=settings.device,
     )
+
+
+def prior_mask(case: Case) -> Mask:
+    """The prior on the planning CT as it is carried: what was drawn on every second slice is whole.
+
+    Rasterised alone it would have half its volume (docs/decisions/0011).
+    """
+    grid, frame = case.planning_ct.grid, case.prior.frame_of_reference
+    here = RigidTransform.identity(source_frame=frame, target_frame=frame)
+    return carry(distance_map(case.prior, grid=grid), here, onto=grid).mask()
 
 
 def carry_prior(case: Case, registrations: Registrations) -> Probability:
@@ -325,7 +336,7 @@ def _carried(case: Case, settings: Settings, registrations: Registrations, metho
         Task(
             fixed=case.cbct,
             moving=case.planning_ct,
-            prior=rasterise(case.prior, case.planning_ct.grid),
+            prior=prior_mask(case),
             registrations=registrations,
             settings=settings.registration,
         )
@@ -359,17 +370,20 @@ def compare(
         for method, mask in regions.items()
         if method != reference
     }
-    prior_cc = rasterise(case.prior, case.planning_ct.grid).volume_cc
+    prior_cc = prior_mask(case).volume_cc
     figures = [*registrations.quality.figures, *map(_doubt, case.doubts)]
+    judged = []
     for d in drawn:
-        figures += _plausibility(d, prior_cc, r_ct)
+        own = _plausibility(d, prior_cc, r_ct)
+        judged.append(replace(d, quality=Quality(figures=(*d.quality.figures, *own))))
+        figures += [*own, *_reservations(d)]
     return Propagation(
         case=case,
         settings=settings,
         registrations=registrations,
         registration_seconds=registration_seconds,
         r_ct=r_ct,
-        drawn=tuple(drawn),
+        drawn=tuple(judged),
         agreement=agreements,
         prior_volume_cc=prior_cc,
         quality=Quality(figures=tuple(figures)),
@@ -384,7 +398,7 @@ def _doubt(sentence: str) -> Figure:
 
 
 def _plausibility(drawn: Drawn, prior_cc: float, r_ct: Probability) -> list[Figure]:
-    """A contour that vanished, doubled or failed deserves a look; a method's reject is a look."""
+    """A contour that vanished, doubled or failed deserves a look."""
     if drawn.failed:
         return [
             Figure(
@@ -414,18 +428,23 @@ def _plausibility(drawn: Drawn, prior_cc: float, r_ct: Probability) -> list[Figu
     ]
     if is_network(drawn.method):
         figures.append(_overlap_with_prior(drawn, dice(drawn.region.mask(), r_ct.mask())))
-    # A translation fits worse by the rotation that it leaves out: that says nothing of the others.
-    if drawn.method != "translation" and drawn.quality.verdict is not Verdict.ACCEPT:
-        figures += [
-            Figure(
-                name=f"{drawn.method}_quality",
-                value=None,
-                verdict=Verdict.LOOK,
-                reason=f"{drawn.method}: {reason}",
-            )
-            for reason in drawn.quality.reasons
-        ]
     return figures
+
+
+def _reservations(drawn: Drawn) -> list[Figure]:
+    """What a method says of itself; its reject is a look for the whole."""
+    # A translation fits worse by the rotation that it leaves out: that says nothing of the others.
+    if drawn.failed or drawn.region is None or drawn.method == "translation":
+        return []
+    return [
+        Figure(
+            name=f"{drawn.method}_quality",
+            value=None,
+            verdict=Verdict.LOOK,
+            reason=f"{drawn.method}: {reason}",
+        )
+        for reason in drawn.quality.reasons
+    ]
 
 
 def _overlap_with_prior(drawn: Drawn, overlap: float) -> Figure:
@@ -451,6 +470,7 @@ def inputs_digest(case: Case, settings: Settings, network_digest: str) -> str:
         "cbct": case.cbct.source.digest if case.cbct.source else "",
         "planning_ct": case.planning_ct.source.digest if case.planning_ct.source else "",
         "prior": [case.prior_source_uid, case.prior_digest, case.prior.number, case.prior.name],
+        "prior_xyz_mm": _digest_of(case.prior),  # a registration may have brought it home
         "start": None if case.start is None else case.start.matrix.round(9).tolist(),
         "vouched": case.vouched,
         "doubts": list(case.doubts),
@@ -459,3 +479,9 @@ def inputs_digest(case: Case, settings: Settings, network_digest: str) -> str:
         "network": network_digest,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of(roi: Roi) -> str:
+    """SHA-256 (hex) of where a ROI lies, to a thousandth of a millimetre."""
+    loops = [loop.points_xyz_mm.round(3) + 0.0 for loop in roi.loops]  # + 0.0: no negative zero
+    return hashlib.sha256(b"|".join(loop.tobytes() for loop in loops)).hexdigest()

@@ -2,8 +2,9 @@
 
 Which slice a contour belongs to is one rule for everything: a slice takes the loops of the
 nearest contoured plane within half a gap of it (exactly half way belongs to the lower slice), all
-of them combined by even-odd. Nothing is filled in between, nothing is moved to an image border;
-what a physicist has to know of it is said by `raster_notes`.
+of them combined by even-odd; one that stands there twice counts once. Nothing is filled in
+between, nothing is moved to an image border; what a physicist has to know of it is said by
+`raster_notes`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from contourcast.imaging.volume import Mask, Probability
 ON_SLICE: Final = 0.1
 # In slices: loops that spread further along the normal were not drawn on this grid's planes.
 FLAT: Final = 0.5
+# In steps: a stack of contours ends where the next plane is further away than so many usual ones.
+GAP_IN_STEPS: Final = 1.5
+# A gap of so many planes was hardly meant; a wider one parts a ROI of two lesions.
+FORGOTTEN_PLANES: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,9 +71,14 @@ def planes_of(roi: Roi, grid: Grid) -> tuple[Plane, ...]:
     ks = np.array([loop[:, 2].mean() for loop in loops])
     first = [0, *(np.flatnonzero(np.diff(ks) > ON_SLICE) + 1).tolist(), len(ks)]
     return tuple(
-        Plane(k=float(np.mean(ks[a:b])), loops=tuple(loop[:, :2] for loop in loops[a:b]))
+        Plane(k=float(np.mean(ks[a:b])), loops=_once([loop[:, :2] for loop in loops[a:b]]))
         for a, b in pairwise(first)
     )
+
+
+def _once(loops: Sequence[polygon.Loop]) -> tuple[polygon.Loop, ...]:
+    """Without those that stand there already: even-odd would make nothing of the two."""
+    return tuple({loop.round(polygon.SAME_PIXEL_PLACE).tobytes(): loop for loop in loops}.values())
 
 
 def plane_of_each_slice(planes: Sequence[Plane], slices: int) -> dict[int, Plane]:
@@ -109,53 +119,79 @@ def coverage(roi: Roi, grid: Grid) -> Probability:
     )
 
 
-def raster_notes(roi: Roi, grid: Grid) -> tuple[str, ...]:
-    """What rasterising this ROI on this grid leaves out or cannot show, a sentence each.
+@dataclass(frozen=True)
+class Note:
+    """What rasterising leaves out or cannot show.
 
-    Slices are counted from 0, as in the arrays.
+    Attributes:
+        text: A sentence; slices are counted from 0, as in the arrays.
+        lost: Whether some of what was drawn is lost, or seems to have been forgotten.
     """
+
+    text: str
+    lost: bool = False
+
+
+def raster_notes(roi: Roi, grid: Grid) -> tuple[Note, ...]:
+    """What rasterising this ROI on this grid leaves out or cannot show."""
     planes = planes_of(roi, grid)
     taken = plane_of_each_slice(planes, grid.shape_zyx[0])
-    notes = [*_notes_on_contours(roi), *_notes_on_planes(planes, taken, grid.shape_zyx[0])]
+    notes = [*_notes_on_contours(roi, planes), *_notes_on_planes(planes, taken, grid.shape_zyx[0])]
     notes += _notes_on_loops(planes, taken, grid)
     return tuple(notes)
 
 
-def _notes_on_contours(roi: Roi) -> list[str]:
+def _notes_on_contours(roi: Roi, planes: Sequence[Plane]) -> list[Note]:
     closed = [c for c in roi.contours if c.geometric_type.startswith("CLOSED")]
     open_or_point = len(roi.contours) - len(closed)
     degenerate = sum(not c.encloses for c in closed)
     notes = []
     if not roi.contours:
-        notes.append("the ROI has no contour")
+        notes.append(Note("the ROI has no contour"))
     if open_or_point:
-        notes.append(f"points and open lines enclose no volume: {open_or_point} contours left out")
+        sentence = f"points and open lines enclose no volume: {open_or_point} contours left out"
+        notes.append(Note(sentence))
     if degenerate:
-        notes.append(f"fewer than three points enclose no area: {degenerate} contours left out")
+        sentence = f"fewer than three points enclose no area: {degenerate} contours left out"
+        notes.append(Note(sentence))
+    twice = len(roi.loops) - sum(len(plane.loops) for plane in planes)
+    if twice:
+        notes.append(Note(f"{twice} of the contours stand there twice, and count once"))
     return notes
 
 
-def _notes_on_planes(planes: Sequence[Plane], taken: dict[int, Plane], slices: int) -> list[str]:
+def _notes_on_planes(planes: Sequence[Plane], taken: dict[int, Plane], slices: int) -> list[Note]:
     notes = []
     off = {n: abs(p.k - n) for n, p in taken.items() if abs(p.k - n) > ON_SLICE}
     if off:
-        notes.append(
+        sentence = (
             f"contours lie up to {max(off.values()):.2f} slices off the slices that take them: "
             f"{_listed(off)}"
         )
+        notes.append(Note(sentence))
     beyond = sum(not -0.5 < p.k <= slices - 0.5 for p in planes)
     if beyond:
-        notes.append(f"beyond the first or last slice of the image: {beyond} contoured planes")
+        sentence = f"beyond the first or last slice of the image: {beyond} contoured planes"
+        notes.append(Note(sentence, lost=True))
     crowded = len(planes) - beyond - len(taken)
     if crowded:
-        notes.append(f"planes closer than the slices: {crowded} left out for a nearer one")
+        notes.append(Note(f"planes closer than the slices: {crowded} left out for a nearer one"))
     missing = sorted(set(range(min(taken), max(taken) + 1)) - set(taken)) if taken else []
     if missing:
-        notes.append(f"no contour within the stack, left empty: {_listed(missing)}")
+        sentence = f"no contour within the stack, left empty: {_listed(missing)}"
+        notes.append(Note(sentence, lost=_forgotten(planes)))
     return notes
 
 
-def _notes_on_loops(planes: Sequence[Plane], taken: dict[int, Plane], grid: Grid) -> list[str]:
+def _forgotten(planes: Sequence[Plane]) -> bool:
+    """Whether a few planes are missing in a stack, whatever the usual step of it is."""
+    steps = np.diff([plane.k for plane in planes])
+    usual = float(np.median(steps))
+    gap = steps > GAP_IN_STEPS * usual
+    return bool((gap & (steps < (FORGOTTEN_PLANES + 1.5) * usual)).any())
+
+
+def _notes_on_loops(planes: Sequence[Plane], taken: dict[int, Plane], grid: Grid) -> list[Note]:
     _, rows, columns = grid.shape_zyx
     outside = partly = crossing = 0
     tiny = []
@@ -178,13 +214,16 @@ def _notes_on_loops(planes: Sequence[Plane], taken: dict[int, Plane], grid: Grid
             tiny.append(n)
     notes = []
     if outside:
-        notes.append(f"wholly outside the image: {outside} contours left out")
+        notes.append(Note(f"wholly outside the image: {outside} contours left out", lost=True))
     if partly:
-        notes.append(f"partly outside the image: {partly} contours cut at its border")
+        sentence = f"partly outside the image: {partly} contours cut at its border"
+        notes.append(Note(sentence, lost=True))
     if crossing:
-        notes.append(f"{crossing} contours cross themselves (even-odd decides what is inside)")
+        sentence = f"{crossing} contours cross themselves (even-odd decides what is inside)"
+        notes.append(Note(sentence))
     if tiny:
-        notes.append(f"smaller than a voxel, so that its centre alone decides: {_listed(tiny)}")
+        sentence = f"smaller than a voxel, so that its centre alone decides: {_listed(tiny)}"
+        notes.append(Note(sentence))
     return notes
 
 

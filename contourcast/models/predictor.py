@@ -29,6 +29,7 @@ from contourcast.models.region import (
     box_of,
     filled_up,
     is_empty,
+    out_of_view,
     planning_on,
     region_grid,
     sample_on,
@@ -54,6 +55,8 @@ NEAR_PRIOR_MM: Final = 10.0
 # Pieces smaller than this share of the largest are dropped, as the labelling rule does
 # (REGISTRATION §11.1).
 SPECK_SHARE: Final = 0.1
+# A probability from which a voxel is in the region.
+INSIDE: Final = 0.5
 # How often windows are halved before the processor draws instead (CLINICAL_SERVICE §6.1).
 SMALLER_WINDOWS: Final = 2
 
@@ -90,14 +93,16 @@ class Predictor:
         """Today's region on the CBCT's grid, zero away from it.
 
         An empty prior gives an empty region: the prior says where to look, and without it
-        nothing may be drawn. Where a GPU's memory does not do, windows are halved up to
-        `SMALLER_WINDOWS` times, then the processor draws.
+        nothing may be drawn. Outside the field of view the prior stands (REGISTRATION §7). Where a
+        GPU's memory does not do, windows are halved up to `SMALLER_WINDOWS` times, then the
+        processor draws.
 
         Args:
             cbct: Today's scan.
             r_ct: The carried prior.
             planning_ct: Carried by the same registration; only some models look at it.
-            on_note: Told when memory ran out, and what was done.
+            on_note: Told when memory ran out, and what was done; and how much of the prior is out
+                of view.
 
         Raises:
             FrameMismatchError: Scan, prior and planning CT are not seen from one frame.
@@ -132,6 +137,10 @@ class Predictor:
         logits = self._logits(
             np.stack([shown[name] for name in card.channels]), place.windows, place.first, on_note
         )
+        beyond = out_of_view(observed)
+        logits[beyond] = _as_logit(prior[beyond])
+        if unseen := float(beyond[prior >= INSIDE].mean()) if (prior >= INSIDE).any() else 0.0:
+            on_note(f"{100 * unseen:.0f} % of the prior lie out of view, and stand as it has them")
         logits[~plausible(logits > 0, prior, grid)] = -LOGIT_LIMIT
         return r_ct.with_values(_onto_scan(logits, grid, r_ct.grid))
 
@@ -331,6 +340,13 @@ def plausible(
     rim = ndimage.binary_dilation(dropped, np.ones((3, 3, 3)))
     allowed: np.ndarray = ~rim | np.isin(pieces, kept)
     return allowed
+
+
+def _as_logit(probability: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    certain = 1 / (1 + np.exp(LOGIT_LIMIT))
+    p = probability.clip(certain, 1 - certain)
+    logits: np.ndarray = np.log(p / (1 - p))
+    return logits
 
 
 def _onto_scan(

@@ -264,6 +264,20 @@ def scan_on(cbct: Volume, grid: Grid) -> tuple[np.ndarray, Bool[np.ndarray, "z y
     return sample_on(filled, part, onto=grid, outside=float(fallback)), observed
 
 
+def out_of_view(observed: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
+    """Where a region lies beyond the field of view: what was not observed in one piece to its rim.
+
+    Single voxels at a scan's lowest value are air or noise, and no padding.
+    """
+    wide = np.pad(~observed, 2, mode="edge")  # at the rim it may go on
+    pieces, _ = ndimage.label(ndimage.binary_opening(wide, np.ones((3, 3, 3))))
+    outermost = np.ones(pieces.shape, bool)
+    outermost[1:-1, 1:-1, 1:-1] = False
+    at_rim = np.unique(pieces[outermost])
+    outside: np.ndarray = np.isin(pieces, at_rim[at_rim > 0])[2:-2, 2:-2, 2:-2]
+    return outside
+
+
 def planning_on(planning_ct: Moved, grid: Grid) -> Float[np.ndarray, "z y x"]:
     """The planning CT at a region's grid, as the network is shown it: windowed and scaled."""
     values = sample_on(

@@ -1,7 +1,8 @@
 """Windows of a network: where they lie, which of them tell at a place, and what they say together.
 
 nnU-Net v2's sliding window: windows of the size that the network was trained on overlap by half,
-and their logits are averaged with Gaussian weights.
+and their logits are averaged with Gaussian weights (its own lie half a voxel off the middle of
+patches of an even size, ours do not).
 """
 
 from __future__ import annotations

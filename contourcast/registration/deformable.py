@@ -161,7 +161,7 @@ def _first_without_folds(method: str, scene: Scene, attempts: Sequence[Attempt])
         region = attempt.region()
         displacement, program = deform(scene, region.mask, attempt.bspline, method=method)
         measured = folding(displacement, region.mask)
-        if measured.jacobian_min <= 0:
+        if not measured.jacobian_min > 0:  # so that what is no number is a fold
             folded.append(
                 f"{attempt.step} folded: Jacobian determinant down to {measured.jacobian_min:.2f}, "
                 f"{100 * measured.folded_fraction:.2g} % of the region"
@@ -327,7 +327,7 @@ def lung_with_prior(scene: Scene) -> Region:
         raise _no_prior(DIR_L)
     settings = scene.deformable
     planning = average(scene.moving_image, spacing_mm=settings.lungs.spacing_mm)
-    prior = average(scene.prior_image, spacing_mm=settings.lungs.spacing_mm).values.numpy() >= 0.5
+    prior = _holds_half(average(scene.prior_image, spacing_mm=settings.lungs.spacing_mm))
     found = lungs(planning, settings.lungs)
     if not found:
         raise MethodError(
@@ -353,6 +353,12 @@ def lung_with_prior(scene: Scene) -> Region:
     world_from_index = scene.planning_from_cbct.matrix @ affine(grid)
     share_at = sample(region, _index_points(grid), world_from_index).nan_to_num().numpy()
     return Region(mask=_in_view(scene, grid, share_at.reshape(grid.shape_zyx) >= 0.5), notes=notes)
+
+
+def _holds_half(share: Image) -> Bool[np.ndarray, "z y x"]:
+    """Voxels of which half is prior; those that hold any of it where it is too small for that."""
+    values: np.ndarray = share.values.numpy()
+    return values >= 0.5 if (values >= 0.5).any() else values > 0
 
 
 def _holding(

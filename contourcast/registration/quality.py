@@ -241,9 +241,9 @@ def _likeness_figures(likeness: Likeness, limits: QualityLimits) -> Sequence[Fig
 def _motion_figures(
     pose: Pose, base: Pose, limits: QualityLimits, *, blind: bool
 ) -> Sequence[Figure]:
-    turned = RigidTransform.about(
+    turned = RigidTransform.about(  # of cbct_from_planning, as the report states all rotations
         np.zeros(3),
-        rotation=pose.rotation @ base.rotation.T,
+        rotation=pose.rotation.T @ base.rotation,
         translation_xyz_mm=np.zeros(3),
         source_frame="from",
         target_frame="to",
@@ -366,7 +366,7 @@ def _limited(
     words = f"accept {at_least} {accept:g}"
     if reject is not None:
         words += f", reject {less} {reject:g}"
-    if value is None:
+    if value is None or not np.isfinite(value):
         return Figure(
             name=name,
             value=None,

@@ -66,14 +66,15 @@ def register_all(
     base, blind = _base(pair, start)
     starts = _starts(pair, base, blind=blind)
     body, quality = _body(pair, place, base, starts, blind=blind)
-    shifted = _finest(pair, _coarse(pair, starts.poses, free=TRANSLATION), free=TRANSLATION)
+    upright, shifts = _unturned(pair, base, starts, blind=blind)
+    shifted = _finest(pair, _coarse(pair, shifts.poses, free=TRANSLATION), free=TRANSLATION)
     target = _target(pair, place, body)
     return _gathered(
         pair,
         place,
         body=_registration(pair, body, quality),
         target=target,
-        translation=_registration(pair, shifted, judge(pair, shifted.pose, place, base=base)),
+        translation=_registration(pair, shifted, judge(pair, shifted.pose, place, base=upright)),
     )
 
 
@@ -363,8 +364,9 @@ def _gathered(
             )
         )
         if focus == "target":
-            known = {figure.name for figure in figures}
-            figures += [f for f in target.quality.figures if f.name not in known]
+            # the prior is carried by the target's answer, so what that one says of it counts
+            told = {figure.name for figure in target.quality.figures}
+            figures = [f for f in figures if f.name not in told] + [*target.quality.figures]
     elif focus == "target":
         figures.append(
             Figure(
@@ -383,6 +385,14 @@ def _gathered(
         apart_mm=apart,
         quality=Quality(figures=tuple(figures)),
     )
+
+
+def _unturned(pair: Pair, base: Pose, starts: _Starts, *, blind: bool) -> tuple[Pose, _Starts]:
+    """The same where nothing is turned, whatever a start says: a translation is one alone."""
+    if np.allclose(base.rotation, np.eye(3), atol=1e-12, rtol=0):
+        return base, starts
+    upright = replace(base, rotation=np.eye(3))
+    return upright, _starts(pair, upright, blind=blind)
 
 
 def _distance(first: Pose, second: Pose, planning_xyz_mm: Float[np.ndarray, " 3"]) -> float:

@@ -104,7 +104,7 @@ def test_the_mask_of_a_hard_shape(name: str, note: str) -> None:
     assert np.count_nonzero(rasterise(rois[name], grid).values != truth) == 0
     notes = raster_notes(rois[name], grid)
     assert len(notes) == bool(note)
-    assert note in "".join(notes)
+    assert note in "".join(each.text for each in notes)
 
 
 @pytest.mark.parametrize(("name", "note"), WITHOUT_VOLUME.items())
@@ -112,7 +112,7 @@ def test_what_has_no_volume_says_so(name: str, note: str) -> None:
     grid, rois = synthetic()
     assert rasterise(rois[name], grid).is_empty
     assert not coverage(rois[name], grid).values.any()
-    assert note in "".join(raster_notes(rois[name], grid))
+    assert note in "".join(each.text for each in raster_notes(rois[name], grid))
 
 
 # --- 4D-Lung patient 113: a tumour and a node as a physician drew them

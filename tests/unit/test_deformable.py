@@ -25,6 +25,7 @@ from contourcast.registration.deformable import (
     lung_with_prior,
 )
 from contourcast.registration.elastix import BSpline, Pair, run_elastix
+from contourcast.registration.pyramid import average
 from contourcast.registration.result import Carriage
 from contourcast.registration.settings import (
     BSplineSettings,
@@ -376,6 +377,16 @@ def test_a_prior_beside_the_lungs_takes_the_nearer_lung_and_says_so() -> None:
     places = RIGID.apply(region.mask.grid.centers()[region.mask.values.ravel()])
     assert np.linalg.norm(places - middle, axis=1).min() < QUICK.spacing_mm
     assert places[:, 0].min() > middle[0] - 8 - 15 - 5 - 2 * QUICK.spacing_mm, "the right lung"
+
+
+def test_a_prior_smaller_than_the_blocks_that_lungs_are_found_in_has_its_lung() -> None:
+    coarse = replace(QUICK, lungs=replace(QUICK.lungs, spacing_mm=8.0))
+    at = scene(RIGID, settings=coarse)
+    values = np.zeros_like(at.prior.values)
+    values[tuple(np.argwhere(at.prior.values)[0])] = True
+    one = replace(at, prior=replace(at.prior, values=values))
+    assert not (average(one.prior_image, spacing_mm=8.0).values >= 0.5).any()
+    assert "the left lung" in lung_with_prior(one).notes[0]
 
 
 def test_the_lung_that_holds_the_prior_is_the_region() -> None:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import pytest
 
+from contourcast.imaging.dicom.ct_series import read_ct_series
+from contourcast.imaging.dicom.ct_series_out import series_source, write_ct_series
+from contourcast.imaging.dicom.registration_out import write_registration
+from contourcast.imaging.dicom.rtstruct_out import Approval, write_structure_set
 from contourcast.imaging.errors import FrameMismatchError, InputError
+from contourcast.imaging.grid import Grid
 from contourcast.imaging.rasterise import rasterise
+from contourcast.imaging.source import Patient, Study
+from contourcast.imaging.structures import Contour, Roi
+from contourcast.imaging.transform import RigidTransform
+from contourcast.imaging.volume import Volume
 from contourcast.propagate import Case
 from contourcast.service.jobs.inputs import read_case
 from support.course import TUMOUR_XYZ_MM, CourseFiles, make_course
 from support.dicom_factory import disc, make_registration, make_structure_set, uid
+
+NOW: Final = datetime(2026, 1, 3, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +105,82 @@ def test_a_registration_that_ties_nothing_here_is_refused(
     )
     with pytest.raises(FrameMismatchError, match="ties nothing"):
         case_of(course, registrations=[foreign])
+
+
+def test_the_images_tell_where_a_prior_was_drawn_when_all_scans_state_one_frame(
+    tmp_path: Path,
+) -> None:
+    """Some machines give their CBCTs the plan's frame of reference; nobody has to vouch."""
+    grid = Grid.even(
+        shape_zyx=(20, 60, 60), spacing_xyz_mm=(2, 2, 3), origin_xyz_mm=(-60, -60, -30)
+    )
+    scans = {}
+    for n, name in enumerate(("plan", "yesterday", "today")):
+        noise = np.random.default_rng(n).normal(0, 100, grid.shape_zyx)
+        scan = Volume(values=noise, grid=grid, frame_of_reference="2.25.1")
+        source = series_source(
+            scan,
+            digest=name,
+            patient=Patient(name="A^B", patient_id="1"),
+            study=Study(instance_uid=f"2.25.1{n}"),
+        )
+        write_ct_series(tmp_path / name, replace(scan, source=source))
+        scans[name] = read_ct_series(tmp_path / name)
+    made: dict[str, Any] = {"drawn_at": NOW, "label": "P", "series_description": ""}
+    for name, x_mm in (("plan", 0.0), ("yesterday", 12.0)):
+        loops = tuple(
+            Contour(points_xyz_mm=disc((x_mm, 0.0, -30 + 3.0 * k), 15.0)) for k in range(7, 13)
+        )
+        write_structure_set(
+            tmp_path / f"{name}.dcm",
+            rois=[Roi(number=1, name="GTV", frame_of_reference="2.25.1", contours=loops)],
+            reference=scans[name],
+            digest=name,
+            approval=Approval(status="APPROVED", reviewer="X", at=NOW),
+            **made,
+        )
+    matrix = np.eye(4)
+    matrix[0, 3] = 12.0
+    write_registration(
+        tmp_path / "reg.dcm",
+        cbct_from_planning=RigidTransform(
+            matrix=matrix, source_frame="2.25.1", target_frame="2.25.1"
+        ),
+        cbct=scans["yesterday"],
+        planning_ct=scans["plan"],
+        digest="r",
+        made_at=NOW,
+    )
+    given: dict[str, Any] = {
+        "planning_ct": tmp_path / "plan",
+        "structures": tmp_path / "plan.dcm",
+        "cbct": tmp_path / "today",
+        "roi": "GTV",
+        "prior_structures": tmp_path / "yesterday.dcm",
+    }
+    case = read_case(**given, registrations=[tmp_path / "reg.dcm"])
+    at = rasterise(case.prior, case.planning_ct.grid).centroid_xyz_mm()
+    assert at is not None
+    assert abs(at[0]) < 0.2
+    assert case.start is None, "yesterday's registration says nothing of today's images"
+    with pytest.raises(FrameMismatchError, match="drawn on other images"):
+        read_case(**given)
+
+
+def test_what_of_the_prior_is_lost_is_a_doubt_and_the_rest_a_note(
+    course: CourseFiles, tmp_path: Path
+) -> None:
+    from pydicom import dcmread
+
+    dataset = dcmread(course.structures)
+    loops = dataset.ROIContourSequence[0].ContourSequence
+    del loops[len(loops) // 2]  # forgotten
+    loops.append(loops[0])  # and one exported twice
+    dataset.save_as(tmp_path / "rs.dcm")
+    case = case_of(course, tmp_path / "rs.dcm")
+    (doubt,) = case.doubts
+    assert doubt.startswith("of the prior: no contour within the stack, left empty: slice ")
+    assert "1 of the contours stand there twice, and count once" in case.notes
 
 
 def test_planning_ct_and_cbct_are_compared_where_the_structure_set_names_no_patient(

@@ -66,6 +66,28 @@ def test_numbers_that_are_none_are_filled_and_the_rest_is_drawn() -> None:
     assert dice(predictor().predict(cbct.with_values(values), r_ct).mask(), truth) > 0.95
 
 
+def test_out_of_view_the_prior_stands_and_air_is_in_view() -> None:
+    cbct, r_ct, truth = ball_case(noise_hu=5.0)
+    middle = cbct.grid.index(truth.centroid_xyz_mm()[None])[0]  # type: ignore[index]
+    k = round(float(middle[2]))
+    observed = np.ones(cbct.grid.shape_zyx, bool)
+    observed[k:] = False
+    told: list[str] = []
+    cut = replace(cbct, observed=observed)
+    found = predictor().predict(cut, r_ct, on_note=told.append).mask().values
+    carried = r_ct.mask().values
+    apart = (found[k + 2 :] != carried[k + 2 :]).sum()
+    assert apart < 0.05 * carried[k + 2 :].sum()
+    (note,) = told
+    assert "of the prior lie out of view" in note
+    holes = np.ones((20, 20, 20), bool)
+    holes[1:18:3, 1:18:2, 1:18:3] = False  # noise at the lowest value
+    holes[5:9, 5:9, 5:9] = False  # a bubble
+    assert not region.out_of_view(holes).any()
+    holes[:, :, 15:] = False
+    assert region.out_of_view(holes)[:, :, 16:].all()
+
+
 def test_the_answer_lies_on_the_scans_grid_round_the_prior_and_nowhere_else() -> None:
     cbct, r_ct, truth = ball_case(noise_hu=5.0)
     found = predictor().predict(cbct, r_ct)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from contourcast.imaging.errors import FrameMismatchError, InputError
+from contourcast.imaging.rasterise import rasterise
 from contourcast.imaging.resample import Moved
 from contourcast.imaging.verdict import Verdict
 from contourcast.imaging.volume import Probability, Volume
@@ -23,6 +24,7 @@ from contourcast.propagate import (
     compare,
     draw,
     inputs_digest,
+    prior_mask,
     propagate,
     register,
 )
@@ -125,7 +127,15 @@ def test_the_digest_follows_everything_that_matters(case: Case, settings: Settin
         inputs_digest(case, settings, "other weights"),
         inputs_digest(case, replace(settings, device="cuda"), "w"),
     ]
-    assert len({one, *others}) == 6
+    home = replace(
+        case.prior,
+        contours=tuple(
+            replace(c, points_xyz_mm=c.points_xyz_mm + np.array([0.0, 0.5, 0.0]))
+            for c in case.prior.contours
+        ),
+    )
+    others.append(inputs_digest(replace(case, prior=home), settings, "w"))
+    assert len({one, *others}) == 7
     assert one == inputs_digest(case, settings, "w")
 
 
@@ -185,6 +195,17 @@ def test_a_contour_that_vanished_deserves_a_look(
     )
     assert any(f.name == "rigid_volume_over_prior" and f.value == 0 for f in whole.quality.figures)
     assert whole.verdict is not Verdict.ACCEPT
+    (rigid,) = whole.drawn
+    assert rigid.quality.verdict is Verdict.LOOK, "it stands in its own row, too"
+
+
+def test_a_prior_drawn_on_every_second_slice_has_its_whole_volume(case: Case) -> None:
+    loops = sorted(case.prior.contours, key=lambda c: c.points_xyz_mm[0, 2])
+    sparse = replace(case, prior=replace(case.prior, contours=tuple(loops[::2])))
+    assert prior_mask(sparse).volume_cc == pytest.approx(prior_mask(case).volume_cc, rel=0.06)
+    assert (
+        rasterise(sparse.prior, case.planning_ct.grid).volume_cc < 0.6 * prior_mask(case).volume_cc
+    )
 
 
 def test_a_network_that_draws_elsewhere_deserves_a_look(

@@ -7,7 +7,7 @@ from scipy.spatial.transform import Rotation
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.verdict import Quality, Verdict
 from contourcast.imaging.volume import Mask, Volume
-from contourcast.registration.quality import assess
+from contourcast.registration.quality import _limited, assess
 from contourcast.registration.settings import LevelSettings, RegistrationSettings, RigidSettings
 from support.analytic_phantom import CBCT, PLANNING, Phantom, motion
 from support.virtual_cbct import ball
@@ -108,8 +108,18 @@ def test_little_overlap_is_named() -> None:
 def test_shift_and_angle_are_measured_at_the_middle_of_the_field() -> None:
     quality = judged()
     assert quality.figure("shift_mm") == pytest.approx(np.linalg.norm([5, -4, 3]), abs=0.3)
-    assert quality.figure("angle_x_deg") == pytest.approx(TRUTH.euler_xyz_deg[0], abs=1e-6)
-    assert quality.figure("angle_z_deg") == pytest.approx(TRUTH.euler_xyz_deg[2], abs=1e-6)
+    turned = TRUTH.inverse().euler_xyz_deg  # as the report states it, of cbct_from_planning
+    assert quality.figure("angle_x_deg") == pytest.approx(turned[0], abs=1e-6)
+    assert quality.figure("angle_z_deg") == pytest.approx(turned[2], abs=1e-6)
+
+
+def test_what_is_no_number_is_not_accepted() -> None:
+    quality = judged()
+    lncc = next(f for f in quality.figures if f.name == "lncc")
+    assert lncc.verdict is Verdict.ACCEPT
+    for sign in (1, -1):
+        found = _limited("lncc", float("nan"), 0.4, 0.2, "{}", sign=sign)
+        assert (found.value, found.verdict) == (None, Verdict.REJECT)
 
 
 @pytest.mark.parametrize(

@@ -94,19 +94,22 @@ def test_a_contour_between_slices_goes_to_the_nearest(z: float, taken: int) -> N
     inside = rasterise(roi(square(1, 5, z=z)), GRID).values
     assert np.flatnonzero(inside.any(axis=(1, 2))).tolist() == [taken]
     (note,) = raster_notes(roi(square(1, 5, z=z)), GRID)
-    assert f"slice {taken}" in note
+    assert f"slice {taken}" in note.text
+    assert not note.lost
 
 
 @pytest.mark.parametrize("z", [-1.5, -40.0, 13.6, 1e9])
 def test_a_contour_beyond_the_slices_is_on_none(z: float) -> None:
     assert rasterise(roi(square(1, 5, z=z)), GRID).is_empty
-    assert "beyond the first or last slice" in raster_notes(roi(square(1, 5, z=z)), GRID)[0]
+    (note,) = raster_notes(roi(square(1, 5, z=z)), GRID)
+    assert "beyond the first or last slice" in note.text
+    assert note.lost
 
 
 def test_planes_closer_than_the_slices_do_not_cancel_each_other() -> None:
     dense = roi(square(1, 5, z=5.0), square(1, 5, z=6.0), square(1, 5, z=7.0))
     assert rasterise(dense, GRID).values.sum() == 16
-    assert any("closer than the slices: 2" in note for note in raster_notes(dense, GRID))
+    assert any("closer than the slices: 2" in note.text for note in raster_notes(dense, GRID))
 
 
 def test_uneven_slices_take_what_is_nearest_in_their_own_gap() -> None:
@@ -130,7 +133,28 @@ def test_gaps_are_left_empty_and_told() -> None:
         False,
         True,
     ]
-    assert raster_notes(gap, GRID) == ("no contour within the stack, left empty: slices 1-3",)
+    (note,) = raster_notes(gap, GRID)
+    assert note.text == "no contour within the stack, left empty: slices 1-3"
+    assert not note.lost, "two planes have no usual step"
+
+
+@pytest.mark.parametrize(
+    ("slices", "lost"),
+    [((0, 1, 3, 4), True), ((0, 2, 4), False), ((0, 1, 2, 8, 9), False), ((0, 2, 6, 8), True)],
+)
+def test_a_forgotten_plane_is_told_from_a_usual_step_and_from_a_second_lesion(
+    slices: tuple[int, ...], lost: bool
+) -> None:
+    grid = Grid.even(shape_zyx=(12, 8, 8), spacing_xyz_mm=(1, 1, 3), origin_xyz_mm=np.zeros(3))
+    (note,) = raster_notes(roi(*(square(1, 5, z=3.0 * n) for n in slices)), grid)
+    assert note.lost is lost
+
+
+def test_a_contour_that_stands_twice_counts_once() -> None:
+    twice = roi(square(1, 5, z=6.0), square(1, 5, z=6.0))
+    assert rasterise(twice, GRID).values.sum() == 16
+    (note,) = raster_notes(twice, GRID)
+    assert note.text == "1 of the contours stand there twice, and count once"
 
 
 # --- any orientation
@@ -203,7 +227,7 @@ def test_the_mask_keeps_frame_and_name() -> None:
 )
 def test_what_cannot_be_shown_is_told(contours: tuple[Contour, ...], words: str) -> None:
     (note,) = raster_notes(roi(*contours), GRID)
-    assert words in note
+    assert words in note.text
 
 
 def test_a_plain_roi_has_no_notes() -> None:

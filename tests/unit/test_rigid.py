@@ -84,6 +84,12 @@ def test_a_translation_never_turns() -> None:
     assert error_mm(found, shift) < 0.3
 
 
+def test_a_translation_does_not_turn_because_a_start_does() -> None:
+    found = answer(start=MOVED).translation.planning_from_cbct
+    np.testing.assert_array_equal(found.matrix[:3, :3], np.eye(3))
+    assert error_mm(answer(start=MOVED).body.planning_from_cbct, MOVED) < 0.3
+
+
 def test_plain_descent_ends_where_gauss_newton_does() -> None:
     scalar = replace(
         QUICK,
@@ -153,6 +159,8 @@ def test_a_target_that_moved_against_the_bones_is_told_and_may_carry_the_prior()
     found = register_all(fixed=cbct, moving=ct, prior=prior, settings=settings)
     assert found.target is not None
     assert found.chosen is found.target
+    (told,) = (f.value for f in found.quality.figures if f.name == "prior_in_view")
+    assert told == found.target.quality.figure("prior_in_view"), "of the answer that carries it"
     assert found.apart_mm is not None
     assert found.apart_mm > 5
     shift = found.target.cbct_from_planning.translation_at(np.array([10.0, 5.0, 0.0]))

@@ -123,11 +123,15 @@ class SpatialRegistration:
             DicomError: A scan has several results and none is chosen; lists them.
         """
         if target.frame_of_reference == source.frame_of_reference:
-            frames = ("", "")
-        else:
-            frames = (target.frame_of_reference, source.frame_of_reference)
+            return self.between_images(
+                target=instances(target),
+                source=instances(source),
+                frame=source.frame_of_reference,
+                result=result,
+            )
+        frames = (target.frame_of_reference, source.frame_of_reference)
         to_target, to_source = (
-            self._to_registered(frame, result, images=_instances(scan))
+            self._to_registered(frame, result, images=instances(scan))
             for frame, scan in zip(frames, (target, source), strict=True)
         )
         return replace(
@@ -135,6 +139,32 @@ class SpatialRegistration:
             source_frame=source.frame_of_reference,
             target_frame=target.frame_of_reference,
         )
+
+    def between_images(
+        self,
+        *,
+        target: frozenset[str],
+        source: frozenset[str],
+        frame: str,
+        result: str = "",
+    ) -> RigidTransform:
+        """The transform between two sets of images that state one frame of reference.
+
+        Args:
+            target: SOP Instance UIDs of the images whose points it gives.
+            source: Of those whose points it takes.
+            frame: What both state.
+            result: Which one, where a set has several: its comment, or its number as ``#2``.
+
+        Raises:
+            FrameMismatchError: The object says nothing of one of them.
+            DicomError: One has several results and none is chosen; lists them.
+        """
+        to_target, to_source = (
+            self._to_registered("", result, images=images) for images in (target, source)
+        )
+        between = to_target.inverse() @ to_source
+        return replace(between, source_frame=frame, target_frame=frame)
 
     def _to_registered(
         self, frame: str, result: str, *, images: frozenset[str] | None = None
@@ -171,7 +201,8 @@ class SpatialRegistration:
         )
 
 
-def _instances(scan: Volume) -> frozenset[str]:
+def instances(scan: Volume) -> frozenset[str]:
+    """SOP Instance UIDs of a scan's slices."""
     return frozenset(s.sop_instance_uid for s in scan.source.slices) if scan.source else frozenset()
 
 

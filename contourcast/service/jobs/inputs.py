@@ -9,12 +9,21 @@ from functools import partial
 from pathlib import Path
 
 from contourcast.imaging.dicom.ct_series import read_ct_series
-from contourcast.imaging.dicom.registration_in import SpatialRegistration, read_registration
-from contourcast.imaging.dicom.rtstruct_in import read_structure_set, require_drawn_on
+from contourcast.imaging.dicom.registration_in import (
+    SpatialRegistration,
+    instances,
+    read_registration,
+)
+from contourcast.imaging.dicom.rtstruct_in import (
+    read_structure_set,
+    reference_notes,
+    require_drawn_on,
+)
 from contourcast.imaging.distance import carry, distance_map, own_grid
 from contourcast.imaging.errors import ContourcastError, FrameMismatchError, InputError
+from contourcast.imaging.rasterise import raster_notes
 from contourcast.imaging.source import Patient
-from contourcast.imaging.structures import Roi
+from contourcast.imaging.structures import Roi, StructureSet
 from contourcast.imaging.trace import trace
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.volume import Volume
@@ -54,7 +63,12 @@ def read_case(
     source = drawn if prior_structures is None else read_structure_set(prior_structures)
 
     claims: list[Callable[[], None]] = [partial(require_drawn_on, drawn, planning)]
-    if source is not drawn and source.frame_of_reference == planning.frame_of_reference:
+    home = None if source is drawn else _home_by_images(source, planning, known)
+    if (
+        source is not drawn
+        and source.frame_of_reference == planning.frame_of_reference
+        and not home
+    ):
         claims.append(partial(require_drawn_on, source, planning))
     objects = [("structure set", drawn.patient), ("prior", source.patient)]
     objects += [("registration", each.patient) for each in known]
@@ -73,15 +87,16 @@ def read_case(
                 raise
             doubts.append(doubt.cause)
     prior = source.roi(roi)
-    if prior.frame_of_reference != planning.frame_of_reference:
-        prior = _brought_home(prior, planning, known)
+    if home or prior.frame_of_reference != planning.frame_of_reference:
+        prior = _brought_home(prior, planning, home or _tie_of_prior(prior, planning, known))
     if not prior.loops:
         raise InputError(
             f"ROI '{prior.name}' encloses nothing on the planning CT",
             uid=source.sop_instance_uid,
             remedy="choose a ROI with closed contours, drawn where the planning CT is",
         )
-    _require_useful(known, planning, today, source.roi(roi))
+    _require_useful(known, planning, today, source, source.roi(roi).frame_of_reference)
+    odd = raster_notes(prior, planning.grid)
     return Case(
         planning_ct=planning,
         cbct=today,
@@ -90,6 +105,12 @@ def read_case(
         prior_digest=source.digest,
         start=_start(planning, today, known),
         vouched=f"{vouched} (against: {'; '.join(doubts)})" if doubts else vouched,
+        doubts=tuple(f"of the prior: {note.text}" for note in odd if note.lost),
+        notes=(
+            *(note.text for note in odd),
+            *(reference_notes(drawn, planning) if source is drawn else ()),
+            *source.notes,
+        ),
     )
 
 
@@ -111,8 +132,27 @@ def _require_patient(patient: Patient, scan: Volume, what: str) -> None:
         )
 
 
-def _brought_home(prior: Roi, planning_ct: Volume, known: Sequence[SpatialRegistration]) -> Roi:
-    """The prior in the planning CT's frame, when it was drawn in another.
+def _home_by_images(
+    source: StructureSet, planning_ct: Volume, known: Sequence[SpatialRegistration]
+) -> RigidTransform | None:
+    """What brings a prior home that was drawn on another scan which states the planning CT's frame.
+
+    Some machines give their CBCTs the plan's frame of reference: it is the images that tell.
+    """
+    frame, here = planning_ct.frame_of_reference, instances(planning_ct)
+    drawn_on = source.referenced_sop_uids
+    if source.frame_of_reference != frame or not drawn_on or drawn_on & here:
+        return None
+    for registration in known:
+        with contextlib.suppress(InputError, FrameMismatchError):
+            return registration.between_images(target=here, source=drawn_on, frame=frame)
+    return None
+
+
+def _tie_of_prior(
+    prior: Roi, planning_ct: Volume, known: Sequence[SpatialRegistration]
+) -> RigidTransform:
+    """What brings a prior home that was drawn in another frame of reference.
 
     Raises:
         FrameMismatchError: No registration ties the two frames; nobody can vouch for a place.
@@ -126,6 +166,12 @@ def _brought_home(prior: Roi, planning_ct: Volume, known: Sequence[SpatialRegist
             uid=f"{prior.frame_of_reference} and {frame}",
             remedy="give the Spatial Registration that ties the two: --registration",
         )
+    return tie
+
+
+def _brought_home(prior: Roi, planning_ct: Volume, tie: RigidTransform) -> Roi:
+    """The prior where the planning CT has it."""
+    frame = planning_ct.frame_of_reference
     shape = distance_map(prior, grid=own_grid(prior))
     at_home = carry(shape, tie.inverse(), onto=planning_ct.grid)
     return replace(prior, frame_of_reference=frame, contours=trace(at_home))
@@ -154,7 +200,11 @@ def _between_images(
 
 
 def _require_useful(
-    known: Sequence[SpatialRegistration], planning_ct: Volume, cbct: Volume, prior: Roi
+    known: Sequence[SpatialRegistration],
+    planning_ct: Volume,
+    cbct: Volume,
+    prior: StructureSet,
+    frame: str,
 ) -> None:
     """A registration that was given and says nothing here was given by mistake.
 
@@ -162,9 +212,11 @@ def _require_useful(
         FrameMismatchError: One ties neither the CBCT's nor the prior's frame to the planning CT's.
     """
     planning = planning_ct.frame_of_reference
-    wanted = {cbct.frame_of_reference, prior.frame_of_reference} - {planning}
+    wanted = {cbct.frame_of_reference, frame} - {planning}
     for each in known:
         if planning == cbct.frame_of_reference and _between_images([each], planning_ct, cbct):
+            continue
+        if _home_by_images(prior, planning_ct, [each]):
             continue
         if planning not in each.frames or not wanted & set(each.frames):
             raise FrameMismatchError(

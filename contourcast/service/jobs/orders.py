@@ -237,7 +237,7 @@ def case_of(order: dict[str, Any], archive: Archive) -> Case:
         vouched=order["vouched"],
     )
     start = _put_by_hand(order, case) or case.start or _shifted(order, case)
-    return replace(case, start=start, doubts=tuple(order["doubts"]))
+    return replace(case, start=start, doubts=(*case.doubts, *order["doubts"]))
 
 
 def _put_by_hand(order: dict[str, Any], case: Case) -> RigidTransform | None:

@@ -157,6 +157,7 @@ class Steps:
             0.95,
             figures={
                 "verdict": verdict,
+                "methods": {each.method: _method_figures(each) for each in result.drawn},
                 **_why(result.quality),
                 **_compared_figures(result),
             },

@@ -90,6 +90,9 @@ class Prior(_Part):
     roi_name: str
     volume_cc: float
     vouched: str = Field(description="What a person vouched for against the references; or empty.")
+    notes: list[str] = Field(
+        default_factory=list, description="What is odd about the contours and their references."
+    )
 
 
 class Matrix(_Part):
@@ -100,7 +103,7 @@ class Matrix(_Part):
 
 
 class MotionAt(_Part):
-    """How far the planning CT moved, at one point of the planning CT."""
+    """How far the planning CT moved, at one point of the CBCT."""
 
     point: str
     point_xyz_mm: Vector
@@ -226,6 +229,7 @@ def build_report(propagation: Propagation, *, made_at: datetime) -> Report:
             roi_name=case.prior.name,
             volume_cc=_round(propagation.prior_volume_cc),
             vouched=case.vouched,
+            notes=list(case.notes),
         ),
         registration=_registration(propagation),
         methods=[_method(d, propagation) for d in propagation.drawn],

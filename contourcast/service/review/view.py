@@ -278,19 +278,21 @@ def _machine(at: Connection, job: Job) -> str:
 
 
 def _judged(report: Report | None) -> list[JudgedFigure]:
-    """What only the whole says, then each method's: it repeats those of both others."""
+    """What only the whole says, then what only a method says of itself."""
     if report is None:
         return []
     told = {
         each.name for each in (*report.registration.figures, *report.registration.target_figures)
     }
     whole = [e for e in report.figures if e.name not in told and not e.name.endswith("_quality")]
+    everywhere = {each.name for each in whole}
     return [
         *whole,
         *(
             _named_after(method.method, each)
             for method in report.methods
             for each in method.figures
+            if each.name not in everywhere
         ),
     ]
 
