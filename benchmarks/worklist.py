@@ -24,7 +24,7 @@ import uvicorn
 
 from contourcast.service.api.app import create_app
 from contourcast.service.index.database import Index
-from contourcast.service.index.tables import course, event, fraction, patient, propagation, series
+from contourcast.service.index.tables import course, event, fraction, propagation, series
 from contourcast.service.settings import ServiceSettings
 
 START = datetime(2026, 1, 5, 8, 0, tzinfo=UTC)
@@ -45,15 +45,13 @@ def fill(index: Index, propagations: int) -> None:
     """Courses of thirty fractions, one propagation each; a tenth decided, a few in question."""
     dice = Random(7)
     rows: dict[str, list[dict[str, object]]] = {
-        name: [] for name in ("patient", "course", "series", "fraction", "propagation", "event")
+        name: [] for name in ("course", "series", "fraction", "propagation", "event")
     }
     for number in range(propagations):
         who, nth = divmod(number, 30)
         key, course_id = f"{who:032x}", f"{who + 10**6:032x}"
         at = (START + timedelta(minutes=2 * number)).isoformat()
         if nth == 0:
-            identity = {"patient_id": str(who), "issuer": "", "name": f"P^{who}", "birth_date": ""}
-            rows["patient"].append({"key": key, "identity_json": identity})
             rows["course"].append(
                 {
                     "id": course_id,
@@ -65,7 +63,16 @@ def fill(index: Index, propagations: int) -> None:
                 }
             )
         scan, revision = f"1.2.5.{number}", f"{number:064x}"
-        facts = {"manufacturer": "Varian Medical Systems", "model": "On-Board Imager"}
+        facts = {
+            "manufacturer": "Varian Medical Systems",
+            "model": "On-Board Imager",
+            "patient": {
+                "patient_id": str(who),
+                "issuer": "",
+                "name": f"P^{who}",
+                "birth_date": "",
+            },
+        }
         rows["series"].append(
             {
                 "uid": scan,
@@ -157,7 +164,7 @@ def fill(index: Index, propagations: int) -> None:
                     "done": step / 4,
                 }
             )
-    tables = (patient, course, series, fraction, propagation, event)
+    tables = (course, series, fraction, propagation, event)
     with index.write() as at_once:
         for table in tables:
             found = rows[table.name]

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Row, func, select, update
 from contourcast.imaging.dicom.instance import Header
 from contourcast.imaging.source import Patient
 from contourcast.service.index.database import Index
-from contourcast.service.index.tables import arrival, instance, patient, series
+from contourcast.service.index.tables import arrival, instance, series
 from contourcast.service.intake.conflicts import dispute
 from contourcast.service.problems import ConflictError
 from contourcast.service.store.blobs import Dated, fetch_all
@@ -109,13 +109,19 @@ class Archive:
 
     # Coming in
 
+    @property
+    def disks(self) -> tuple[Path, ...]:
+        """Folders on the disks that may fill up: of what is coming in, and of the store."""
+        return (self._incoming, *([self.blobs.disk] if self.blobs.disk is not None else []))
+
     def require_space(self) -> None:
-        """Refuses to take anything in when the disk is below its reserve.
+        """Refuses to take anything in when a disk is below its reserve.
 
         Raises:
-            DiskFullError: It is.
+            DiskFullError: One is.
         """
-        require_space(self._incoming, self._reserve_bytes)
+        for folder in self.disks:
+            require_space(folder, self._reserve_bytes)
 
     def incoming(self) -> Path:
         """A name for a file on its way in."""
@@ -140,13 +146,15 @@ class Archive:
 
         Returns:
             For each: stored; already (same bytes, or other bytes that say the same); conflict
-            (the first stays, this one is set aside).
+            (the first stays, this one is set aside: other content under its UID, or another
+            patient's in a series that is here).
         """
         if not staged:
             return []
         known = self.known({file.header.sop_instance_uid for file in staged})
+        owners = self._owners({file.header.series_instance_uid for file in staged})
         while True:
-            outcomes = self._judge(staged, known, compare)
+            outcomes = self._judge(staged, known, owners, compare)
             self.blobs.put(
                 {
                     _key(file, outcome): self._where(file)
@@ -179,15 +187,19 @@ class Archive:
         self,
         staged: Sequence[Staged],
         known: dict[str, Kept],
+        owners: dict[str, str],
         compare: Callable[[Path, Path], bool],
     ) -> list[Outcome]:
         first: dict[str, Staged] = {}
+        owners = dict(owners)
         outcomes: list[Outcome] = []
         for file in staged:
             uid = file.header.sop_instance_uid
             here, earlier = known.get(uid), first.setdefault(uid, file)
             if here is None and earlier is file:
-                outcomes.append("stored")
+                whose = patient_key(file.header.patient)
+                owner = owners.setdefault(file.header.series_instance_uid, whose)
+                outcomes.append("conflict" if whose and owner and whose != owner else "stored")
             elif here is None:
                 same = _same(
                     earlier.file_digest, earlier.header.series_instance_uid, file
@@ -200,6 +212,17 @@ class Archive:
                 )
                 outcomes.append("already" if same else "conflict")
         return outcomes
+
+    def _owners(self, series_uids: Collection[str]) -> dict[str, str]:
+        """Whose the series are that are here."""
+        with self.index.read() as at:
+            return {
+                row.uid: row.patient_key
+                for batch in _batches(sorted(series_uids))
+                for row in at.execute(
+                    select(series.c.uid, series.c.patient_key).where(series.c.uid.in_(batch))
+                )
+            }
 
     def _is_lost(self, file: Staged, known: dict[str, Kept]) -> bool:
         """Whether the store lost the very bytes that come again: damaged ones are set aside."""
@@ -288,14 +311,6 @@ class Archive:
         for uid, file in {f.header.series_instance_uid: f for f in new}.items():
             head = file.header
             key = patient_key(head.patient)
-            if key:
-                identity = _identity(head.patient)
-                index.execute(
-                    self.index.insert_new(patient, {"key": key, "identity_json": identity})
-                )
-                index.execute(
-                    update(patient).where(patient.c.key == key).values(identity_json=identity)
-                )
             index.execute(
                 self.index.insert_new(
                     series,

@@ -30,6 +30,7 @@ from contourcast.imaging.dicom.pixels import pixel_digest
 from contourcast.imaging.dicom.registration_in import read_registration
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import ContourcastError, DicomError, InputError
+from contourcast.imaging.source import Patient
 from contourcast.service.archive import Archive, Outcome, Sent, Staged
 from contourcast.service.jobs.results import dump
 from contourcast.service.problems import ConflictError, Problem, TooLargeError, problem_of
@@ -211,9 +212,11 @@ def say_the_same(first: Path, second: Path) -> bool:
     """Whether two files of one SOP Instance UID differ in nothing that a result depends on.
 
     An archive may have compressed an image again, or corrected a name: that is the same instance.
-    Other pixels, another place or other contours are not.
+    Another patient ID, other pixels, another place or other contours are not.
     """
     one, two = read_header(first), read_header(second)
+    if not _of_one_patient(one.patient, two.patient):
+        return False
     if (one.sop_class_uid, one.frame_of_reference) != (two.sop_class_uid, two.frame_of_reference):
         return False
     if one.sop_class_uid == CT_IMAGE:
@@ -223,6 +226,13 @@ def say_the_same(first: Path, second: Path) -> bool:
     if one.sop_class_uid == SPATIAL_REGISTRATION:
         return _ties(first) == _ties(second)
     return False
+
+
+def _of_one_patient(one: Patient, two: Patient) -> bool:
+    """Whether the ID is the same; the issuer counts where both state one."""
+    first, second = (each.patient_id.strip(" \0") for each in (one, two))
+    issuers = {each.issuer.strip(" \0") for each in (one, two)} - {""}
+    return first == second and len(issuers) < 2
 
 
 def _ties(registration: Path) -> bytes:

@@ -17,6 +17,7 @@ from pydicom.dataset import FileDataset
 from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from contourcast.imaging.errors import ContourcastError, InputError
+from contourcast.service.api.asked import remember_sent
 from contourcast.service.archive import Archive, Sent
 from contourcast.service.ingest import Answer, take_files, take_zip
 from contourcast.service.problems import DiskFullError, TooLargeError
@@ -130,10 +131,20 @@ def _regrouped(dataset: FileDataset, _: int) -> None:
     dataset.SeriesInstanceUID = uid("another series")
 
 
+def _of_another(dataset: FileDataset, _: int) -> None:
+    dataset.PatientID = "ZZQQ-LEAK-OTHER"
+
+
+def _of_another_issuer(dataset: FileDataset, _: int) -> None:
+    dataset.IssuerOfPatientID = "elsewhere"
+
+
 @pytest.mark.parametrize(
     ("change", "outcome"),
     [
         (_renamed, "already"),
+        (_of_another_issuer, "already"),
+        (_of_another, "conflict"),
         (_moved, "conflict"),
         (_rescaled, "conflict"),
         (_repainted, "conflict"),
@@ -163,6 +174,24 @@ def test_another_name_is_the_same_instance_and_another_content_is_not(
         assert archive.series()[0].conflicts == 1
     else:
         assert aside == []
+
+
+def test_a_slice_of_another_patient_is_set_aside_and_its_sender_has_no_part_in_the_series(
+    archive: Archive, ct: CtFiles, tmp_path: Path
+) -> None:
+    def of_another(dataset: FileDataset, _: int) -> None:
+        dataset.PatientID = "ZZQQ-LEAK-OTHER"
+        dataset.SeriesInstanceUID = ct.series_uid
+
+    other = make_ct_series(tmp_path / "other", HU, name="other", change=of_another)
+    take(archive, *ct.paths)
+    first, second = take(archive, *other.paths[:2])
+    assert outcomes([first, second]) == ["conflict", "conflict"]
+    assert archive.instance(other.sop_uids[0]) is None
+    assert [k.sop_uid for k in archive.instances_of(ct.series_uid)] == sorted(ct.sop_uids)
+    assert remember_sent(archive.index, [first, second], "key:other") == []
+    mixed = take(archive, *make_ct_series(tmp_path / "a", HU, name="a").paths[:1])
+    assert outcomes(mixed) == ["stored"], "another series is nobody's yet"
 
 
 def test_structure_sets_and_registrations_conflict_by_what_they_say(

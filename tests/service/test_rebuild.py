@@ -20,7 +20,6 @@ from contourcast.service.index.tables import (
     event,
     fraction,
     instance,
-    patient,
     propagation,
     review,
     revision,
@@ -36,7 +35,7 @@ from support.dicom_factory import CtFiles, disc, make_ct_series, make_structure_
 from support.postgres import postgres
 from support.rows import add
 
-SAME = (patient, instance, series, revision, course, fraction, propagation, event, review)
+SAME = (instance, series, revision, course, fraction, propagation, event, review)
 
 
 def archive_on(index: Index, folder: Path) -> Archive:
@@ -151,6 +150,21 @@ def test_only_the_newest_version_of_a_row_is_kept(
     states = [r.row["state"] for r in read_records(archive.blobs) if r.row.get("id") == "p1"]
     assert states == ["approved"]
     assert list((tmp_path / "incoming").iterdir()) == []
+
+
+def test_what_did_not_change_is_not_read_again_but_for_once_an_hour(
+    before: Index, ct: CtFiles, tmp_path: Path
+) -> None:
+    archive, clock = lived(before, tmp_path, ct), [0.0]
+    recorder = Recorder(before, archive.blobs, archive.incoming, clock=lambda: clock[0])
+    assert recorder.keep() == 9
+    with before.write() as at:  # as nothing of ours does
+        at.execute(propagation.update().where(propagation.c.id == "p2").values(asked_by="x"))
+    assert recorder.keep() == 0
+    add(before, event, propagation="p1", number=3, state="drawing", done=0.6)
+    assert recorder.keep() == 1
+    clock[0] += 3600.0
+    assert recorder.keep() == 1
 
 
 def test_a_version_that_a_killed_process_left_does_not_win(

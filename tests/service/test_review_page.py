@@ -14,6 +14,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from scipy.ndimage import map_coordinates
+from sqlalchemy import update
 
 from contourcast.imaging.dicom.ct_series import read_ct_series
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
@@ -24,7 +25,7 @@ from contourcast.imaging.structures import Contour, Roi
 from contourcast.service import problems
 from contourcast.service.access.roles import Role
 from contourcast.service.api.routes import page_files
-from contourcast.service.index.tables import page, revision, volume
+from contourcast.service.index.tables import page, propagation, revision, volume
 from contourcast.service.jobs.propagations import Origin
 from contourcast.service.keeping.rebuild import rebuild
 from contourcast.service.keeping.records import Recorder
@@ -33,7 +34,7 @@ from contourcast.service.review.disagreement import disagreement, mean_distance_
 from contourcast.service.review.grids import grid_as_json, grid_of
 from contourcast.service.review.loops import as_json, from_json, on_slices, opened, raised
 from contourcast.service.review.pages import OUTSIDE, Pages
-from support.dicom_factory import CtFiles, make_ct_series, make_structure_set
+from support.dicom_factory import CtFiles, make_ct_series, make_structure_set, uid
 from support.records import looking_into
 from support.review import Desk, Drawn, at_desk, draw, take
 
@@ -186,16 +187,21 @@ def test_a_planning_ct_that_is_gone_is_said_and_the_cbct_is_shown(own: Drawn) ->
     assert shown.contours["rigid"]
 
 
-def test_a_newer_revision_makes_it_stale_and_nobody_signs_it(own: Drawn) -> None:
+@pytest.mark.parametrize("by_whom", ["matching", "a program that named no revision"])
+def test_a_newer_revision_makes_it_stale_and_nobody_signs_it(own: Drawn, by_whom: str) -> None:
     with at_desk(own) as desk:
         tag = desk.tag()
+        drawn_on = desk.job().order["cbct"]["files"]
+        with desk.records.index.write() as at:
+            if by_whom != "matching":
+                at.execute(update(propagation).values(revision_id=None))
         with desk.records.index.write() as at:
             at.execute(
                 revision.insert().values(
                     id="newer",
                     series_uid=desk.job().order["cbct"]["series"],
                     number=2,
-                    members_json=[],
+                    members_json=[[f"2.25.{n}", d] for n, d in enumerate([*drawn_on, "00" * 32])],
                     reason="a slice came late",
                     made_at="2026-01-05T00:00:00+00:00",
                     matched=0,
@@ -208,6 +214,30 @@ def test_a_newer_revision_makes_it_stale_and_nobody_signs_it(own: Drawn) -> None
         assert refused.status_code == 412
         assert "more slices" in refused.json()["cause"]
         assert desk.decide(decision="rejected", reason="image artefact").status_code == 201
+
+
+def test_the_banner_says_what_the_scan_says_whoever_has_the_same_number(own: Drawn) -> None:
+    with at_desk(own) as desk:
+        before = desk.get("/view")["patient"]
+        stranger = own.folder / "stranger.dcm"
+        dataset = pydicom.dcmread(
+            next(
+                iter(
+                    desk.records.archive.files_of(
+                        desk.job().order["cbct"]["series"], desk.job().order["cbct"]["files"]
+                    )
+                )
+            )
+        )
+        dataset.SeriesInstanceUID, dataset.SOPInstanceUID = uid("stranger series"), uid("stranger")
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        dataset.IssuerOfPatientID = "another hospital"
+        dataset.PatientName, dataset.PatientBirthDate = "Stranger^Otto", "19010101"
+        dataset.save_as(stranger)
+        take(desk.records, [stranger])
+        assert desk.get("/view")["patient"] == before
+        rows = desk.people["ann"].get("/v1/worklist").json()["items"]
+        assert {row["patient"]["name"] for row in rows} == {before["name"]}
 
 
 # Voxels

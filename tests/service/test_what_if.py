@@ -213,6 +213,25 @@ def test_below_the_reserve_nothing_comes_in_and_what_was_promised_is_finished(
         assert records.propagations.job(job.id).state is State.AWAITING_REVIEW
 
 
+def test_the_disk_of_the_store_is_watched_where_it_is_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "elsewhere"
+
+    def usage(folder: Path) -> Usage:
+        return Usage(2**30, 0, 0 if store in (folder, *folder.parents) else 2**29)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    settings = ServiceSettings(
+        data_folder=tmp_path / "data", store=f"file://{store}", disk_reserve_mib=10
+    )
+    with served(create_app(settings)) as http:
+        ready = http.get("/health/ready")
+        assert ready.status_code == 503
+        assert ready.json()["checks"]["store"] == "free space is below the reserve"
+        assert "contourcast_disk_free_bytes 0.0" in http.get("/metrics").text
+
+
 @pytest.mark.peer
 def test_a_disk_that_fills_in_the_middle_leaves_nothing_half_there(
     patient: Treatment, small_disk: Path

@@ -14,7 +14,7 @@ from contourcast.service.access.roles import Role
 from contourcast.service.access.settings import AccessSettings
 from contourcast.service.api.app import create_app
 from contourcast.service.index.database import Index
-from contourcast.service.index.tables import course, fraction, patient, propagation, series
+from contourcast.service.index.tables import course, fraction, propagation, series
 from contourcast.service.settings import ServiceSettings
 from support.http import served
 from support.postgres import postgres
@@ -35,12 +35,7 @@ IN_ORDER = [
 
 def fill(index: Index) -> None:
     """One patient, one course, a scan in each state; last made first."""
-    add(
-        index,
-        patient,
-        key="key",
-        identity_json={"patient_id": "7", "issuer": "", "name": "A^B", "birth_date": "19500101"},
-    )
+    who = {"patient_id": "7", "issuer": "", "name": "A^B", "birth_date": "19500101"}
     add(index, course, id="c1", patient_key="key")
     for number, (cause, state, verdict, minute) in enumerate(reversed(IN_ORDER), start=1):
         at = f"2026-03-02T08:{minute:02}:00+00:00"
@@ -50,7 +45,11 @@ def fill(index: Index) -> None:
             series,
             uid=scan,
             modality="CT",
-            facts_json={"manufacturer": "Elekta", "model": "XVI" if number % 2 else "HexaPOD"},
+            facts_json={
+                "manufacturer": "Elekta",
+                "model": "XVI" if number % 2 else "HexaPOD",
+                "patient": who,
+            },
         )
         asked = state == "needs_person"
         add(

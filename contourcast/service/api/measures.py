@@ -308,9 +308,11 @@ class Measures:
         return lag
 
     def _disk(self) -> Iterator[Metric]:
-        free = shutil.disk_usage(self._settings.data_folder).free
+        free = min(shutil.disk_usage(folder).free for folder in self._records.archive.disks)
         reserve = self._settings.disk_reserve_mib * MIB
-        yield _gauge("disk_free_bytes", "Free on the disk of the data folder.", free)
+        yield _gauge(
+            "disk_free_bytes", "Free on the fuller of the disks of data folder and store.", free
+        )
         yield _gauge("disk_reserve_bytes", "Below it nothing is taken in.", reserve)
 
     def _workers(self) -> Metric:

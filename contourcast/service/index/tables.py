@@ -1,8 +1,8 @@
 """Every table, on one page.
 
 Times are ISO 8601 in UTC, so that they sort as text; what orders anything is a number that the
-database gives. `*_json` columns hold JSON. Who a patient is stands in `patient` and in the
-facts of `series` alone; everything else knows a patient by a key.
+database gives. `*_json` columns hold JSON. Who a patient is stands in the facts of `series`
+alone; everything else knows a patient by a key.
 """
 
 from __future__ import annotations
@@ -31,13 +31,6 @@ Serial = BigInteger().with_variant(Integer(), "sqlite")
 schema_version = Table("schema_version", metadata, Column("version", Integer, primary_key=True))
 
 # What came in
-
-patient = Table(
-    "patient",
-    metadata,
-    Column("key", String, primary_key=True),  # of the patient ID; says nothing to a reader
-    Column("identity_json", JSON, nullable=False),  # ID, issuer, name, birth date, as last sent
-)
 
 instance = Table(
     "instance",

@@ -5,21 +5,23 @@ that day, and what was promised cannot: so the rows of series, revisions, course
 propagations and reviews are written into the store a short while after they changed. From there
 `contourcast rebuild` brings them back when the database is lost.
 
-Rows are read a page at a time; what lies in the store is listed once, and again only when somebody
-else has written there since.
+Rows are read a page at a time, the large ones only when something small of them has changed, and
+all of them once an hour; what lies in the store is listed once, and again only when somebody else
+has written there since.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Table, select, update
+from sqlalchemy import Connection, Table, func, select, update
 
 from contourcast.service.index.database import Index, as_json
 from contourcast.service.index.tables import (
@@ -39,6 +41,27 @@ WRITER: Final = "records"  # a cursor: who wrote last
 AT_ONCE: Final = 500
 # In this order they come back, so that what is pointed to is there first.
 RECORDED: Final[tuple[Table, ...]] = (series, revision, course, fraction, propagation, review)
+# Of the tables with large rows: what is another whenever a row is. All that happens to a
+# propagation is an event.
+_LAST_EVENT: Final = (
+    select(func.max(event.c.number))
+    .where(event.c.propagation == propagation.c.id)
+    .scalar_subquery()
+    .label("last_event")
+)
+MARKS: Final[dict[str, tuple[Any, ...]]] = {
+    revision.name: (revision.c.number, revision.c.matched),
+    propagation.name: (
+        propagation.c.attempt,
+        propagation.c.state,
+        propagation.c.ended,
+        propagation.c.verdict,
+        propagation.c.superseded_by,
+        _LAST_EVENT,
+    ),
+}
+# How often all are read whatever their marks say.
+WHOLE_EVERY_S: Final = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +86,25 @@ class Recorder:
         index: Where the rows are.
         blobs: Where they are kept.
         draft: A name for a file on its way in, such as `Archive.incoming`.
+        clock: Seconds, of which differences count.
     """
 
-    def __init__(self, index: Index, blobs: Blobs, draft: Callable[[], Path]) -> None:
+    def __init__(
+        self,
+        index: Index,
+        blobs: Blobs,
+        draft: Callable[[], Path],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._index = index
         self._blobs = blobs
         self._draft = draft
         self._token = uuid.uuid4().hex
         self._known: dict[str, _Version] = {}
+        self._marks: dict[tuple[str, Any], tuple[Any, ...]] = {}
+        self._clock = clock
+        self._whole_at_s = clock()
 
     def keep(self) -> int:
         """Writes what changed; how many rows.
@@ -80,7 +114,11 @@ class Recorder:
         """
         if not self._was_last():
             self._known = dict(_versions(self._blobs))
+            self._marks.clear()
             self._be_last()
+        if self._clock() - self._whole_at_s >= WHOLE_EVERY_S:
+            self._marks.clear()
+            self._whole_at_s = self._clock()
         return sum(self._written(table, row) for table in RECORDED for row in self._rows(table))
 
     def _written(self, table: Table, row: dict[str, Any]) -> bool:
@@ -116,21 +154,32 @@ class Recorder:
             at.execute(update(cursor).where(cursor.c.name == WRITER).values(**row))
 
     def _rows(self, table: Table) -> Iterator[dict[str, Any]]:
+        """Those that may have changed since they were last handed out, by their keys."""
         (key,) = table.primary_key.columns
+        marks = MARKS.get(table.name)
         last: Any = None
         while True:
-            page = select(table).order_by(key).limit(AT_ONCE)
+            page = select(key, *(marks or ())).order_by(key).limit(AT_ONCE)
             if last is not None:
                 page = page.where(key > last)
             with self._index.read() as at:
-                rows = at.execute(page).mappings().all()
-                ids = [row[key.name] for row in rows]
-                happened = _events(at, ids) if table is propagation else {}
+                found = {row[0]: tuple(row[1:]) for row in at.execute(page)}
+                ids = [
+                    one
+                    for one, mark in found.items()
+                    if marks is None or self._marks.get((table.name, one)) != mark
+                ]
+                query = select(table).where(key.in_(ids)).order_by(key)
+                rows = at.execute(query).mappings().all() if ids else []
+                happened = _events(at, ids) if table is propagation and ids else {}
             for row in rows:
-                yield {"row": dict(row), "events": happened.get(row[key.name], [])}
-            if len(rows) < AT_ONCE:
+                one = row[key.name]
+                yield {"row": dict(row), "events": happened.get(one, [])}
+                if marks is not None:  # it was kept: the caller came back for the next
+                    self._marks[table.name, one] = found[one]
+            if len(found) < AT_ONCE:
                 return
-            last = rows[-1][key.name]
+            last = next(reversed(found))
 
 
 def _events(at: Connection, ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:

@@ -241,6 +241,7 @@ class Reviews:
             tie = self._tie(job, folder / "tie.dcm")
             decision: Decision = "approved" if draft is None else "edited"
             with self._deciding(job, decision, seen) as at:
+                require_current(at, job)
                 if draft is not None:
                     take_within(at, draft)
                 self.records.archive.admit_within(at, kept, sent=OURS)

@@ -25,16 +25,15 @@ def stale_of(at: Connection, job: Job) -> StaleItem | None:
             why="a newer propagation has taken the place of this one",
             propagation=job.superseded_by,
         )
-    if job.origin.revision_id is None:
-        return None
-    shown = select(revision.c.number).where(revision.c.id == job.origin.revision_id)
     newest = (
-        select(revision.c.number)
+        select(revision.c.members_json)
         .where(revision.c.series_uid == job.order["cbct"]["series"])
         .order_by(revision.c.number.desc())
         .limit(1)
     )
-    if (at.execute(newest).scalar() or 0) > (at.execute(shown).scalar() or 0):
+    # by what was drawn on: an order may name a scan and no revision of it
+    members = {digest for _, digest in at.execute(newest).scalar() or []}
+    if members - set(job.order["cbct"]["files"]):
         return StaleItem(
             why="more slices of this CBCT have come since it was drawn on", propagation=None
         )

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 
 from contourcast.imaging.transform import RigidTransform
 from contourcast.propagate import color_rgb
-from contourcast.service.index.tables import patient, series
+from contourcast.service.index.tables import series
 from contourcast.service.intake.states import DECIDED, State
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.outputs.report import JudgedFigure, MethodReport, Report
@@ -262,9 +262,11 @@ def build_view(
 
 
 def _patient(at: Connection, job: Job) -> PatientItem | None:
+    """As the CBCT itself says: another issuer's patient may have the same number."""
+    facts = select(series.c.facts_json).where(series.c.uid == job.order["cbct"]["series"])
+    row = (at.execute(facts).scalar() or {}).get("patient")
     key = job.origin.patient_key
-    row = at.execute(select(patient.c.identity_json).where(patient.c.key == key)).scalar()
-    if row is None:
+    if not key or row is None:
         return None
     return PatientItem(
         key=key, id=row["patient_id"], name=row["name"], birth_date=row["birth_date"]

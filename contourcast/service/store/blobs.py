@@ -100,6 +100,10 @@ class Dated(Blobs, Protocol):
     def details(self, prefix: str) -> Iterator[Detail]:
         """As `Blobs.list`, with sizes and times (UTC)."""
 
+    @property
+    def disk(self) -> Path | None:
+        """A folder on the disk that it fills; None where that is another machine's matter."""
+
 
 def require_key(key: str) -> str:
     """The key, if it is one that no file system takes for anything else.

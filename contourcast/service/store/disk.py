@@ -30,7 +30,7 @@ def require_space(folder: Path, reserve_bytes: int) -> None:
     if shutil.disk_usage(folder).free < reserve_bytes:
         raise DiskFullError(
             "free space is below the reserve",
-            remedy="free space on the disk of the data folder, then send again",
+            remedy="free space on the disks of the data folder and of the store, then send again",
         )
 
 

@@ -119,6 +119,11 @@ class FolderStore:
             self._require_mounted()
             yield from _walk(self.folder / above, f"{above}/" if above else "", prefix)
 
+    @property
+    def disk(self) -> Path:
+        """See `Dated.disk`."""
+        return self.folder
+
     def details(self, prefix: str) -> Iterator[Detail]:
         """See `Dated.details`."""
         for key in self.list(prefix):

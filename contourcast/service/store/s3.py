@@ -122,6 +122,10 @@ class BucketStore:
         """See `Blobs.list`."""
         return (detail.key for detail in self.details(prefix))
 
+    @property
+    def disk(self) -> None:
+        """See `Dated.disk`."""
+
     def details(self, prefix: str) -> Iterator[Detail]:
         """See `Dated.details`."""
         require_prefix(prefix)

@@ -93,6 +93,11 @@ class PacsStore:
                 yield key
             last = key
 
+    @property
+    def disk(self) -> Path | None:
+        """See `Dated.disk`: what the PACS does not keep lies here."""
+        return self.own.disk
+
     def details(self, prefix: str) -> Iterator[Detail]:
         """See `Dated.details`; of what lies here."""
         return (one for one in self.own.details(prefix) if not one.key.startswith(NOTES))

@@ -28,7 +28,7 @@ from contourcast.service.api.context import PRIVATE, Context, also, in_thread
 from contourcast.service.api.paging import LARGEST, MOST
 from contourcast.service.api.related import DICOM, RELATED, take_related
 from contourcast.service.archive import Archive, Sent, instance_key, patient_key
-from contourcast.service.index.tables import instance, patient, propagation, series
+from contourcast.service.index.tables import instance, propagation, series
 from contourcast.service.ingest import Answer
 from contourcast.service.jobs.derived import result_key
 from contourcast.service.problems import NotFoundError, document_for
@@ -334,7 +334,7 @@ class _Ours:
         answer = {STUDY: _element("UI", each.study)}
         if level == "studies":
             with self._archive.index.read() as at:
-                answer |= _who(at, each.patient)
+                answer |= _who(at, each)
             inside = list(self.objects({STUDY: each.study}))
             answer["00080061"] = {"vr": "CS", "Value": sorted({o.modality for o in inside})}
             answer["00201206"] = _number(len({o.series for o in inside}))
@@ -368,9 +368,13 @@ def _wanted(request: Request) -> tuple[dict[str, str], bool]:
     return wanted, ignored
 
 
-def _who(at: Connection, key: str) -> dict[str, Any]:
-    known = at.execute(select(patient.c.identity_json).where(patient.c.key == key)).scalar()
-    if known is None:
+def _who(at: Connection, each: Object) -> dict[str, Any]:
+    """As a scan of that study says: another issuer's patient may have the same number."""
+    facts = select(series.c.facts_json).where(
+        series.c.study_uid == each.study, series.c.patient_key == each.patient
+    )
+    known = (at.execute(facts.order_by(series.c.uid).limit(1)).scalar() or {}).get("patient")
+    if not each.patient or known is None:
         return {}
     name = [{"Alphabetic": known["name"]}] if known["name"] else []
     return {

@@ -27,7 +27,7 @@ from contourcast.service.api.asked import caller_of
 from contourcast.service.api.context import Context, in_thread
 from contourcast.service.api.paging import USUAL, Cursor, Limit, after, lead_on
 from contourcast.service.api.routes.courses import fraction_numbers
-from contourcast.service.index.tables import fraction, patient, propagation, series
+from contourcast.service.index.tables import fraction, propagation, series
 from contourcast.service.intake.states import DECIDED, State
 from contourcast.service.outputs.report import JudgedFigure
 from contourcast.service.review.figures import first_doubt, first_reason, volumes_cc
@@ -211,12 +211,6 @@ def _items(at: Connection, shown: list[Row[Any]] | Any) -> list[WorklistItem]:
     asked = select(fraction).where(fraction.c.revision_id.in_(ids["question"]))
     rows: dict[str, Row[Any]] = {row.id: row for row in at.execute(drawn)}
     rows |= {row.revision_id: row for row in at.execute(asked)}
-    people = {
-        row.key: row.identity_json
-        for row in at.execute(
-            select(patient).where(patient.c.key.in_({row.patient_key for row in rows.values()}))
-        )
-    }
     scans = {_scan(row) for row in rows.values()}
     facts = {
         row.uid: row.facts_json
@@ -227,7 +221,7 @@ def _items(at: Connection, shown: list[Row[Any]] | Any) -> list[WorklistItem]:
     numbers = fraction_numbers(at, {row.course_id for row in rows.values() if row.course_id})
     looking = open_by(at, ids["propagation"])
     return [
-        _item(each.kind, rows[each.id], people, facts, numbers, looking.get(each.id, []))
+        _item(each.kind, rows[each.id], facts, numbers, looking.get(each.id, []))
         for each in shown
         if each.id in rows
     ]
@@ -240,13 +234,13 @@ def _scan(row: Row[Any]) -> str:
 def _item(
     kind: Literal["propagation", "question"],
     row: Row[Any],
-    people: dict[str, dict[str, str]],
     facts: dict[str, dict[str, Any]],
     numbers: dict[tuple[str, str], int],
     looking: list[str],
 ) -> WorklistItem:
-    who, scan = people.get(row.patient_key), _scan(row)
+    scan = _scan(row)
     about = facts.get(scan, {})
+    who = about.get("patient") if row.patient_key else None  # as the scan itself says
     common: dict[str, Any] = {
         "kind": kind,
         "patient": None
