@@ -28,7 +28,7 @@ from scipy.special import expit
 from contourcast.imaging import polygon
 from contourcast.imaging.errors import GeometryError, InputError
 from contourcast.imaging.grid import Grid
-from contourcast.imaging.rasterise import Plane, planes_of
+from contourcast.imaging.rasterise import GAP_IN_STEPS, Plane, planes_of
 from contourcast.imaging.structures import Roi
 from contourcast.imaging.transform import PointMap
 from contourcast.imaging.volume import Probability, require_same_frame
@@ -43,8 +43,6 @@ COARSEST_MM: Final = 1.0
 FINEST_MM: Final = 0.25
 PIXELS_ACROSS: Final = 24
 MOST_VOXELS: Final = 4_000_000
-# A stack ends where the next plane is further away than this many of its usual steps.
-GAP_IN_STEPS: Final = 1.5
 # Step of the lattice on which the part of the target grid that matters is looked for.
 LATTICE_MM: Final = 8.0
 

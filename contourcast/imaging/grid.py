@@ -22,6 +22,9 @@ SAME_PLACE_MM: Final = 0.005
 # (CLINICAL_SERVICE §2.6: positions written with few digits).
 EVEN_GAP_MM: Final = 0.01
 EVEN_GAP_FRACTION: Final = 0.01
+# And no slice may lie further than this from where even steps would put it: gaps that are all a
+# little off in one direction add up to millimetres.
+EVEN_DRIFT_MM: Final = 0.1
 
 Points = Float[np.ndarray, "n 3"]
 
@@ -107,11 +110,16 @@ class Grid:
 
     @property
     def spacing_xyz_mm(self) -> tuple[float, float, float]:
-        """Column, row and *median* slice distance; one slice alone has no third (0.0)."""
-        return (
-            *self.spacing_xy_mm,
-            float(np.median(self.gaps_mm)) if self.shape_zyx[0] > 1 else 0.0,
-        )
+        """Column, row and slice distance; one slice alone has no third (0.0).
+
+        Of even slices the mean distance, for with any other the last would not lie where it is;
+        of uneven ones, where no single distance fits, the *median*.
+        """
+        if self.shape_zyx[0] == 1:
+            return (*self.spacing_xy_mm, 0.0)
+        if self.is_even:
+            return (*self.spacing_xy_mm, float(self.offsets_z_mm[-1]) / (self.shape_zyx[0] - 1))
+        return (*self.spacing_xy_mm, float(np.median(self.gaps_mm)))
 
     @property
     def spacing_zyx_mm(self) -> tuple[float, float, float]:
@@ -127,11 +135,15 @@ class Grid:
 
     @property
     def is_even(self) -> bool:
-        """Whether all gaps are the median one, within what few digits can say."""
+        """Whether all gaps are the median one, within what few digits can say, and none adds up."""
         if self.shape_zyx[0] < 3:
             return True
         step = float(np.median(self.gaps_mm))
-        return bool(np.abs(self.gaps_mm - step).max() <= EVEN_GAP_MM + EVEN_GAP_FRACTION * step)
+        off = np.abs(self.gaps_mm - step).max()
+        drift = np.abs(
+            self.offsets_z_mm - np.linspace(0, self.offsets_z_mm[-1], self.shape_zyx[0])
+        ).max()
+        return bool(off <= EVEN_GAP_MM + EVEN_GAP_FRACTION * step and drift <= EVEN_DRIFT_MM)
 
     @property
     def normal(self) -> Float[np.ndarray, " 3"]:

@@ -68,6 +68,22 @@ def inside(loops: Loops, shape_yx: tuple[int, int]) -> Bool[np.ndarray, "y x"]:
     return result
 
 
+def border(loops: Loops) -> tuple[Float[np.ndarray, "m 2"], Float[np.ndarray, "m 2"]]:
+    """Edges that part inside from outside: where they start and stop.
+
+    Where edges coincide in pairs, whichever way they run, both sides are alike by even-odd
+    counting: such are the two ways along the cut that opens a hole (see `keyhole`). Loops of
+    nothing else enclose nothing, and keep their edges.
+    """
+    start, stop = edges(loops)
+    # Rounded as in `inside`, or a pixel between two edges called one would be outside, and deep.
+    x, y = np.round(np.stack((start, stop), axis=1), SAME_PIXEL_PLACE).transpose(2, 0, 1) + 0.0
+    ends = np.sort(x + 1j * y, axis=1)  # the same whichever way the edge runs
+    _, which, times = np.unique(ends, axis=0, return_inverse=True, return_counts=True)
+    parts = times[which.ravel()] % 2 == 1
+    return (start[parts], stop[parts]) if parts.any() else (start, stop)
+
+
 def coverage(loops: Loops, shape_yx: tuple[int, int]) -> Float[np.ndarray, "y x"]:
     """How much of each pixel is inside, 0 to 1: exact for loops that do not cross.
 
@@ -151,7 +167,7 @@ def oriented(loops: Loops) -> list[Loop]:
 def distance(
     points: Float[np.ndarray, "p 2"], loops: Loops, *, limit: float
 ) -> Float[np.ndarray, " p"]:
-    """Distance of points to the nearest edge, at most ``limit``.
+    """Distance of points to the nearest edge of the `border`, at most ``limit``.
 
     The nearest of the marks set along the edges names a piece of an edge; the distance is then
     that to this piece and to the two beside it.
@@ -171,7 +187,7 @@ def distance(
 def signed_distance(
     loops: Loops, shape_yx: tuple[int, int], *, limit: float
 ) -> Float[np.ndarray, "y x"]:
-    """Distance of pixel centres to the nearest edge in pixels, positive inside, at most ``limit``.
+    """Distance of pixel centres to the `border` in pixels, positive inside, at most ``limit``.
 
     Only pixels near an edge are measured.
     """
@@ -231,8 +247,8 @@ def _beside(start: Loop, stop: Loop, points: Loop) -> Float[np.ndarray, " m"]:
 
 
 def pieces(loops: Loops, step: float) -> tuple[Loop, Loop]:
-    """All edges, cut into pieces not longer than the step: where they start and stop."""
-    start, stop = edges(loops)
+    """The `border`, cut into pieces not longer than the step: where they start and stop."""
+    start, stop = border(loops)
     count = np.maximum(np.ceil(np.linalg.norm(stop - start, axis=1) / step), 1).astype(int)
     edge, n = _repeated(count)
     along = ((stop - start) / count[:, None])[edge]

@@ -30,6 +30,7 @@ class Anatomy:
 
     Attributes:
         name: Which CT it is; two patients of one name share a background.
+        digest: SHA-256 (hex) of what it was found on; empty where the name says it all.
         ct: On an even grid.
         lungs: 0, RIGHT or LEFT; vessels and a drawn tumour within them count as lung.
         bone: Cortical bone, roughly.
@@ -44,6 +45,7 @@ class Anatomy:
     bone: Bool[np.ndarray, "z y x"]
     drawn: Bool[np.ndarray, "z y x"] | None = None
     graft_sides: tuple[int, ...] = (RIGHT, LEFT)
+    digest: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lungs", frozen_array(self.lungs, np.uint8))

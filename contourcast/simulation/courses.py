@@ -25,7 +25,7 @@ from contourcast.imaging.dicom.uids import derived_uid
 from contourcast.imaging.source import Patient, Study
 from contourcast.imaging.volume import Volume
 from contourcast.simulation.anatomy import Anatomy
-from contourcast.simulation.fraction import Physics, fraction
+from contourcast.simulation.fraction import Physics, fraction, fraction_digest
 from contourcast.simulation.patient import GTV_NAME, VirtualPatient, virtual_patient
 from contourcast.simulation.recipe import RECIPE_VERSION, Recipe, Sampling
 from contourcast.simulation.truth import save_truth
@@ -34,6 +34,7 @@ FIRST_PLAN: Final = datetime(2025, 1, 6, 9, 30, tzinfo=UTC)  # any working day: 
 PLAN_TO_TREATMENT: Final = timedelta(days=10)
 MANUFACTURER: Final = "Contourcast (simulated)"
 PHYSICIAN: Final = "Simulated^Physician"
+DIGITS: Final = 8  # of the digest in a patient's ID: patients of one seed, of unlike recipes or CTs
 
 OnStep = Callable[[str, float], None]
 """Told what is going on (a sentence) and how much of the whole is done (0 to 1)."""
@@ -102,7 +103,7 @@ def _write_course(
     )
     person = Patient(
         name=f"Virtual^Patient {patient_number:03d}",
-        patient_id=f"VP-{seed}-{patient_number:03d}",
+        patient_id=f"VP-{seed}-{patient_number:03d}-{patient.digest[:DIGITS]}",
         sex="O",
     )
     planned_at = FIRST_PLAN + timedelta(days=patient_number % 300)
@@ -121,7 +122,7 @@ def _write_plan(
 ) -> None:
     planning_ct = _identified(
         patient.planning_ct,
-        patient,
+        patient.digest,
         person,
         role="planning CT",
         description="Thorax planning CT",
@@ -152,16 +153,17 @@ def _write_fraction(
     physics: Physics,
 ) -> None:
     role = f"fraction {number}"
+    digest = fraction_digest(patient, week=week, number=number, physics=physics)
     day = fraction(
         patient,
         week=week,
         number=number,
-        series_uid=derived_uid(patient.digest, role),
+        series_uid=derived_uid(digest, role),
         physics=physics,
     )
     cbct = _identified(
         day.cbct,
-        patient,
+        digest,
         person,
         role=role,
         description=f"Thorax CBCT, fraction {number}",
@@ -179,7 +181,7 @@ def _write_fraction(
 
 def _identified(
     volume: Volume,
-    patient: VirtualPatient,
+    digest: str,
     person: Patient,
     *,
     role: str,
@@ -189,7 +191,7 @@ def _identified(
     """The volume with an identity in DICOM: its own study, series, date."""
     date, time = at.strftime("%Y%m%d"), at.strftime("%H%M%S")
     study = Study(
-        instance_uid=derived_uid(patient.digest, f"{role}, study"),
+        instance_uid=derived_uid(digest, f"{role}, study"),
         date=date,
         time=time,
         study_id=role[:16],
@@ -197,7 +199,7 @@ def _identified(
     )
     source = series_source(
         volume,
-        digest=patient.digest,
+        digest=digest,
         patient=person,
         study=study,
         role=role,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -61,7 +63,7 @@ def fraction(
     Args:
         patient: Who lies there.
         week: How far tumour and lung have changed; set-up and breathing are new each time.
-        number: Of the fraction: the same patient and number give the same scan.
+        number: Of the fraction: the same patient, week and number give the same scan.
         series_uid: That the CBCT will have on disk.
         physics: How it is scanned: in the image domain, by projections (itk-rtk), or by
             projections where itk-rtk is installed.
@@ -70,7 +72,8 @@ def fraction(
         InputError: Projections are asked for and itk-rtk is not installed.
     """
     rng = np.random.default_rng((*patient.seed, FRACTION_SEED, number))
-    cbct_frame = derived_uid(patient.digest, f"fraction {number} frame of reference")
+    digest = fraction_digest(patient, week=week, number=number, physics=physics)
+    cbct_frame = derived_uid(digest, "frame of reference")
     motion = todays_motion(patient, week, cbct_frame=cbct_frame, rng=rng)
     change = todays_change(patient, week, rng)
     today = planning_image(
@@ -127,6 +130,16 @@ def fraction(
     )
     cbct = Volume(values=cbct_hu, grid=grid, frame_of_reference=cbct_frame)
     return Fraction(week=week, cbct=cbct, truth=truth)
+
+
+def fraction_digest(patient: VirtualPatient, *, week: float, number: int, physics: Physics) -> str:
+    """SHA-256 (hex) of what a fraction is made of; UIDs follow from it.
+
+    Raises:
+        InputError: Projections are asked for and itk-rtk is not installed.
+    """
+    parts = [patient.digest, number, float(week), _by_projection(physics)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _by_projection(physics: Physics) -> bool:

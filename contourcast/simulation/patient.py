@@ -198,7 +198,8 @@ def patient_digest(
     anatomy: Anatomy, recipe: Recipe, sampling: Sampling, seed: tuple[int, ...]
 ) -> str:
     """SHA-256 (hex) of recipe, sampling, CT and seed: the same patient has the same UIDs."""
-    parts = [RECIPE_VERSION, anatomy.name, list(seed), asdict(recipe), asdict(sampling)]
+    ct = [anatomy.name, anatomy.digest]
+    parts = [RECIPE_VERSION, ct, list(seed), asdict(recipe), asdict(sampling)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final
 
 import numpy as np
@@ -60,6 +61,7 @@ def anatomy_of_ct(
         FrameMismatchError: The drawn ROI lives in another frame of reference.
         InputError: No two lungs are found.
     """
+    digest = _digest(ct, drawn, graft_sides)
     even = _resampled(ct, spacing_xyz_mm)
     body = _body(even)
     even, body = _cropped(even, body)
@@ -76,8 +78,24 @@ def anatomy_of_ct(
         lungs = np.where(near & (lungs == 0) & (even.values < BONE_HU), side, lungs)
     bone = binary_opening(even.values > BONE_HU) & body
     return Anatomy(
-        name=name, ct=even, lungs=lungs, body=body, bone=bone, drawn=mask, graft_sides=graft_sides
+        name=name,
+        ct=even,
+        lungs=lungs,
+        body=body,
+        bone=bone,
+        drawn=mask,
+        graft_sides=graft_sides,
+        digest=digest,
     )
+
+
+def _digest(ct: Volume, drawn: Roi | None, graft_sides: tuple[int, ...]) -> str:
+    """SHA-256 (hex) of what was read from files; computed values may differ between machines."""
+    made_of = hashlib.sha256(ct.source.digest.encode() if ct.source else ct.values.tobytes())
+    for contour in drawn.contours if drawn is not None else ():
+        made_of.update(contour.points_xyz_mm.tobytes())
+    made_of.update(bytes(graft_sides))
+    return made_of.hexdigest()
 
 
 def _resampled(ct: Volume, spacing_xyz_mm: tuple[float, float, float]) -> Volume:

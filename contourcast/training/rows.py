@@ -8,6 +8,7 @@ the run wrote, so that what is measured is what a planning system would import.
 from __future__ import annotations
 
 import csv
+import filecmp
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -95,7 +96,7 @@ def rows_of_runs(
         on_step: Told what is going on.
 
     Raises:
-        InputError: No run, or no truth for a run.
+        InputError: No run, no truth for a run, or two truths that differ for one CBCT.
     """
     folders = sorted({report.parent for run in runs for report in run.rglob("report.json")})
     if not folders:
@@ -243,24 +244,47 @@ def _row(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Known:
-    """A truth and whose it is."""
+    """A truth, whose it is, and the file it was read from."""
 
     patient: str
     fraction: str
     truth: Truth
+    path: Path
 
 
 def _find_truths(places: Sequence[Path]) -> dict[str, Known]:
-    """Every truth beneath these folders, by the series UID of its CBCT."""
-    found = {}
+    """Every truth beneath these folders, by the series UID of its CBCT.
+
+    Raises:
+        InputError: Two truths of one CBCT differ, so that a score would depend on their order.
+    """
+    found: dict[str, Known] = {}
     for path in sorted(p for place in places for p in place.rglob("truth/fraction-*.json")):
         truth = load_truth(path)
-        found[truth.cbct_series_uid] = Known(
+        known = Known(
             patient=f"{path.parents[2].name}/{path.parents[1].name}",
             fraction=path.stem,
             truth=truth,
+            path=path,
         )
+        other = found.setdefault(truth.cbct_series_uid, known)
+        if not _same_truth(other.path, path):
+            raise InputError(
+                "two truths of one CBCT differ",
+                uid=truth.cbct_series_uid,
+                file=" and ".join(f"{k.patient}/{k.fraction}" for k in (other, known)),
+                remedy="name the folder of one of them (--truth), or simulate both courses again",
+            )
+        found[truth.cbct_series_uid] = known
     return found
+
+
+def _same_truth(one: Path, other: Path) -> bool:
+    """Whether two truths are one, or copies, with their arrays."""
+    return all(
+        filecmp.cmp(one.with_suffix(suffix), other.with_suffix(suffix), shallow=False)
+        for suffix in (".json", ".npz")
+    )
 
 
 def _measured(run: Path, truths: dict[str, Known]) -> list[Row]:

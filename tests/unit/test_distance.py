@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 from contourcast.imaging.distance import MOST_VOXELS, carry, distance_map, own_grid
 from contourcast.imaging.errors import FrameMismatchError, GeometryError, InputError
 from contourcast.imaging.grid import Grid
+from contourcast.imaging.keyhole import keyhole, rings
 from contourcast.imaging.metrics import dice
 from contourcast.imaging.rasterise import coverage, rasterise
 from contourcast.imaging.structures import Contour, Roi
@@ -108,6 +109,28 @@ def test_a_hole_survives() -> None:
     rim = planning_from_cbct.inverse().apply(np.array([[3.3 + 12, -7.1, 0.0], [3.3, -19.0, 5]]))
     i, j, k = np.rint(CBCT.index(rim)).astype(int).T
     assert carried.values[k, j, i].all()
+
+
+def test_a_hole_that_is_cut_open_leaves_no_seam() -> None:
+    grid = planning_grid()
+    roi = stack(grid, tube(20.0, 9.0, 40.0))
+    by_height: dict[float, list[np.ndarray]] = {}
+    for loop in roi.loops:
+        by_height.setdefault(loop.points_xyz_mm[0, 2], []).append(loop.points_xyz_mm[:, :2])
+    cut_open = replace(
+        roi,
+        contours=tuple(
+            Contour(points_xyz_mm=np.pad(keyhole(ring), ((0, 0), (0, 1)), constant_values=z))
+            for z, loops in by_height.items()
+            for ring in rings(loops)
+        ),
+    )
+    assert 2 * len(cut_open.loops) == len(roi.loops)
+    as_drawn, as_cut = (
+        carry(distance_map(r, grid=grid), motion(2), onto=CBCT) for r in (roi, cut_open)
+    )
+    assert dice(as_cut.mask(), as_drawn.mask()) >= 0.9999
+    assert np.abs(as_cut.values - as_drawn.values).max() < 0.1
 
 
 def test_values_are_millimetres_positive_inside() -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from contourcast.imaging.errors import InputError
+from contourcast.simulation.fraction import fraction
+from contourcast.simulation.truth import save_truth
 from contourcast.training.calibrate import FAILED, ScoreBook, read_scores
 from contourcast.training.cases import load_models, thinned
 from contourcast.training.evaluate import (
@@ -22,9 +24,10 @@ from contourcast.training.evaluate import (
     strata_table,
     table,
 )
-from contourcast.training.rows import PRIOR, Row, rows_of_samples, rows_of_scores
+from contourcast.training.rows import PRIOR, Row, rows_of_runs, rows_of_samples, rows_of_scores
 from support.evidence import patch_sample, score
 from support.models import tiny_model
+from support.virtual import tiny_patient
 
 
 def row(
@@ -86,6 +89,32 @@ class TestTable:
     def test_no_run_is_an_error(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no run was found"):
             compare([tmp_path], [tmp_path], tmp_path / "out")
+
+
+class TestTruths:
+    def known(self, folder: Path, *, week: float) -> Path:
+        truth = fraction(tiny_patient(), week=week, series_uid="1.2.3").truth
+        save_truth(truth, folder / "patient-001" / "truth", "fraction-01")
+        return folder
+
+    def run(self, folder: Path) -> Path:
+        folder.mkdir()
+        (folder / "report.json").write_text('{"cbct": {"series_instance_uid": "1.2.9"}}')
+        return folder
+
+    def test_two_that_differ_for_one_cbct_are_refused(self, tmp_path: Path) -> None:
+        three, seven = (self.known(tmp_path / f"{n}", week=n) for n in (3, 7))
+        with pytest.raises(InputError, match="two truths of one CBCT differ") as refused:
+            rows_of_runs([self.run(tmp_path / "run")], [three, seven])
+        said = str(refused.value)
+        assert "1.2.3" in said
+        assert "3/patient-001/fraction-01 and 7/patient-001/fraction-01" in said
+        assert "--truth" in said
+
+    def test_one_that_is_met_twice_is_one(self, tmp_path: Path) -> None:
+        here, copy = (self.known(tmp_path / name, week=3) for name in ("here", "copy"))
+        with pytest.raises(InputError, match="the truth of this run's CBCT is not known"):
+            rows_of_runs([self.run(tmp_path / "run")], [here, copy, here / "patient-001"])
 
 
 class TestTests:

@@ -47,17 +47,34 @@ def test_a_slice_stands_for_the_length_half_way_to_its_neighbours() -> None:
     assert UNEVEN.voxel_cc.ravel() == pytest.approx([0.006, 0.005, 0.007, 0.01])
 
 
+def sliced_at(offsets_z_mm: np.ndarray) -> Grid:
+    return Grid(
+        shape_zyx=(len(offsets_z_mm), 1, 1),
+        spacing_xy_mm=(1, 1),
+        origin_xyz_mm=np.zeros(3),
+        offsets_z_mm=offsets_z_mm,
+    )
+
+
 def test_spacing_is_the_median_and_unevenness_is_seen() -> None:
     assert UNEVEN.spacing_xyz_mm == (2, 1, 3)
     assert UNEVEN.spacing_zyx_mm == (3, 1, 2)
     assert not UNEVEN.is_even
-    few_digits = Grid(
-        shape_zyx=(3, 1, 1),
-        spacing_xy_mm=(1, 1),
-        origin_xyz_mm=np.zeros(3),
-        offsets_z_mm=np.array([0.0, 3.002, 5.998]),
-    )
-    assert few_digits.is_even
+    assert sliced_at(np.array([0.0, 3.002, 5.998])).is_even
+
+
+@pytest.mark.parametrize("step_mm", [0.625, 0.312, 1.171875, 0.9765625])
+def test_even_slices_of_few_digits_do_not_drift(step_mm: float) -> None:
+    grid = sliced_at(np.round(np.arange(400) * step_mm, 2))
+    assert grid.is_even
+    assert grid.spacing_xyz_mm[2] * 399 == pytest.approx(grid.offsets_z_mm[-1])
+    assert grid.spacing_xyz_mm[2] == pytest.approx(step_mm, abs=2e-5)
+
+
+def test_gaps_that_are_each_a_little_off_add_up_to_uneven_slices() -> None:
+    gaps = np.repeat([3.0, 3.02], 40)
+    assert not sliced_at(np.concatenate(([0.0], np.cumsum(gaps)))).is_even
+    assert sliced_at(np.concatenate(([0.0], np.cumsum(gaps.reshape(2, 40).T.ravel())))).is_even
 
 
 def test_oblique_axes_are_the_columns_of_direction() -> None:

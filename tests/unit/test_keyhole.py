@@ -42,6 +42,28 @@ def test_a_keyhole_encloses_what_its_ring_does(holes: list[tuple[int, int, float
     assert (polygon.inside([loop + 34.737], shape) == expected).all()
 
 
+def test_the_cuts_of_a_keyhole_are_no_border() -> None:
+    outer = square(30) + 34.7
+    holes = [square(4, x, y)[::-1] + 34.7 for x, y in ((-15, -11.3), (9, -12), (2, 13))]
+    loop = keyhole(Ring(outer=outer, holes=tuple(holes)))
+    depth = polygon.signed_distance([loop], (70, 70), limit=9.0)
+    assert depth == pytest.approx(polygon.signed_distance([outer, *holes], (70, 70), limit=9.0))
+
+
+def test_an_edge_that_two_loops_share_is_no_border() -> None:
+    halves = [
+        np.array([[0.0, 0], [4, 0], [4, 8], [0, 8]]),
+        np.array([[4.0, 0], [8, 0], [8, 8], [4, 8]]),
+    ]
+    for second in (halves[1], halves[1][::-1], halves[1] + 1e-9):
+        depth = polygon.signed_distance([halves[0], second], (9, 9), limit=9.0)
+        assert depth[4] == pytest.approx([0, 1, 2, 3, 4, 3, 2, 1, 0], abs=1e-5)
+
+
+def test_loops_of_coinciding_edges_alone_keep_them() -> None:
+    assert polygon.distance(np.zeros((1, 2)), [square(3), square(3)], limit=9.0) == 3.0
+
+
 def test_a_hole_that_reaches_out_is_refused() -> None:
     with pytest.raises(GeometryError, match="reaches out"):
         keyhole(Ring(outer=square(3), holes=(square(1, -20),)))

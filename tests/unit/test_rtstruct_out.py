@@ -12,6 +12,7 @@ from pydicom.uid import ImplicitVRLittleEndian
 from contourcast.imaging import polygon
 from contourcast.imaging.dicom.check import check_structure_set
 from contourcast.imaging.dicom.ct_series_out import write_ct_series
+from contourcast.imaging.dicom.elements import Attributes, Element
 from contourcast.imaging.dicom.rtstruct_out import (
     Approval,
     Generation,
@@ -196,6 +197,38 @@ def test_it_refers_to_every_slice_of_the_scan_and_is_filed_with_it(tmp_path: Pat
     assert file.SeriesInstanceUID != scan.source.series_instance_uid
     assert str(file.PatientName) == PHANTOM.name
     assert "BodyPartExamined" not in file
+
+
+@pytest.mark.parametrize("name", ["Yamada^Tarou==", "Doe^John=", "A^B=\\C^D==", "A^B= ="])
+def test_null_component_groups_of_a_name_may_be_left_out(tmp_path: Path, name: str) -> None:
+    scan = make_scan()
+    assert scan.source is not None
+    came = replace(
+        scan.source,
+        patient=replace(scan.source.patient, name=name),
+        study=replace(scan.source.study, referring_physician=name),
+    )
+    file = write(tmp_path, replace(scan, source=came), ring(scan, 30.0))
+    assert check_structure_set(file, replace(scan, source=came)) == ()
+    assert check_structure_set(file, scan) == (
+        "PatientName is not that of the images",
+        "ReferringPhysicianName is not that of the images",
+    )
+
+
+@pytest.mark.parametrize(
+    ("stored", "name"),
+    [
+        (b"Yamada^Tarou== ", "Yamada^Tarou"),
+        (b"A^B=\\C^D=x=", "A^B\\C^D=x"),
+        (b"==", ""),
+        (b"=Yamada^Tarou", "=Yamada^Tarou"),
+        ("Müller^Jörg==".encode("latin-1"), "Müller^Jörg"),
+    ],
+)
+def test_null_component_groups_of_a_name_are_not_read(stored: bytes, name: str) -> None:
+    header = Attributes(elements={0x00100010: Element("PN", stored)}, file="ct.dcm")
+    assert header.person(0x00100010) == name
 
 
 def test_a_machines_contour_says_what_drew_it(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from contourcast.imaging.errors import FrameMismatchError, InputError
 from contourcast.imaging.grid import Grid
-from contourcast.imaging.structures import Roi
+from contourcast.imaging.structures import Contour, Roi
 from contourcast.imaging.volume import Volume
 from contourcast.simulation.anatomy import LEFT, RIGHT
 from contourcast.simulation.phantom import phantom
@@ -68,6 +70,26 @@ def test_lungs_of_a_ct_are_found_whatever_way_its_axes_run(flip: tuple[int, int,
         seen = found.grid.world(np.argwhere(found.lungs == side)[:, ::-1])
         assert np.linalg.norm(true.mean(axis=0) - seen.mean(axis=0)) < 10
         assert 0.75 < len(seen) / len(true) < 1.25
+
+
+def test_anatomies_of_one_name_found_on_different_things_are_told_apart() -> None:
+    ct = tiny_thorax().ct
+    triangle = ct.grid.center_xyz_mm + np.array([[0.0, 0, 0], [20, 0, 0], [0, 20, 0]])
+    drawn = Roi(
+        number=1,
+        name="GTV",
+        contours=(Contour(points_xyz_mm=triangle),),
+        frame_of_reference=ct.frame_of_reference,
+    )
+    found = partial(anatomy_of_ct, name="one", spacing_xyz_mm=(4.0, 4.0, 6.0))
+    others = [
+        found(ct.with_values(ct.values + 1)),
+        found(ct, graft_sides=(LEFT,)),
+        found(ct, drawn=drawn),
+    ]
+    digests = {anatomy.digest for anatomy in (found(ct), *others)}
+    assert len(digests) == 4
+    assert found(ct).digest in digests
 
 
 def test_a_ct_without_lungs_is_refused() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,19 +10,23 @@ import pydicom
 import pytest
 
 from contourcast.imaging.errors import InputError
+from contourcast.simulation import rtk
+from contourcast.simulation.anatomy import Anatomy
 from contourcast.simulation.courses import simulate_course
-from contourcast.simulation.fraction import fraction
+from contourcast.simulation.fraction import Physics, fraction, fraction_digest
 from contourcast.simulation.recipe import CLINIC_1
 from contourcast.simulation.truth import load_truth, save_truth
 from support.virtual import TINY, tiny_patient, tiny_thorax
 
 
-def _course(out: Path) -> Path:
+def _course(
+    out: Path, *, weeks: Sequence[float] = (2.0, 5.0), anatomy: Anatomy | None = None
+) -> Path:
     simulate_course(
         out,
         recipe=CLINIC_1,
-        anatomy=tiny_thorax(),
-        fractions=[2.0, 5.0],
+        anatomy=anatomy or tiny_thorax(),
+        fractions=weeks,
         seed=7,
         patient_number=1,
         sampling=TINY,
@@ -97,6 +103,39 @@ def test_each_scan_has_study_series_and_frame_of_its_own(course: Path) -> None:
     for tag in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SeriesDate"):
         assert len({str(h[tag].value) for h in headers}) == 3, tag
     assert len({str(h.PatientID) for h in headers}) == 1
+
+
+UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID")
+
+
+def _uids(course: Path, scan: str) -> set[str]:
+    header = pydicom.dcmread(course / scan / "0001.dcm", stop_before_pixels=True)
+    return {str(header[keyword].value) for keyword in UIDS}
+
+
+def test_a_scan_of_another_week_has_other_uids(course: Path, tmp_path: Path) -> None:
+    other = _course(tmp_path, weeks=(2.0, 3.0))
+    assert _uids(other, "planning-ct") == _uids(course, "planning-ct")
+    assert _uids(other, "fraction-01") == _uids(course, "fraction-01")
+    assert not _uids(other, "fraction-02") & _uids(course, "fraction-02")
+
+
+def test_a_patient_of_another_ct_is_another_patient(course: Path, tmp_path: Path) -> None:
+    other = _course(tmp_path, anatomy=replace(tiny_thorax(), digest="another CT"))
+    assert not _uids(other, "planning-ct") & _uids(course, "planning-ct")
+    assert not _uids(other, "fraction-01") & _uids(course, "fraction-01")
+    ids = {pydicom.dcmread(c / "structures.dcm").PatientID for c in (course, other)}
+    assert len(ids) == 2
+
+
+def test_uids_of_a_fraction_follow_from_its_physics(monkeypatch: pytest.MonkeyPatch) -> None:
+    def digest(physics: Physics) -> str:
+        return fraction_digest(tiny_patient(), week=2, number=1, physics=physics)
+
+    monkeypatch.setattr(rtk, "is_installed", lambda: True)
+    assert digest("rtk") == digest("auto") != digest("image")
+    monkeypatch.setattr(rtk, "is_installed", lambda: False)
+    assert digest("auto") == digest("image")
 
 
 def test_truth_says_which_series_it_is_of_and_what_made_it(course: Path) -> None:

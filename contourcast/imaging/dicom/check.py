@@ -23,6 +23,7 @@ from pydicom.uid import (
 )
 
 from contourcast.imaging import polygon
+from contourcast.imaging.dicom.elements import without_null_groups
 from contourcast.imaging.dicom.modules import (
     DETACHED_STUDY_CLASS_UID,
     DS_BYTES,
@@ -44,6 +45,7 @@ VOLUME_FRACTION: Final = 0.02  # CLINICAL_SERVICE §2.7
 # Edges that cross by less do so by rounding: ten times the last digit that is written.
 CROSSING_MM: Final = 1e-3
 NOT_RIGID: Final = 1e-6  # what ten significant digits leave of orthonormality
+PERSON_NAMES: Final = frozenset({"PatientName", "ReferringPhysicianName"})
 
 
 def check_structure_set(path: Path, reference: Volume) -> tuple[str, ...]:
@@ -105,7 +107,7 @@ def _check_object(
     ):
         if keyword not in dataset:
             yield f"{keyword} is missing"
-        elif _text(dataset, keyword) != value.strip():
+        elif _compared(keyword, _text(dataset, keyword)) != _compared(keyword, value):
             yield f"{keyword} is not that of the images"
     if not _text(dataset, "SeriesInstanceUID"):
         yield "SeriesInstanceUID is missing"
@@ -118,6 +120,11 @@ def _check_object(
             yield f"{keyword} is missing"
     if _text(dataset, "SpecificCharacterSet") != "ISO_IR 192":
         yield "its text is not declared as UTF-8; (0008,0005) Specific Character Set"
+
+
+def _compared(keyword: str, text: str) -> str:
+    """Without what may be lost in writing and means nothing."""
+    return without_null_groups(text.strip()) if keyword in PERSON_NAMES else text.strip()
 
 
 def _check_images(items: Sequence[Dataset], source: SeriesSource, where: str) -> Iterator[str]:

@@ -98,6 +98,8 @@ LARGE_OBJECTS: Final = frozenset(
     }
 )
 UID_FORM: Final = re.compile(r"[0-9][0-9.]{0,63}")
+# Of each of several names: component groups that hold nothing, and padding.
+NULL_GROUPS: Final = re.compile(r"[= ]+(?=\\|\Z)")
 
 
 class Element(NamedTuple):
@@ -163,13 +165,13 @@ class Attributes:
             return decode_bytes(value, list(self.encodings), {0x09, 0x0A, 0x0C, 0x0D, 0x5C})
 
     def person(self, tag: int) -> str:
-        """A person's name in Unicode, component groups kept apart by ``=``."""
+        """A person's name in Unicode, component groups kept apart by ``=``, no null ones last."""
         value = self.raw(tag)
         if value.isascii() and b"\x1b" not in value:
-            return value.decode("ascii")
+            return without_null_groups(value.decode("ascii"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return str(PersonName(value, list(self.encodings)))
+            return without_null_groups(str(PersonName(value, list(self.encodings))))
 
     def numbers(self, tag: int, *, count: int = 0) -> tuple[float, ...] | None:
         """Decimal or integer strings as finite numbers, exactly ``count`` of them if given."""
@@ -612,3 +614,11 @@ def _python_encodings(value: bytes) -> tuple[str, ...]:
             return tuple(convert_encodings(names))
         except (LookupError, ValueError):
             return ("iso8859",)
+
+
+def without_null_groups(name: str) -> str:
+    """A person's name without the null component groups at its end.
+
+    They may be left out with their ``=`` (PS3.5 §6.2.1.1), and some writers do so, pydicom too.
+    """
+    return NULL_GROUPS.sub("", name)
