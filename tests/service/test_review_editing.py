@@ -473,6 +473,32 @@ def test_nobody_rejects_what_was_signed_unseen(desk: Desk) -> None:
     assert reviews.reject(job, reviewer="bob", seen=1, why="target wrong").number
 
 
+def test_a_second_signature_changes_what_the_first_reader_has_in_hand(desk: Desk) -> None:
+    desk.decide(decision="approved", method="translation")
+    before = desk.tag()
+    bob = desk.decide(who="bob", decision="approved", method="rigid")
+    assert bob.status_code == 201, bob.text
+    assert desk.tag() != before
+    late = desk.decide(tag=before, decision="rejected", reason="target wrong")
+    assert late.status_code == 412, "of a signature that was not seen"
+
+
+def test_somebody_else_who_has_signed_in_meanwhile_signs_nothing(desk: Desk) -> None:
+    name = desk.people["ann"].get("/v1/session").json()["name"]
+    wrong = desk.decide(who="bob", decision="approved", method="rigid", reviewer=name)
+    assert (wrong.status_code, approved(desk)) == (409, [])
+    assert "somebody else has signed in" in wrong.json()["cause"]
+    right = desk.decide(decision="approved", method="rigid", reviewer=name)
+    assert right.status_code == 201, right.text
+
+
+def test_the_view_tells_of_a_draft_that_is_no_part_of_it(desk: Desk) -> None:
+    assert desk.get("/view")["draft"] is None
+    desk.save({7: [circle((50, 50), 12)], 9: []})
+    told = desk.get("/view", who="bob")["draft"]
+    assert (told["by"], told["method"], told["edited_slices"]) == ("ann", "rigid", 2)
+
+
 def approved(desk: Desk) -> list[str]:
     """The signed sets that the archive holds."""
     query = select(instance.c.sop_uid).join(series, series.c.uid == instance.c.series_uid)

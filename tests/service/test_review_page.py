@@ -207,10 +207,13 @@ def test_a_newer_revision_makes_it_stale_and_nobody_signs_it(own: Drawn, by_whom
                     matched=0,
                 )
             )
+        assert desk.tag() != tag, "an open page learns of it"
         view = desk.get("/view")
         assert "more slices" in view["stale"]["why"]
         assert not view["may"]["sign"]
-        refused = desk.decide(tag=tag, decision="approved", method="rigid")
+        late = desk.decide(tag=tag, decision="approved", method="rigid")
+        assert late.status_code == 412
+        refused = desk.decide(decision="approved", method="rigid")
         assert refused.status_code == 412
         assert "more slices" in refused.json()["cause"]
         assert desk.decide(decision="rejected", reason="image artefact").status_code == 201

@@ -71,11 +71,16 @@ class Drafts:
         Raises:
             NotFoundError: There is none.
         """
-        with self.index.read() as at:
-            found = _row(at, propagation_id)
+        found = self.begun(propagation_id)
         if found is None:
             raise NotFoundError("nobody has edited this propagation", remedy="begin with a PUT")
-        return _draft(found)
+        return found
+
+    def begun(self, propagation_id: str) -> Draft | None:
+        """The draft of a propagation, where somebody began one."""
+        with self.index.read() as at:
+            found = _row(at, propagation_id)
+        return None if found is None else _draft(found)
 
     def save(
         self,

@@ -17,6 +17,7 @@ from contourcast.service.jobs.propagations import Job
 from contourcast.service.outputs.report import JudgedFigure, MethodReport, Report
 from contourcast.service.records import Records
 from contourcast.service.review.decisions import Review
+from contourcast.service.review.drafts import Draft
 from contourcast.service.review.figures import change_percent, recommended
 from contourcast.service.review.pages import PRIOR, Page
 from contourcast.service.review.signed import APPROVED, Signed
@@ -160,6 +161,15 @@ class MayItem(BaseModel):
     why_not: str
 
 
+class DraftItem(BaseModel):
+    """An edit that somebody began and nobody signed: no part of what is shown."""
+
+    by: str
+    saved_at: str
+    method: str
+    edited_slices: int
+
+
 class View(BaseModel):
     """A propagation for the review page."""
 
@@ -185,6 +195,7 @@ class View(BaseModel):
     worst_slice: int | None
     ghosts: list[GhostItem]
     approved: ApprovedItem | None
+    draft: DraftItem | None
     may: MayItem
 
 
@@ -196,6 +207,7 @@ def build_view(
     *,
     signed: Signed | None,
     reviews: Sequence[Review],
+    draft: Draft | None,
     numbers: Mapping[tuple[str, str], int],
     reviewer: bool,
     person: bool,
@@ -209,6 +221,7 @@ def build_view(
         report: What came out; None: nothing yet.
         signed: The contour that was signed last, if any.
         reviews: Every decision on it.
+        draft: What somebody began to edit, if anybody did.
         numbers: Of the fractions of its course; see `fraction_numbers`.
         reviewer: Whether the caller's role lets it edit.
         person: Whether the caller has signed in, so that it may sign.
@@ -257,7 +270,19 @@ def build_view(
         worst_slice=worst,
         ghosts=_ghosts(job, page, prior_cc, signed),
         approved=_approved(reviews),
+        draft=_edit(draft),
         may=_may(job, stale, drawn, reviewer=reviewer, person=person),
+    )
+
+
+def _edit(draft: Draft | None) -> DraftItem | None:
+    if draft is None:
+        return None
+    return DraftItem(
+        by=draft.reviewer,
+        saved_at=draft.saved_at,
+        method=draft.method,
+        edited_slices=len(draft.loops),
     )
 
 

@@ -18,6 +18,7 @@ from contourcast.service.api.routes.courses import fraction_numbers
 from contourcast.service.api.routes.propagations import shown
 from contourcast.service.problems import document_for
 from contourcast.service.review.again import begin_again
+from contourcast.service.review.drafts import Drafts
 from contourcast.service.review.pages import Adjusted, Page
 from contourcast.service.review.presence import look_at
 from contourcast.service.review.signed import Signed, last_signed
@@ -118,6 +119,7 @@ def routes(context: Context) -> APIRouter:
                 pages.report(job),
                 signed=last_signed(records, page, reviews),
                 reviews=reviews,
+                draft=Drafts(records.index).begun(job.id),
                 numbers=numbers,
                 reviewer=bool(caller.roles & EDITORS),
                 person=caller.session is not None,

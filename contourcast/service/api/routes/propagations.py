@@ -37,6 +37,7 @@ from contourcast.service.problems import (
     document_for,
 )
 from contourcast.service.records import Records
+from contourcast.service.review.stale import StaleItem, stale_of
 
 POLL_S: Final = 0.2
 EVENT_SILENCE_S: Final = 15.0  # proxies close what is silent for longer
@@ -77,6 +78,8 @@ class PropagationAnswer(BaseModel):
     verdict: str = Field(description="accept, look or reject; empty until it is known.")
     course: str | None
     superseded_by: str | None
+    event: int = Field(description="Number of what happened to it last; a decision is one.")
+    stale: str = Field(description="Why it is not to be signed any more; empty: it may be.")
     figures: dict[str, Any]
     problem: Problem | None
     links: dict[str, str]
@@ -279,7 +282,9 @@ def routes(context: Context) -> APIRouter:
 
 def shown(job: Job, records: Records) -> PropagationAnswer:
     """A propagation as the API shows it."""
-    return _shown(job, records.propagations.events(job.id)[-1])
+    last = records.propagations.events(job.id)[-1]
+    with records.index.read() as at:
+        return _shown(job, last, stale_of(at, job))
 
 
 def _all_shown(jobs: Sequence[Job], records: Records) -> list[PropagationAnswer]:
@@ -300,10 +305,10 @@ def _all_shown(jobs: Sequence[Job], records: Records) -> list[PropagationAnswer]
             )
             for row in at.execute(query)
         }
-    return [_shown(job, events[job.id]) for job in jobs]
+        return [_shown(job, events[job.id], stale_of(at, job)) for job in jobs]
 
 
-def _shown(job: Job, last: Event) -> PropagationAnswer:
+def _shown(job: Job, last: Event, stale: StaleItem | None) -> PropagationAnswer:
     here = f"/v1/propagations/{job.id}"
     links = {"self": here, "events": f"{here}/events"}
     for file, part in (
@@ -329,6 +334,8 @@ def _shown(job: Job, last: Event) -> PropagationAnswer:
         verdict=job.verdict,
         course=job.origin.course_id,
         superseded_by=job.superseded_by,
+        event=last.number,
+        stale="" if stale is None else stale.why,
         figures=job.figures,
         problem=Problem.model_validate(job.problem) if job.problem else None,
         links=links,

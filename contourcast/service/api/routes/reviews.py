@@ -19,7 +19,7 @@ from contourcast.service.api.routes.propagations import shown
 from contourcast.service.index.database import Index
 from contourcast.service.index.tables import delivery, instance
 from contourcast.service.jobs.propagations import Job
-from contourcast.service.problems import ChangedError, ForbiddenError, document_for
+from contourcast.service.problems import ChangedError, ConflictError, ForbiddenError, document_for
 from contourcast.service.review.decisions import Review, Spend
 from contourcast.service.review.drafts import Drafts
 
@@ -40,6 +40,11 @@ class ReviewRequest(BaseModel):
         default="", description="Of a rejection: one of the list; see docs.", max_length=64
     )
     text: str = Field(default="", description="In words.", max_length=1024)
+    reviewer: str = Field(
+        default="",
+        description="Who is meant to decide, as /v1/session names them; empty: whoever is here.",
+        max_length=256,
+    )
 
 
 class FiguresItem(BaseModel):
@@ -111,6 +116,10 @@ def routes(context: Context) -> APIRouter:
         if caller.session is None:
             raise ForbiddenError(
                 "a signature needs a person who has signed in", remedy="sign in on the page"
+            )
+        if decision.reviewer not in ("", caller.name):
+            raise ConflictError(
+                "somebody else has signed in meanwhile", remedy="look who you are, then decide"
             )
         require_proof(caller.session, minutes=context.settings.access.sign_proof_minutes)
         spend = partial(spend_proof, found=caller.session)
