@@ -23,7 +23,9 @@ def test_there_are_as_many_rows_as_the_design_has() -> None:
 
 
 def test_every_row_says_what_happens_and_names_its_tests() -> None:
-    for happens, does, tests in table(PAGE, "## The table"):
+    more = table(PAGE, "## What the design did not ask")
+    assert more
+    for happens, does, tests in table(PAGE, "## The table") + more:
         assert happens
         assert does, happens
         assert re.fullmatch(r"(`test_\w+`\s?)+", tests), happens

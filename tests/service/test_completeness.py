@@ -150,7 +150,9 @@ def test_a_gap_is_waited_for_then_named_and_pulled_once() -> None:
         ("1.2.3", "1.2.5", 1)
     ]
     assert "1 gap, the widest of 4.0 mm where most are 2.0 mm" in found.reason
-    assert "nothing came for 11 minutes" in found.reason
+    assert "nothing came for 10 minutes" in found.reason
+    later = judge(arrivals(slices, association="released"), after(3600))
+    assert later == found, "another reason every minute would be told every minute"
     assert found.pull_again
     again = judge(arrivals(slices, pulled_again=True), after(660))
     assert isinstance(again, Incomplete)

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pydicom
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
+from contourcast.imaging.dicom.instance import CT_IMAGE
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import InputError
 from contourcast.service.archive import Sent
 from contourcast.service.index.database import now
-from contourcast.service.index.tables import course, fraction, notice, revision
+from contourcast.service.index.tables import course, fraction, instance, notice, revision, series
 from contourcast.service.ingest import take_files
-from contourcast.service.intake.arriving import Arriving
+from contourcast.service.intake import fractions
+from contourcast.service.intake.arriving import AT_A_LOOK, Arriving
 from contourcast.service.intake.evidence import Evidence
 from contourcast.service.intake.fractions import Fractions
-from contourcast.service.intake.outcomes import Answer
+from contourcast.service.intake.outcomes import Answer, Known
 from contourcast.service.intake.rules import SiteRules
 from contourcast.service.intake.states import State
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.jobs.steps import Steps
 from contourcast.service.pacs.notices import Notices
-from contourcast.service.problems import ConflictError, ForbiddenTransitionError
+from contourcast.service.problems import ConflictError, ForbiddenTransitionError, StoreError
 from contourcast.service.records import Records
 from contourcast.service.review.decisions import Reviews
 from contourcast.service.settings import ServiceSettings
@@ -425,3 +429,322 @@ def test_what_was_decided_stays_and_another_decision_is_another_object(
     assert [r.number for r in found] == [rejected.number, signed.number, twice.number]
     assert signed.structures_uid != twice.structures_uid
     assert rejected.structures_uid == ""
+
+
+# What goes wrong with one holds up nobody
+
+
+def put_series(department: Department, count: int, *, state: str, at: datetime) -> None:
+    """Series of one image each, which never make a run."""
+    with department.records.index.write() as index:
+        for number in range(count):
+            uid = f"1.2.3.{number:04d}"
+            index.execute(
+                series.insert().values(
+                    uid=uid,
+                    study_uid="1.2",
+                    modality="CT",
+                    patient_key="scouts",
+                    facts_json={},
+                    door="pull",
+                    sender="",
+                    counted_json=[],
+                    last_arrival_at=at.isoformat(),
+                    state=state,
+                    reason="fewer than two slices make no run",
+                )
+            )
+            index.execute(
+                instance.insert().values(
+                    sop_uid=f"{uid}.1",
+                    sop_class_uid=CT_IMAGE,
+                    modality="CT",
+                    series_uid=uid,
+                    study_uid="1.2",
+                    frame_of_reference="1.2.1",
+                    file_digest="0" * 64,
+                    bytes=1,
+                    plane_json={},
+                )
+            )
+
+
+@pytest.mark.parametrize("state", ["incomplete", "arriving"])
+def test_many_series_that_never_become_whole_hold_up_no_other(
+    department: Department, patients: tuple[Treatment, Treatment], state: str
+) -> None:
+    cbct = patients[0].fractions[0]
+    put_series(department, 2 * AT_A_LOOK, state=state, at=now() - timedelta(minutes=5))
+    department.send(cbct.paths)
+    found = sum(department.arriving.look(now() + LATER) for _ in range(3))
+    assert found == 1, "each look goes on where the last one stopped"
+    department.arriving.look(now() + timedelta(hours=1))
+    for _ in range(3):
+        department.arriving.look(now() + timedelta(hours=1))
+    waiting = [row for row in department.rows(series) if row.state == "arriving"]
+    assert not waiting, "in the end each is whole, or incomplete"
+
+
+def test_a_gap_is_told_once_and_judged_again_only_for_something_new(
+    department: Department, patients: tuple[Treatment, Treatment]
+) -> None:
+    cbct = patients[0].fractions[0]
+    department.send([*cbct.paths[:5], *cbct.paths[6:]])
+    late = now() + timedelta(minutes=11)
+    for seconds in range(0, 3600, 300):
+        department.arriving.look(late + timedelta(seconds=seconds))
+    assert department.told() == ["series.incomplete"]
+
+    here = len(cbct.paths) - 1
+    for _ in range(3):  # as whoever watches the archive says every 20 s
+        department.arriving.counted(cbct.series_uid, here)
+        department.arriving.look(late + timedelta(hours=1))
+    assert department.told() == ["series.incomplete"], "which says nothing new"
+    department.arriving.counted(cbct.series_uid, here + 1)
+    department.arriving.look(late + timedelta(hours=1))
+    assert department.told() == ["series.incomplete"] * 2, "the archive has the slice"
+    department.send(cbct.paths)
+    assert department.arriving.look(now() + LATER) == 1
+
+
+def test_what_waits_for_an_archive_that_then_has_less_is_whole(
+    department: Department, patients: tuple[Treatment, Treatment]
+) -> None:
+    cbct = patients[0].fractions[0]
+    department.send(cbct.paths)
+    department.arriving.counted(cbct.series_uid, len(cbct.paths) + 1)
+    late = now() + timedelta(minutes=11)
+    assert department.arriving.look(late) == 0
+    (row,) = department.rows(series)
+    assert row.state == "incomplete"
+    department.arriving.counted(cbct.series_uid, len(cbct.paths))
+    assert department.arriving.look(late) == 1
+
+
+@pytest.mark.parametrize("how", ["damaged", "lost"])
+def test_a_file_that_the_store_lost_is_left_out_until_it_comes_again(
+    department: Department, patients: tuple[Treatment, Treatment], how: str
+) -> None:
+    first, second = patients
+    department.send([*first.plan_paths, *first.fractions[0].paths])
+    kept = department.records.archive.instance(first.structures_uid)
+    assert kept is not None
+    path = department.records.archive.path(kept)
+    slices = department.records.archive.instances_of(first.planning_ct.series_uid)
+    for lost in (path, department.records.archive.path(slices[3])):
+        if how == "damaged":
+            lost.write_bytes(b"damaged")
+        else:
+            lost.unlink()
+    department.send([*second.plan_paths, *second.fractions[0].paths])
+    department.wait()
+    assert set(department.jobs()) == {second.fractions[0].series_uid}
+    assert set(open_questions(department)) == {first.fractions[0].series_uid}
+    department.send(first.plan_paths)
+    department.wait()
+    assert first.fractions[0].series_uid in department.jobs(), "nothing was remembered as lost"
+
+
+def test_a_fault_in_matching_one_series_is_no_fault_of_the_next(
+    department: Department,
+    patients: tuple[Treatment, Treatment],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first, second = patients
+    department.send([*first.plan_paths, *first.fractions[0].paths])
+    department.send([*second.plan_paths, *second.fractions[0].paths])
+    department.arriving.look(now() + LATER)
+    evidence = department.fractions.evidence
+    of_patient, its = evidence.of_patient, department.records.archive.patient_of
+    bad = its(first.fractions[0].series_uid)
+    faults: list[Exception] = [ZeroDivisionError(), StoreError("the store's server answered 500")]
+
+    def faulty(patient_key: str) -> Known:
+        if patient_key == bad:
+            raise faults.pop()
+        return of_patient(patient_key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evidence, "of_patient", faulty)
+        department.fractions.look()
+        assert set(department.jobs()) == {second.fractions[0].series_uid}
+    department.fractions.look()
+    assert first.fractions[0].series_uid not in department.jobs(), "it is left alone for a while"
+    monkeypatch.setattr(fractions, "time", SimpleNamespace(monotonic=lambda: math.inf))
+    department.fractions.look()
+    assert first.fractions[0].series_uid in department.jobs()
+
+
+def test_many_that_cannot_be_matched_yet_hold_up_no_other(
+    department: Department, patients: tuple[Treatment, Treatment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = patients[0]
+    monkeypatch.setattr(fractions, "AT_A_LOOK", 2)
+    monkeypatch.setattr(fractions, "AGAIN_AT_A_LOOK", 1)
+    department.send(patients[1].paths)
+    department.arriving.look(now() + LATER)
+    with department.records.index.write() as at:  # its fractions and plan wait before ours
+        at.execute(
+            update(series)
+            .where(series.c.uid == patients[1].planning_ct.series_uid)
+            .values(state="arriving", reason="more comes")
+        )
+    department.send([*patient.plan_paths, *patient.fractions[0].paths])
+    department.arriving.look(now())
+    department.arriving.look(now() + timedelta(seconds=16))
+    with department.records.index.write() as at:
+        at.execute(
+            update(series)
+            .where(series.c.uid == patients[1].planning_ct.series_uid)
+            .values(state="arriving", reason="more comes")
+        )
+    for _ in range(6):
+        department.fractions.look()
+    assert set(department.jobs()) == {patient.fractions[0].series_uid}
+    with department.records.index.write() as at:
+        at.execute(
+            update(series)
+            .where(series.c.uid == patients[1].planning_ct.series_uid)
+            .values(state="whole", reason="")
+        )
+    for _ in range(3):
+        department.fractions.look()
+    assert len(department.jobs()) == 3
+
+
+def test_many_older_open_questions_keep_none_from_settling_by_itself(
+    department: Department, patients: tuple[Treatment, Treatment]
+) -> None:
+    patient = patients[0]
+    with department.records.index.write() as at:
+        for number in range(fractions.AT_A_LOOK):
+            at.execute(
+                fraction.insert().values(
+                    revision_id=f"r{number}",
+                    series_uid=f"1.9.{number}",
+                    patient_key="another",
+                    course_id=None,
+                    acquired_at="",
+                    state="needs_person",
+                    reasons_json=[],
+                    question_json={"question": "planning_ct"},
+                    answers_json=[],
+                    looked_at=0,
+                    made_at=now().isoformat(),
+                )
+            )
+    department.send(patient.fractions[0].paths)
+    department.wait()
+    department.send(patient.plan_paths)
+    department.wait()
+    assert set(department.jobs()) == {patient.fractions[0].series_uid}
+
+
+# Two at one fraction
+
+
+def test_an_answer_is_not_erased_by_a_worker_that_looked_before_it(
+    department: Department, patients: tuple[Treatment, Treatment], tmp_path: Path
+) -> None:
+    patient = patients[0]
+    cbct = patient.fractions[0]
+    dataset = pydicom.dcmread(patient.structures)
+    for roi in dataset.StructureSetROISequence:
+        roi.ROIName = "X"
+    for observation in dataset.RTROIObservationsSequence:
+        observation.RTROIInterpretedType = "ORGAN"
+    dataset.save_as(drawn := tmp_path / "drawn.dcm")
+    department.send([*patient.planning_ct.paths, drawn, *cbct.paths])
+    department.wait()
+    (asked,) = (row for row in department.rows(fraction) if row.state == "needs_person")
+    choice = asked.question_json["choices"][0]["value"]
+    department.send(patient.fractions[1].paths[:1])
+    front_door = Department(department.records)
+    evidence = department.fractions.evidence
+    of_patient = evidence.of_patient
+
+    def slow(patient_key: str) -> Known:
+        found = of_patient(patient_key)
+        if not department.jobs():
+            answer = Answer(question=asked.question_json["question"], choice=(choice,))
+            front_door.fractions.answer(asked.revision_id, answer, by="somebody")
+        return found
+
+    evidence.of_patient = slow  # type: ignore[method-assign]
+    for _ in range(2):
+        department.fractions.look()
+        (row,) = (r for r in department.rows(fraction) if r.revision_id == asked.revision_id)
+        assert row.state == "matched"
+        assert [given["by"] for given in row.answers_json] == ["somebody"]
+        assert set(department.jobs()) == {cbct.series_uid}
+
+
+def test_an_answer_is_followed_though_whoever_took_it_died(
+    department: Department, patients: tuple[Treatment, Treatment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cbct = patients[0].fractions[0]
+    department.send(cbct.paths)
+    department.wait()
+    (asked,) = department.rows(fraction)
+    none = Answer(question="planning_ct", choice=("none",))
+    front_door = Department(department.records)
+    monkeypatch.setattr(front_door.fractions, "match", lambda revision_id: False)
+    front_door.fractions.answer(asked.revision_id, none, by="somebody")
+    department.fractions.look()
+    (settled,) = department.rows(fraction)
+    assert settled.state == "not_ours"
+
+
+# A contour that was withdrawn
+
+
+def test_a_contour_that_was_withdrawn_is_the_prior_of_nobody(
+    department: Department, patients: tuple[Treatment, Treatment]
+) -> None:
+    patient = patients[0]
+    first, second = patient.fractions
+    department.send(patient.paths)
+    department.wait()
+    before = department.jobs()[second.series_uid]
+    job = department.draw(department.jobs()[first.series_uid])
+    department.reviews.approve(job, method="translation", reviewer="Someone Signing", seen=0)
+    department.fractions.look()
+    assert department.jobs()[second.series_uid].order["prior"] is not None
+    department.reviews.reject(job, reviewer="Another", seen=1, why="target wrong")
+    department.fractions.look()
+    again = department.jobs()[second.series_uid]
+    assert again.order["prior"] is None
+    assert (again.id, again.state) == (before.id, State.MATCHED), "drawn as if never signed"
+    signed = department.reviews.approve(
+        job, method="translation", reviewer="Someone Signing", seen=2
+    )
+    department.fractions.look()
+    prior = department.jobs()[second.series_uid].order["prior"]
+    assert prior["sop_uid"] == signed.structures_uid, "what was signed last stands"
+
+
+def test_a_contour_that_is_withdrawn_while_it_is_matched_is_no_prior(
+    department: Department, patients: tuple[Treatment, Treatment]
+) -> None:
+    patient = patients[0]
+    first, second = patient.fractions
+    department.send([*patient.plan_paths, *first.paths])
+    department.wait()
+    job = department.draw(department.jobs()[first.series_uid])
+    department.reviews.approve(job, method="translation", reviewer="Someone Signing", seen=0)
+    department.send(second.paths)
+    department.arriving.look(now() + LATER)
+    evidence = department.fractions.evidence
+    of_patient = evidence.of_patient
+
+    def slow(patient_key: str) -> Known:
+        found = of_patient(patient_key)
+        if len(department.reviews.of(job.id)) == 1:
+            department.reviews.reject(job, reviewer="Another", seen=1, why="target wrong")
+        return found
+
+    evidence.of_patient = slow  # type: ignore[method-assign]
+    department.fractions.look()
+    assert second.series_uid not in department.jobs()
+    department.fractions.look()
+    assert department.jobs()[second.series_uid].order["prior"] is None

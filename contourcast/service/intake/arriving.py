@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import structlog
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, Row, Select, func, select, tuple_, update
 
 from contourcast.imaging.dicom.instance import CT_IMAGE
 from contourcast.service.index.database import Index, now
@@ -50,19 +50,29 @@ class Arriving:
         self.index = index
         self._notices = notices
         self.patience = patience
+        self._looked_until: tuple[str, str] | None = None
 
     def look(self, at_time: datetime | None = None) -> int:
-        """Judges what is not whole yet; how many series became whole."""
+        """Judges what still arrives; how many series became whole.
+
+        A series that is incomplete is judged again once more is known of it: then it arrives again.
+        """
         moment = at_time or self.index.now()
-        query = (
-            select(series)
-            .where(series.c.state != "whole", series.c.modality == "CT")
-            .order_by(series.c.last_arrival_at)
-            .limit(AT_A_LOOK)
-        )
         with self.index.read() as at:
-            waiting = at.execute(query).all()
+            waiting = at.execute(self._next()).all()
+        last = waiting[-1] if len(waiting) == AT_A_LOOK else None
+        self._looked_until = None if last is None else (last.last_arrival_at, last.uid)
         return sum(self._judge(row.uid, moment) for row in waiting)
+
+    def _next(self) -> Select[Any]:
+        """Those that come after the last look's, so that many that wait hold up no other."""
+        place = tuple_(series.c.last_arrival_at, series.c.uid)
+        query = select(series.c.uid, series.c.last_arrival_at).where(
+            series.c.state == "arriving", series.c.modality == "CT"
+        )
+        if self._looked_until is not None:
+            query = query.where(place > self._looked_until)
+        return query.order_by(series.c.last_arrival_at, series.c.uid).limit(AT_A_LOOK)
 
     def _judge(self, series_uid: str, moment: datetime) -> bool:
         with self.index.write() as at:
@@ -82,7 +92,8 @@ class Arriving:
             state = "incomplete" if isinstance(judged, Incomplete) else "arriving"
             if (state, judged.reason) != (row.state, row.reason):
                 _note(at, series_uid, state=state, reason=judged.reason)
-                if isinstance(judged, Incomplete):
+                # judged again for something that told nothing new: it was said already
+                if isinstance(judged, Incomplete) and judged.reason != row.reason:
                     self._notices.tell(at, Kind.INCOMPLETE, series_uid, reason=judged.reason)
                     log.warning("series_incomplete", series=series_uid, reason=judged.reason)
             assert isinstance(judged, Waiting | Incomplete)
@@ -126,10 +137,15 @@ class Arriving:
 
     def counted_within(self, at: Connection, series_uid: str, instances: int) -> None:
         """`counted`, in a transaction of the caller's."""
-        row = at.execute(select(series).where(series.c.uid == series_uid)).first()
-        if row is not None and row.state != "whole":
-            looks = [*row.counted_json, [self.index.now(at).isoformat(), instances]]
-            _note(at, series_uid, counted_json=looks[-LOOKS_KEPT:])
+        mine = select(series).where(series.c.uid == series_uid).with_for_update()
+        row = at.execute(mine).first()
+        if row is None or row.state == "whole":
+            return
+        looks = [*row.counted_json, [self.index.now(at).isoformat(), instances]]
+        last = row.counted_json[-1][1] if row.counted_json else None
+        # the same count again says nothing of a series that is incomplete
+        state = row.state if instances == last else "arriving"
+        _note(at, series_uid, counted_json=looks[-LOOKS_KEPT:], state=state)
 
     def pulled_again(self, series_uid: str) -> None:
         """It was fetched once more from its archive, because of a gap.

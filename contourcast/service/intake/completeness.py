@@ -194,7 +194,8 @@ def judge(
         return Waiting(until=ready, reason=f"no gap among {here} instances; more may come")
     if now < last + patience.gap:
         return Waiting(until=last + patience.gap, reason=lacking)
-    minutes = math.floor((now - last) / timedelta(minutes=1))
+    # how long it has been by now would be another reason every minute, and told as one
+    minutes = math.floor(patience.gap / timedelta(minutes=1))
     return Incomplete(
         reason=f"{lacking}, and nothing came for {minutes} minutes",
         gaps=gaps,

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, func, select
 
 from contourcast.imaging.dicom.instance import (
     CT_IMAGE,
@@ -42,7 +42,10 @@ from contourcast.service.intake.facts import (
     structure_set_facts,
 )
 from contourcast.service.intake.outcomes import Known
+from contourcast.service.problems import DamagedError, NotFoundError
 
+# One file is not in the store, or not what was put there; of a store that is away it is neither.
+LOST: Final = (NotFoundError, DamagedError)
 # Objects and series whose facts are kept in memory: those of a busy day.
 REMEMBERED = 4096
 
@@ -62,7 +65,11 @@ class Evidence:
         """The facts of a series of images; None when none of it can be read."""
         kept = self.archive.instances_of(series_uid)
         files = tuple(k.file_digest for k in kept if k.sop_class_uid == CT_IMAGE)
-        return self._series(series_uid, files, sender) if files else None
+        try:
+            return self._series(series_uid, files, sender) if files else None
+        except LOST:  # not kept in memory: what is lost may be sent again
+            left = tuple(f for f in files if self._is_left(series_uid, f))
+            return self._read_series(series_uid, left, sender) if left else None
 
     def of_patient(self, patient_key: str) -> Known:
         """Everything under a patient ID.
@@ -71,10 +78,10 @@ class Evidence:
         """
         with self.archive.index.read() as at:
             rows = at.execute(select(series).where(series.c.patient_key == patient_key)).all()
-            courses, priors = _courses(at, patient_key), _priors(at, patient_key)
+            courses, priors = _courses(at, patient_key), priors_of(at, patient_key)
         scans = [row for row in rows if row.modality == "CT"]
         objects = [
-            self._object(kept.series_uid, kept.file_digest, kept.sop_class_uid)
+            self._of_object(kept.series_uid, kept.file_digest, kept.sop_class_uid)
             for row in rows
             if row.modality != "CT"
             for kept in self.archive.instances_of(row.uid)
@@ -92,6 +99,23 @@ class Evidence:
             courses=courses,
             priors=priors,
         )
+
+    def _of_object(
+        self, series_uid: str, file_digest: str, sop_class_uid: str
+    ) -> StructureSetFacts | PlanFacts | RegistrationFacts | None:
+        try:
+            return self._object(series_uid, file_digest, sop_class_uid)
+        except LOST as error:  # idem
+            log.warning("evidence_lost", kind=error.code, series=series_uid)
+            return None
+
+    def _is_left(self, series_uid: str, file_digest: str) -> bool:
+        try:
+            self.archive.file_of(series_uid, file_digest)
+        except LOST as error:
+            log.warning("evidence_lost", kind=error.code, series=series_uid)
+            return False
+        return True
 
     def _read_series(
         self, series_uid: str, files: tuple[str, ...], sender: str
@@ -153,15 +177,28 @@ def _courses(at: Connection, patient_key: str) -> tuple[CourseFacts, ...]:
     )
 
 
-def _priors(at: Connection, patient_key: str) -> tuple[PriorFacts, ...]:
-    """What was signed here: each with the course and the ROI that it belongs to."""
+def priors_of(at: Connection, patient_key: str) -> tuple[PriorFacts, ...]:
+    """What was signed here and still stands: each with the course and the ROI it belongs to."""
+    last = (
+        select(func.max(review.c.number))
+        .join(propagation, propagation.c.id == review.c.propagation)
+        .where(propagation.c.patient_key == patient_key)
+        .group_by(review.c.propagation)
+    )
+    withdrawn = select(review.c.propagation).where(
+        review.c.number.in_(last), review.c.decision == "rejected"
+    )
     query = (
         select(review, propagation.c.order_json, propagation.c.cbct_series_uid)
         .join(propagation, propagation.c.id == review.c.propagation)
-        .where(propagation.c.patient_key == patient_key, review.c.structures_uid.is_not(None))
+        .where(
+            propagation.c.patient_key == patient_key,
+            review.c.structures_uid.is_not(None),
+            review.c.propagation.not_in(withdrawn),
+        )
         .order_by(review.c.number)
     )
-    return tuple(_prior(row) for row in at.execute(query) if row.decision != "rejected")
+    return tuple(_prior(row) for row in at.execute(query))
 
 
 def _prior(row: Row[Any]) -> PriorFacts:

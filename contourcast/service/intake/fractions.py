@@ -8,14 +8,15 @@ patient, and at once when a person has answered it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import Connection, Row, func, select, update
+from sqlalchemy import Connection, Row, Select, func, select, update
 
-from contourcast.imaging.errors import GeometryError, InputError
+from contourcast.imaging.errors import ContourcastError, GeometryError, InputError
 from contourcast.propagate import is_network
 from contourcast.service.index.database import now
 from contourcast.service.index.tables import (
@@ -28,10 +29,10 @@ from contourcast.service.index.tables import (
     series,
 )
 from contourcast.service.intake.conflicts import Conflict, conflicts_of, settled
-from contourcast.service.intake.evidence import Evidence
+from contourcast.service.intake.evidence import Evidence, priors_of
 from contourcast.service.intake.facts import PriorFacts, SeriesFacts
 from contourcast.service.intake.matching import match
-from contourcast.service.intake.outcomes import Answer, Item, Match, NeedsPerson, NotOurs
+from contourcast.service.intake.outcomes import Answer, Item, Known, Match, NeedsPerson, NotOurs
 from contourcast.service.intake.rematching import match_again
 from contourcast.service.intake.rules import SiteRules
 from contourcast.service.jobs.orders import MatchedOrder, order_id, order_of_match
@@ -43,9 +44,19 @@ from contourcast.service.jobs.propagations import (
     unfinished_before,
 )
 from contourcast.service.pacs.notices import Kind, Notices
-from contourcast.service.problems import ConflictError, DamagedError, NotFoundError
+from contourcast.service.problems import (
+    BusyError,
+    ConflictError,
+    DamagedError,
+    NotFoundError,
+    log_fault,
+)
 
 AT_A_LOOK: Final = 50
+# Of these at most: what an earlier look had to leave, so that it holds up nobody.
+AGAIN_AT_A_LOOK: Final = 10
+# What went wrong is left alone for so long.
+FAILED_S: Final = 30.0
 ASKED_BY: Final = "intake"
 # What was found cannot be used after all; the next file of the patient may mend it.
 UNUSABLE: Final = (InputError, GeometryError, NotFoundError, DamagedError)
@@ -86,28 +97,64 @@ class Fractions:
         self._served_network = served_network
         self._methods = methods
         self._waiting_limit = waiting_limit
+        # by when each may be looked at again, in the order of being put off
+        self._put_off: dict[str, float] = {}
 
     def look(self) -> int:
         """Matches what is new, and what may be answered by now; how many were matched.
 
-        Scans of cohorts come last, and only while there is room for what is drawn on them.
+        Scans of cohorts come last, and only while there is room for what is drawn on them. What
+        cannot be matched yet is looked at again a few at a time, and holds up nobody.
+
+        Raises:
+            BusyError: The index cannot be reached.
         """
+        due = [one for one, at_s in self._put_off.items() if at_s <= time.monotonic()]
+        again = due[:AGAIN_AT_A_LOOK]
+        held = self._put_off.keys() - set(again)
+        with self.index.read() as at:
+            fresh = list(at.execute(self._fresh(at, held)).scalars())
+            asked = list(at.execute(self._open_again(held)).scalars())
+        for one in again:
+            del self._put_off[one]
+        return sum(self._attempt(revision_id) for revision_id in dict.fromkeys((*fresh, *asked)))
+
+    def _fresh(self, at: Connection, held: Collection[str]) -> Select[Any]:
         of_cohort = series.c.door == "cohort"
-        fresh = (
+        query = (
             select(revision.c.id)
             .join(series, series.c.uid == revision.c.series_uid)
-            .where(revision.c.matched == 0)
+            .where(revision.c.matched == 0, revision.c.id.not_in(held))
             .order_by(of_cohort, revision.c.made_at)
             .limit(AT_A_LOOK)
         )
-        with self.index.read() as at:
-            if self._is_full(at):
-                fresh = fresh.where(~of_cohort)
-            ids = [*at.execute(fresh).scalars(), *self._open_again(at)]
-        return sum(self.match(revision_id) for revision_id in ids)
+        return query.where(~of_cohort) if self._is_full(at) else query
+
+    def _attempt(self, revision_id: str) -> bool:
+        """`match`; what goes wrong with one is told, and left to a later look."""
+        wait_s = FAILED_S
+        try:
+            drawn = self._matched(revision_id)
+        except BusyError:  # nobody can be matched
+            raise
+        except ContourcastError as error:
+            log.warning("series_not_matched", revision=revision_id, cause=error.cause)
+            drawn = None
+        except Exception as error:
+            log_fault("matching_failed", error, trace="", revision=revision_id)
+            drawn = None
+        else:
+            wait_s = 0.0
+        if drawn is None:
+            self._put_off[revision_id] = time.monotonic() + wait_s
+        return bool(drawn)
 
     def match(self, revision_id: str) -> bool:
         """Matches one revision; whether something is to be drawn."""
+        return bool(self._matched(revision_id))
+
+    def _matched(self, revision_id: str) -> bool | None:
+        """`match`; None where nothing was written, and it has to be looked at again."""
         with self.index.read() as at:
             row = at.execute(select(revision).where(revision.c.id == revision_id)).one()
             scan = at.execute(select(series).where(series.c.uid == row.series_uid)).one()
@@ -117,12 +164,13 @@ class Fractions:
             # what arrives from here on is looked at again
             seen = _last_arrival(at, scan.patient_key)
         facts = self.evidence.of_series(row.series_uid, _ae_title(scan))
+        known = Known() if facts is None else self.evidence.of_patient(scan.patient_key)
         if facts is None:
             outcome: Match | NeedsPerson | NotOurs = NotOurs(reason="it cannot be read")
         else:
             outcome = match(
                 facts,
-                self.evidence.of_patient(scan.patient_key),
+                known,
                 self.rules,
                 answers=_answers(asked),
             )
@@ -135,7 +183,7 @@ class Fractions:
         if isinstance(outcome, Match):
             planning = self._planning_ct(outcome.planning_ct_uid)
             if planning.state == "arriving":
-                return False  # looked at again until it is whole
+                return None  # looked at again until it is whole
             if planning.state != "whole":
                 outcome = NeedsPerson(
                     question="planning_ct",
@@ -151,10 +199,19 @@ class Fractions:
                     question="structure_set", why=str(error), reasons=outcome.reasons
                 )
         with self.index.write() as at:
-            if isinstance(outcome, Match) and conflicts_of(at, outcome) != conflicts:
-                return False  # one came meanwhile: looked at again
+            current = at.execute(
+                select(fraction).where(fraction.c.revision_id == revision_id).with_for_update()
+            ).first()
+            if _answers(current) != _answers(asked):
+                log.info("answered_meanwhile", series=row.series_uid)
+                return None  # matched by whoever answered, or looked at again
+            if isinstance(outcome, Match) and (
+                conflicts_of(at, outcome) != conflicts
+                or priors_of(at, scan.patient_key) != known.priors
+            ):
+                return None  # one came, or was signed or withdrawn meanwhile: looked at again
             at.execute(update(revision).where(revision.c.id == revision_id).values(matched=1))
-            self._write(at, row, scan, facts, outcome, orders, seen, asked)
+            self._write(at, row, scan, facts, outcome, orders, seen, current)
         log.info("series_matched", series=row.series_uid, outcome=type(outcome).__name__)
         return bool(orders)
 
@@ -190,21 +247,35 @@ class Fractions:
                 .where(fraction.c.revision_id == revision_id)
                 .values(answers_json=[*row.answers_json, given])
             )
+            # whatever becomes of us, the answer is followed
+            at.execute(update(revision).where(revision.c.id == revision_id).values(matched=0))
         self.match(revision_id)
 
     def _is_full(self, at: Connection) -> bool:
         limit = self._waiting_limit
         return limit is not None and unfinished_before(at, EVALUATION) >= limit
 
-    def _open_again(self, at: Connection) -> list[str]:
+    @staticmethod
+    def _open_again(held: Collection[str]) -> Select[Any]:
         """Open questions of patients of whom something has arrived since they were asked."""
-        rows = at.execute(
-            select(fraction.c.revision_id, fraction.c.patient_key, fraction.c.looked_at)
-            .where(fraction.c.state == "needs_person")
+        news = (
+            select(arrival.c.number)
+            .join(series, series.c.uid == arrival.c.series_uid)
+            .where(
+                series.c.patient_key == fraction.c.patient_key,
+                arrival.c.number > fraction.c.looked_at,
+            )
+        )
+        return (
+            select(fraction.c.revision_id)
+            .where(
+                fraction.c.state == "needs_person",
+                fraction.c.revision_id.not_in(held),
+                news.exists(),
+            )
             .order_by(fraction.c.looked_at)
             .limit(AT_A_LOOK)
-        ).all()
-        return [r.revision_id for r in rows if _last_arrival(at, r.patient_key) > r.looked_at]
+        )
 
     def _orders(self, found: Match, row: Row[Any]) -> list[tuple[Item, dict[str, Any]]]:
         cbct_files = [digest for _, digest in row.members_json]

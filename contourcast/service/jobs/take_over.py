@@ -2,8 +2,9 @@
 
 The engine takes a job up again only under the name that it ran under. So each worker says every few
 seconds, by the database's clock, that it is alive; what belongs to one that was silent for too long
-is queued again. A worker that was merely slow may still be at it: steps are harmless twice. What a
-worker of an older version left is begun again, for its steps were others.
+is queued again, unless it took too many down already. A worker that was merely slow may still be at
+it: steps are harmless twice. What a worker of an older version left is begun again, for its steps
+were others.
 """
 
 from __future__ import annotations
@@ -12,18 +13,26 @@ from collections.abc import Sequence
 from typing import Final
 
 import structlog
-from dbos import DBOS
+from dbos import DBOS, WorkflowStatus
 
 from contourcast.service.jobs.engine import WORKFLOW_VERSION
 from contourcast.service.jobs.propagations import Job, Propagations
 from contourcast.service.jobs.queues import CPU, GPU
 from contourcast.service.jobs.workers import Workers
-from contourcast.service.jobs.workflow import part_ids, set_aside, workflow_id
+from contourcast.service.jobs.workflow import (
+    PROPAGATE,
+    RECOVERIES,
+    part_ids,
+    set_aside,
+    workflow_id,
+)
 from contourcast.service.problems import problem_of
 
 HEARTBEAT_S: Final = 5.0
 SILENCE_S: Final = 60.0
 EVERY_S: Final = 10.0
+# Under this name a workflow carries how often it was begun before it was last queued again.
+RUNS: Final = "runs"
 GIVEN_UP: Final = ("MAX_RECOVERY_ATTEMPTS_EXCEEDED", "ERROR", "CANCELLED", "SUCCESS")
 
 log = structlog.get_logger()
@@ -41,15 +50,15 @@ def take_over(workers: Workers) -> None:
             load_output=False,
         )
         for workflow in left:
-            DBOS.resume_workflow(workflow.workflow_id, queue_name=workflow.queue_name)
-            log.warning("taken_over", workflow=workflow.workflow_id, of=workflow.executor_id)
+            if _queued_again(workflow, workflow.queue_name):
+                log.warning("taken_over", workflow=workflow.workflow_id, of=workflow.executor_id)
     if not workers.listening(GPU, within_s=SILENCE_S):
         waiting = DBOS.list_workflows(
             status="ENQUEUED", queue_name=GPU, load_input=False, load_output=False
         )
         for workflow in waiting:
-            DBOS.resume_workflow(workflow.workflow_id, queue_name=CPU)
-            log.warning("gpu_gone", workflow=workflow.workflow_id)
+            if _queued_again(workflow, CPU):
+                log.warning("gpu_gone", workflow=workflow.workflow_id)
 
 
 def start_anew(workers: Workers, propagations: Propagations, slot: str) -> None:
@@ -93,6 +102,22 @@ def cancel(jobs: Sequence[Job]) -> None:
     for job in jobs:
         DBOS.cancel_workflows([workflow_id(job), *_known(part_ids(job))])
         log.info("job_cancelled", job_id=job.id)
+
+
+def _queued_again(workflow: WorkflowStatus, queue: str | None) -> bool:
+    """Queues it again; one that has been begun as often as may be is set aside instead.
+
+    The engine counts from nothing after this, so we keep what it had counted. What only waits for
+    its parts is queued again in any case: it brings nobody down, and would pay for its neighbours.
+    """
+    runs = int((workflow.attributes or {}).get(RUNS, 0)) + int(workflow.recovery_attempts or 0)
+    if runs > RECOVERIES and workflow.name != PROPAGATE:
+        DBOS.cancel_workflow(workflow.workflow_id)
+        log.error("set_aside", workflow=workflow.workflow_id, runs=runs)
+        return False
+    DBOS.update_workflow_attributes(workflow.workflow_id, {RUNS: runs}, merge=True)
+    DBOS.resume_workflow(workflow.workflow_id, queue_name=queue)
+    return True
 
 
 def _known(ids: Sequence[str]) -> list[str]:

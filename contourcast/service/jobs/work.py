@@ -57,7 +57,8 @@ def work(settings: ServiceSettings, stop: threading.Event) -> None:
     records = open_records(settings, role=settings.worker_slot)
     try:
         log.info("drafts_discarded", number=records.archive.discard_incoming())
-        if DELIVER in chosen(settings.queues):
+        with_others = DELIVER in chosen(settings.queues)
+        if with_others:
             require_ready(settings.destinations)
         deliveries = Deliveries(records, settings.destinations)
         steps = Steps(
@@ -72,8 +73,7 @@ def work(settings: ServiceSettings, stop: threading.Event) -> None:
             return [
                 handing_over(deliveries, delivering_defined(deliveries, queues)),
                 *_intake(settings, records),
-                *watching(settings, records),
-                *fetching(settings, records),
+                *(_archives(settings, records) if with_others else []),
                 Duty(name="records", every_s=RECORD_S, run=recorder.keep),
             ]
 
@@ -168,6 +168,11 @@ def _intake(settings: ServiceSettings, records: Records) -> list[Duty]:
         )
         duties.append(Duty(name="matching", every_s=LOOK_S, run=fractions.look))
     return duties
+
+
+def _archives(settings: ServiceSettings, records: Records) -> list[Duty]:
+    """What watches archives and asks them; only who sends to them knows their credentials."""
+    return [*watching(settings, records), *fetching(settings, records)]
 
 
 def _handing_over(propagations: Propagations, defined: Work) -> Duty:

@@ -36,9 +36,13 @@ from contourcast.service.store.disk import writing
 RECOVERIES: Final = 3
 # What is no fault of the job: a full disk, an index or a store that cannot be reached.
 MAY_PASS: Final = (BusyError, DiskFullError, StoreError)
-# 2 + 4 + 8 … s, at most a minute each: about four minutes for a database to come back.
+# Of one attempt at a delivery, which the outbox repeats: 2 + 4 + 8 … s, over eight minutes in all.
 ATTEMPTS: Final = 9
 RETRY_S: Final = 2.0
+# Of a propagation, which nobody asks for again: each wait is twice the last one, up to the longest.
+LONGEST_WAIT_S: Final = 60.0
+PATIENCE_S: Final = 24 * 3600.0
+PROPAGATE: Final = "propagate"
 
 log = structlog.get_logger()
 Outcome = dict[str, Any]
@@ -61,15 +65,12 @@ def define(steps: Steps, queues: Callable[[], Mapping[str, Queue]]) -> Work:
     def step(name: str, function: Callable[..., Outcome]) -> Callable[..., Outcome]:
         """A step by itself on a queue.
 
-        A refusal is its outcome; raised into the engine is only what may pass.
+        A refusal is its outcome, and so is what did not pass; nothing is raised into the engine.
         """
 
         def told(propagation: str, *args: Any) -> Outcome:
             try:
-                with writing():
-                    return function(propagation, *args)
-            except MAY_PASS:
-                raise
+                return waited_out(lambda: function(propagation, *args), job_id=propagation)
             except ContourcastError as error:
                 return {"problem": problem_of(error).model_dump()}
             except Exception as error:  # the engine would log and keep its message
@@ -77,13 +78,7 @@ def define(steps: Steps, queues: Callable[[], Mapping[str, Queue]]) -> Work:
                 log_fault("step_failed", error, trace=trace, job_id=propagation, step=name)
                 return {"problem": unexpected(trace).model_dump()}
 
-        return DBOS.step(
-            name=name,
-            retries_allowed=True,
-            max_attempts=ATTEMPTS,
-            interval_seconds=RETRY_S,
-            should_retry=lambda error: isinstance(error, MAY_PASS),
-        )(told)
+        return DBOS.step(name=name)(told)
 
     def job(name: str, function: Callable[..., Outcome]) -> Callable[..., Outcome]:
         one = step(name, function)
@@ -100,7 +95,7 @@ def define(steps: Steps, queues: Callable[[], Mapping[str, Queue]]) -> Work:
     place = step("place", steps.place)
     end = step("end", steps.end)
 
-    @DBOS.workflow(name="propagate", max_recovery_attempts=RECOVERIES)
+    @DBOS.workflow(name=PROPAGATE, max_recovery_attempts=RECOVERIES)
     def propagate(propagation: str, attempt: int, methods: str, priority: int) -> str:
         def start(
             queue: str, part: str, run: Callable[..., Outcome], *args: Any
@@ -147,6 +142,33 @@ def define(steps: Steps, queues: Callable[[], Mapping[str, Queue]]) -> Work:
             )
 
     return Work(hand_over=hand_over)
+
+
+def waited_out(work: Callable[[], Outcome], **told: str) -> Outcome:
+    """Does some work, and again after a while as long as what hinders it may pass.
+
+    The engine's own retries keep every error, with all that its frames hold, and wait for ever
+    longer: after an outage of hours another one would go by.
+
+    Args:
+        work: Harmless twice.
+        told: For the log.
+
+    Raises:
+        BusyError, DiskFullError, StoreError: It did not pass within our patience.
+    """
+    wait_s, waited_s = RETRY_S, 0.0
+    while True:
+        try:
+            with writing():
+                return work()
+        except MAY_PASS as error:
+            if waited_s >= PATIENCE_S:
+                raise
+            log.warning("waits", cause=error.cause, wait_s=wait_s, **told)
+        time.sleep(wait_s)
+        waited_s += wait_s
+        wait_s = min(2.0 * wait_s, LONGEST_WAIT_S)
 
 
 def workflow_id(job: Job) -> str:

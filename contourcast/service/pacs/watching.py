@@ -13,12 +13,14 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Any, Final
 
+import structlog
 from sqlalchemy import Connection, select, update
 
 from contourcast.service.doors import ArchiveDoor
 from contourcast.service.index.database import Index
 from contourcast.service.index.tables import cursor, series
 from contourcast.service.intake.arriving import Arriving
+from contourcast.service.intake.evidence import LOST
 from contourcast.service.jobs.duties import Duty
 from contourcast.service.pacs.destinations import Destination, OrthancDestination
 from contourcast.service.pacs.orthanc import Orthanc
@@ -32,6 +34,8 @@ EVERY_S: Final = 20.0
 HINT_EVERY_S: Final = 1.0
 # SOP Instance UIDs of one archive that were not taken and are not asked for again.
 REFUSED_AT_MOST: Final = 10_000
+
+log = structlog.get_logger()
 
 
 def watched(destinations: Sequence[Destination]) -> tuple[OrthancDestination, ...]:
@@ -136,11 +140,16 @@ class _Place:
         return here | set(self._kept().get("refused", []))
 
     def md5(self, sop_instance_uid: str) -> str:
-        """The digest of the file that we hold; empty where it is ours or not here."""
+        """The digest of the file that we hold; empty where it is ours, not here, or lost."""
         kept = self._records.archive.instance(sop_instance_uid)
         if kept is None:
             return ""
-        with self._records.archive.path(kept).open("rb") as file:
+        try:
+            path = self._records.archive.path(kept)
+        except LOST as error:
+            log.warning("file_lost", series=kept.series_uid, kind=error.code)
+            return ""
+        with path.open("rb") as file:
             return hashlib.file_digest(file, "md5").hexdigest()
 
     def hints(self) -> int:

@@ -140,6 +140,11 @@ class Reviews:
         reason = f"{why}: {text.strip()}" if text.strip() else why
         with self._deciding(job, "rejected", seen) as at:
             number = self._write(at, job, "rejected", "", reason, reviewer, "", "", {})
+            signed = select(review.c.number).where(
+                review.c.propagation == job.id, review.c.structures_uid.is_not(None)
+            )
+            if at.execute(signed).first() is not None:
+                _match_later_again(at, job)  # what was withdrawn is the prior of nobody any more
         return self._one(number)
 
     def approve(
@@ -208,6 +213,10 @@ class Reviews:
             require_current(at, job)
         made = self._machine_set(job)
         machine = _contour_of(job, made, method)
+        if draft is None and not machine.loops:
+            raise InputError(
+                f"{method} drew nothing", remedy="draw it, choose another method, or reject"
+            )
         scan = self._scan(job)
         require_same_frame(machine.frame_of_reference, scan.frame_of_reference)
         contours = machine.loops if draft is None else edited(machine, draft, scan.grid)
@@ -247,12 +256,7 @@ class Reviews:
                 self.records.archive.admit_within(at, kept, sent=OURS)
                 number = self._write(at, job, decision, method, reason, reviewer, uid, tie, figures)
                 self._announce(at, job.id, name, kept.file_digest)
-                if job.origin.course_id is not None:
-                    match_again(
-                        at,
-                        course.c.id == job.origin.course_id,
-                        fraction.c.acquired_at > job.origin.acquired_at,
-                    )
+                _match_later_again(at, job)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return self._one(number)
@@ -327,27 +331,37 @@ class Reviews:
             return _review(at.execute(select(review).where(review.c.number == number)).one())
 
 
+def _match_later_again(at: Connection, job: Job) -> None:
+    """The later fractions of its course, if it has one, have another prior now."""
+    if job.origin.course_id is not None:
+        match_again(
+            at,
+            course.c.id == job.origin.course_id,
+            fraction.c.acquired_at > job.origin.acquired_at,
+        )
+
+
 def _contour_of(job: Job, made: StructureSet, method: str) -> Roi:
-    """The ROI that a method drew: they are numbered in the order of the methods."""
+    """The ROI of a method, empty where it drew nothing: they are numbered as the methods are."""
     methods: Sequence[str] = job.order["methods"]
     if method not in methods:
         raise InputError(f"no contour is of '{method}'", remedy=f"choose: {', '.join(methods)}")
-    roi = made.roi(f"#{methods.index(method) + 1}")
-    if not roi.loops:
-        raise InputError(f"{method} drew nothing", remedy="choose another method, or reject")
-    return roi
+    return made.roi(f"#{methods.index(method) + 1}")
 
 
 def _signed_roi(machine: Roi, method: str, contours: Sequence[Contour], draft: Draft | None) -> Roi:
     """The one ROI of a signed set, named as the contour that was carried."""
     edits = "" if draft is None else f", {_edits(draft)}"
+    algorithm = "AUTOMATIC"
+    if draft is not None:
+        algorithm = "SEMIAUTOMATIC" if machine.loops else "MANUAL"
     return Roi(
         number=SIGNED_ROI,
         name=machine.name.removesuffix(method).strip() or machine.name,
         contours=tuple(contours),
         frame_of_reference=machine.frame_of_reference,
         interpreted_type=machine.interpreted_type or "GTV",
-        generation_algorithm="AUTOMATIC" if draft is None else "SEMIAUTOMATIC",
+        generation_algorithm=algorithm,
         description=f"{machine.description}{edits}",
     )
 
