@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { actionFor, chordOf, readable } from "./keys";
+import { actionFor, belongsTo, chordOf, readable } from "./keys";
 
 const pressed = (key: string, held: Partial<Record<"ctrlKey" | "altKey" | "shiftKey", boolean>> = {}) =>
   chordOf({ key, ctrlKey: false, metaKey: false, altKey: false, shiftKey: false, ...held });
@@ -31,4 +31,9 @@ test("keys are read as they stand on a keyboard", () => {
   expect(readable("Shift+ArrowDown")).toBe("Shift + ↓");
   expect(readable("+")).toBe("+");
   expect(readable("Shift++")).toBe("Shift + +");
+});
+
+test("a select keeps its letters and arrows, and leaves undo to the page", () => {
+  const select = { matches: (selector: string) => selector === "select" } as unknown as Element;
+  expect(["ArrowDown", "a", "Escape", "Ctrl+Z", "Ctrl+Shift+Z"].map((chord) => belongsTo(select, chord))).toEqual([true, true, true, false, false]);
 });

@@ -33,7 +33,9 @@ export function actionFor(actions: readonly Action[], chord: string): Action | n
 export function belongsTo(element: Element | null, chord: string): boolean {
   if (element === null) return false;
   const plain = chord.replace(/^Shift\+/, "");
-  if (element.matches("textarea, select, input:not([type=range], [type=radio], [type=checkbox], [type=button])")) return true;
+  // A select has no use for Ctrl: undo is not lost in it.
+  if (element.matches("select")) return !chord.startsWith("Ctrl+");
+  if (element.matches("textarea, input:not([type=range], [type=radio], [type=checkbox], [type=button])")) return true;
   const moves = /^(Arrow(Up|Down|Left|Right)|Home|End|PageUp|PageDown)$/.test(plain);
   if (element.matches("input[type=range], input[type=radio]")) return moves || plain === " ";
   if (element.matches("button, a[href], summary, input")) return plain === "Enter" || plain === " ";

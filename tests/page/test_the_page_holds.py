@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from support.data import require
 from support.review_page import (
-    AXE,
     DARK,
     LARGE,
     LIGHT,
@@ -20,24 +18,12 @@ from support.review_page import (
     Department,
     Person,
     person,
+    violations,
 )
 
 pytestmark = pytest.mark.peer
-SERIOUS = {"serious", "critical"}
 # What a browser says of answers that are no success: they are expected, and no fault of the page.
 EXPECTED = ("Failed to load resource", "[DOM]")
-
-
-def violations(someone: Person) -> list[str]:
-    """What axe-core finds that is serious; put in by the driver, which stands above the policy."""
-    require("peer", AXE.is_file(), "axe-core is not installed: cd review && npm ci")
-    someone.page.evaluate(AXE.read_text("utf-8") + "; null")
-    found = someone.page.evaluate("async () => (await axe.run(document)).violations")
-    return [
-        f"{each['id']}: {each['nodes'][0]['html'][:200]} {each['nodes'][0]['failureSummary']}"
-        for each in found
-        if each["impact"] in SERIOUS
-    ]
 
 
 def complaints(someone: Person) -> list[str]:

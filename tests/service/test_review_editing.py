@@ -279,6 +279,39 @@ def test_an_unchanged_contour_is_signed_as_the_machine_drew_it(desk: Desk) -> No
     assert roi.ROIGenerationAlgorithm == "AUTOMATIC"
 
 
+def test_where_a_method_drew_nothing_a_person_draws_and_that_is_signed_as_by_hand(
+    desk: Desk,
+) -> None:
+    emptied(desk, roi=1)
+    assert [m["empty"] for m in desk.get("/view")["methods"]] == [False, True]
+    refused = desk.decide(decision="approved", method="rigid")
+    assert refused.status_code == 422
+    assert refused.json()["cause"] == "rigid drew nothing"
+    desk.save({7: [circle((50, 50), 12.0)], 8: [circle((50, 50), 12.0)]})
+    answer = desk.sign_edited()
+    assert answer.status_code == 201, answer.text
+    figures = answer.json()["figures"]
+    assert figures["volume_cc"] == pytest.approx(2 * math.pi * 144 * 5.0 / 1000, rel=0.01)
+    assert (figures["machine_volume_cc"], figures["mean_surface_mm"]) == (0, None)
+    (roi,) = pydicom.dcmread(signed_file(desk)).StructureSetROISequence
+    assert roi.ROIGenerationAlgorithm == "MANUAL"
+
+
+def emptied(desk: Desk, *, roi: int) -> None:
+    """As if a method had drawn nothing."""
+    file = desk.records.derived.result(desk.drawn.first, "RS.dcm")
+    dataset = pydicom.dcmread(file)
+    del dataset.ROIContourSequence[roi].ContourSequence
+    dataset.save_as(file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    with desk.records.index.write() as at:
+        at.execute(
+            update(propagation)
+            .where(propagation.c.id == desk.drawn.first)
+            .values(files_json=desk.job().files | {"RS.dcm": digest})
+        )
+
+
 def test_what_was_signed_is_shown_beside_the_machines_contours(desk: Desk) -> None:
     loops = desk.loops("rigid")
     k = middle_of(loops)

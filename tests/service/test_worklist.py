@@ -31,6 +31,7 @@ IN_ORDER = [
     ("accepted", "awaiting_review", "accept", 0),
     ("being drawn", "drawing", "", 2),
 ]
+QUESTION = {"question": "roi", "why": "two targets", "choices": [], "several": True, "missing": []}
 
 
 def fill(index: Index) -> None:
@@ -61,7 +62,8 @@ def fill(index: Index) -> None:
             course_id=None if asked else "c1",
             acquired_at=f"2026-03-{number:02}T08:00:00",
             state="needs_person" if asked else "matched",
-            question_json={"question": "roi", "why": "two targets"} if asked else {},
+            question_json=QUESTION if asked else {},
+            reasons_json=[],
             made_at=at,
         )
         if asked:
@@ -136,6 +138,8 @@ def test_names_are_for_the_roles_that_the_site_says(folder: Path) -> None:
             for item in items(http):
                 expected = {"key": "key", "id": "7", "name": name, "birth_date": born}
                 assert item["patient"] == expected
+            (asked,) = http.get("/v1/courses/a question").json()["fractions"]
+            assert asked["patient"] == expected
 
 
 def items(http: Client, **wanted: Any) -> list[dict[str, Any]]:
@@ -185,8 +189,11 @@ def test_what_is_urgent_comes_first_and_inside_what_waited_longest(http: Client)
     assert len(items(http, course="c1")) == 6
     assert len(items(http, machine="Elekta XVI")) == 4
     assert items(http, machine="Elekta") == []
-    late = {i["id"] for i in items(http, since="2026-03-02T08:10:00+00:00")}
-    assert late == {"rejected", "a question", "failed"}
+    for since in ("2026-03-02T08:10:00Z", "2026-03-02T16:10:00+08:00"):
+        late = {i["id"] for i in items(http, since=since)}
+        assert late == {"rejected", "a question", "failed"}
+    for no_time in ("yesterday", "2026-03-02T08:10:00"):
+        assert http.get("/v1/worklist", params={"since": no_time}).status_code == 422
     # the rest of the lists, on the same rows
     jobs = http.get("/v1/courses/c1").json()
     assert jobs["fractions"][0]["id"] == "being drawn"

@@ -36,6 +36,8 @@ from support.orthanc import free_ports
 from support.server import Server, form_files
 
 PASSWORD: Final = "seven small green apples"
+# Name and ID.
+PATIENT: Final = (PATIENT_NAME, "ZZQQ-LEAK-ID")
 PEOPLE: Final = {
     "ann": (Role.REVIEWER, Role.VIEWER),
     "bob": (Role.REVIEWER, Role.VIEWER),
@@ -48,6 +50,9 @@ SHIFTS_XYZ_MM: Final = (
     *((7, -4, 6), (-5, 3, 2), (2, 6, -4)),
     *((4, 1, 3), (-3, -2, 1), (1, 4, -2)),
 )
+# How the patient lies at each fraction, and along which axes the machine then writes.
+LYING: Final = ("HFS", "HFS", "HFP", "FFS", "HFS", "HFS")
+DIRECTIONS: Final = {"HFS": (1, 1, 1), "HFP": (-1, -1, 1), "FFS": (-1, 1, -1)}
 FLAGS: Final = (
     "--no-sandbox",
     "--disable-gpu",
@@ -66,6 +71,7 @@ ORGANS: Final = (
 REAL_PARTS: Final = ("cbct_02", "plan_ct", "rs_plan")
 REAL_ROI: Final = "Stomach_duo_planCT"
 LONGEST_S: Final = 300.0
+SERIOUS: Final = ("serious", "critical")
 DARK, LIGHT = "dark", "light"
 ORDINARY, LARGE = (1440, 900), (1920, 1080)
 
@@ -77,11 +83,17 @@ class Department:
     Attributes:
         worst: The propagation of the second scan, whose registration was rejected.
         drawn: The others, in the order of being taken.
+        lying: Of those one head first supine, one head first prone, and one feet first supine.
+        planning_ct: As it was sent.
+        scans: By Series Instance UID, as they were sent.
     """
 
     server: Server
     worst: str
     drawn: list[str]
+    lying: tuple[str, ...] = ()
+    planning_ct: CtFiles | None = None
+    scans: dict[str, CtFiles] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
 
     @property
@@ -126,7 +138,10 @@ def department(folder: Path, **more: str) -> Iterator[Department]:
         more: Settings of the service, as its environment has them.
     """
     planning_ct, structures = _plan(folder)
-    scans = [_scan(folder, day, body(shift)) for day, shift in enumerate(SHIFTS_XYZ_MM, start=4)]
+    scans = [
+        _scan(folder, day, body(shift), lying=lying)
+        for day, (shift, lying) in enumerate(zip(SHIFTS_XYZ_MM, LYING, strict=True), start=4)
+    ]
     # Lying on its side, as no hospital scans: no registration of it may be accepted.
     scans.insert(1, _scan(folder, 20, body((0, 0, 0)).transpose(0, 2, 1)[::-1].copy(), taken=4))
     methods = json.dumps(["translation", "rigid"])
@@ -135,11 +150,17 @@ def department(folder: Path, **more: str) -> Iterator[Department]:
         for paths in (planned, *(scan.paths for scan in scans)):
             _send(server, paths)
         for scan in scans:
-            server.http.put(
-                f"/v1/series/{scan.series_uid}/completion", json={"instances": len(scan.paths)}
-            )
+            _complete(server, scan)
         found = [_drawn(server, scan) for scan in scans]
-        yield Department(server=server, worst=found[1], drawn=[found[0], *found[2:]])
+        drawn = [found[0], *found[2:]]
+        yield Department(
+            server=server,
+            worst=found[1],
+            drawn=drawn,
+            lying=tuple(drawn[LYING.index(each)] for each in ("HFS", "HFP", "FFS")),
+            planning_ct=planning_ct,
+            scans={scan.series_uid: scan for scan in scans},
+        )
 
 
 @contextmanager
@@ -198,6 +219,25 @@ def _send(server: Server, paths: Sequence[Path]) -> None:
     assert answer.status_code == 200, answer.text
 
 
+def send_stranger(server: Server, folder: Path, patient: tuple[str, str]) -> str:
+    """Sends a scan of somebody else; its Series Instance UID.
+
+    Args:
+        server: That takes it.
+        folder: Where it is written.
+        patient: Name and ID.
+    """
+    scan = _scan(folder, 25, body((0, 0, 0)), patient=patient)
+    _send(server, scan.paths)
+    _complete(server, scan)
+    return scan.series_uid
+
+
+def _complete(server: Server, scan: CtFiles) -> None:
+    path = f"/v1/series/{scan.series_uid}/completion"
+    server.http.put(path, json={"instances": len(scan.paths)})
+
+
 def body(shift_xyz_mm: Sequence[float], *, seed: int = 1) -> np.ndarray:
     """A thorax that its mirror image does not fit: heart, liver and one shoulder blade; HU."""
     shift = np.asarray(shift_xyz_mm, float)
@@ -240,23 +280,42 @@ def _plan(folder: Path) -> tuple[CtFiles, Path]:
 
 
 def _named(dataset: FileDataset, _: int) -> None:
-    dataset.PatientName, dataset.PatientID = PATIENT_NAME, "ZZQQ-LEAK-ID"
+    dataset.PatientName, dataset.PatientID = PATIENT
 
 
-def _scan(folder: Path, day: int, hu_zyx: np.ndarray, *, taken: int | None = None) -> CtFiles:
-    def change(dataset: FileDataset, number: int) -> None:
-        _named(dataset, number)
+def _scan(
+    folder: Path,
+    day: int,
+    hu_zyx: np.ndarray,
+    *,
+    taken: int | None = None,
+    lying: str = "HFS",
+    patient: tuple[str, str] = PATIENT,
+) -> CtFiles:
+    """The same anatomy in the same place, however the patient lies: its axes are the machine's."""
+    senses_xyz = np.array(DIRECTIONS[lying])
+    first = [
+        0 if sense > 0 else size - 1
+        for sense, size in zip(senses_xyz, SHAPE_ZYX[::-1], strict=True)
+    ]
+    origin = np.array(origin_xyz_mm()) + np.array(first) * np.array(SPACING_XYZ_MM)
+    turned = hu_zyx[tuple(slice(None, None, sense) for sense in senses_xyz[::-1])]
+
+    def change(dataset: FileDataset, _: int) -> None:
+        dataset.PatientName, dataset.PatientID = patient
         dataset.SeriesDescription = "CBCT"
         dataset.Manufacturer = "Varian Medical Systems / MIM Software"  # as long as they are
         dataset.ManufacturerModelName = "On-Board Imager, Patient Verification"
         date = f"202601{taken or day:02d}"
         dataset.AcquisitionDate = dataset.SeriesDate = dataset.StudyDate = date
+        dataset.PatientPosition = lying
 
     return make_ct_series(
         folder / f"cbct-{day}",
-        hu_zyx,
+        turned,
         spacing_xyz_mm=SPACING_XYZ_MM,
-        origin_xyz_mm=origin_xyz_mm(),
+        origin_xyz_mm=origin,
+        direction=np.diag(senses_xyz.astype(float)),
         name=f"page-cbct-{day}",
         change=change,
     )
@@ -430,6 +489,18 @@ def person(
     finally:
         page.unroute_all(behavior="ignoreErrors")  # an answer may be under way
         context.close()
+
+
+def violations(someone: Person) -> list[str]:
+    """What axe-core finds that is serious; put in by the driver, which stands above the policy."""
+    require("peer", AXE.is_file(), "axe-core is not installed: cd review && npm ci")
+    someone.page.evaluate(AXE.read_text("utf-8") + "; null")
+    found = someone.page.evaluate("async () => (await axe.run(document)).violations")
+    return [
+        f"{each['id']}: {each['nodes'][0]['html'][:200]} {each['nodes'][0]['failureSummary']}"
+        for each in found
+        if each["impact"] in SERIOUS
+    ]
 
 
 def _expect(locator: Any) -> Any:

@@ -20,6 +20,7 @@ from contourcast.service.review.decisions import Review
 from contourcast.service.review.drafts import Draft
 from contourcast.service.review.figures import change_percent, recommended
 from contourcast.service.review.pages import PRIOR, Page
+from contourcast.service.review.patient import PatientItem, patient_of_scan
 from contourcast.service.review.signed import APPROVED, Signed
 from contourcast.service.review.stale import StaleItem, stale_of
 
@@ -35,19 +36,6 @@ DASHES: Final[dict[str, list[int]]] = {
 GHOST_COLOURS: Final = {PRIOR: "#b4b4b4", APPROVED: "#ffffff"}
 
 Xyz = tuple[float, float, float]
-
-
-class PatientItem(BaseModel):
-    """Who it is, for those who may know."""
-
-    key: str
-    id: str
-    name: str
-    birth_date: str
-
-    def without_name(self) -> PatientItem:
-        """For those who may know the ID alone."""
-        return self.model_copy(update={"name": "", "birth_date": ""})
 
 
 class VerdictItem(BaseModel):
@@ -287,15 +275,8 @@ def _edit(draft: Draft | None) -> DraftItem | None:
 
 
 def _patient(at: Connection, job: Job) -> PatientItem | None:
-    """As the CBCT itself says: another issuer's patient may have the same number."""
     facts = select(series.c.facts_json).where(series.c.uid == job.order["cbct"]["series"])
-    row = (at.execute(facts).scalar() or {}).get("patient")
-    key = job.origin.patient_key
-    if not key or row is None:
-        return None
-    return PatientItem(
-        key=key, id=row["patient_id"], name=row["name"], birth_date=row["birth_date"]
-    )
+    return patient_of_scan(job.origin.patient_key, at.execute(facts).scalar())
 
 
 def _machine(at: Connection, job: Job) -> str:

@@ -49,6 +49,16 @@ test("a token that another tab made void is asked for again, once", async () => 
   expect(asked[2]?.headers.get("X-CSRF-Token")).toBe("t2");
 });
 
+test("nothing is done in the name of somebody else who signed in meanwhile in another tab", async () => {
+  const foreign = (): Response => json({ cause: "the request does not come from a page of ours" }, 403);
+  const bob = { ...SESSION, name: "local:bob", csrf: "t3" };
+  const { client: made, asked, seen } = client(json({ ...SESSION, csrf: "t1" }), foreign(), json(bob), foreign());
+  await made.signIn("ann", "secret");
+  await expect(made.presence("p")).rejects.toMatchObject({ status: 403 });
+  expect(asked.map(({ headers }) => headers.get("X-CSRF-Token"))).not.toContain("t3");
+  expect(seen.signedOut).toBe(1);
+});
+
 test("a page that was loaded anew asks for a token before it first changes something, and once", async () => {
   const { client: made, asked } = client(json({ ...SESSION, csrf: null }), json({ ...SESSION, csrf: "t3" }), json({}), json({}));
   await made.session();
@@ -84,7 +94,7 @@ test("another refusal with 403 is told as it is", async () => {
 
 test("a decision says what was looked at", async () => {
   const { client: made, asked } = client(json({ number: 1 }, 201));
-  await made.decide("p", '"seen"', { decision: "approved", method: "rigid", text: "" });
+  await made.decide("p", '"seen"', { decision: "approved", method: "rigid", text: "", reviewer: "local:ann" });
   expect(asked[0]?.headers.get("If-Match")).toBe('"seen"');
 });
 

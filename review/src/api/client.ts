@@ -39,6 +39,8 @@ export interface Watch {
 
 export class Client {
   private csrf = "";
+  // Whose page this is. Another tab may sign somebody else in; nothing that is done here is done in that name.
+  private account = "";
   // A page that was loaded anew has no token; it asks for one before it first changes something.
   private wantsToken = false;
   private renewing: Promise<void> | null = null;
@@ -67,18 +69,21 @@ export class Client {
     const answer = await this.once("/v1/session", {});
     if (answer.status === 401) return null;
     const body = (await read(answer)) as Session;
+    this.account ||= body.name;
     this.wantsToken = body.kind === "person" && this.csrf === "";
     return body;
   }
 
   async signIn(name: string, password: string): Promise<Session> {
     const body = (await this.json("POST", "/v1/session", { name, password })) as Session;
+    this.account = body.name;
     this.hold(body);
     return body;
   }
 
   async signOut(): Promise<void> {
     await this.json("DELETE", "/v1/session");
+    this.account = "";
     this.csrf = "";
     this.wantsToken = false;
   }
@@ -100,12 +105,14 @@ export class Client {
     return { items: body.items, next: nextOf(answer.headers.get("Link")) };
   }
 
-  course(id: string): Promise<Course> {
-    return this.json("GET", `/v1/courses/${id}`) as Promise<Course>;
+  async course(id: string): Promise<Tagged<Course>> {
+    const answer = await this.http(`/v1/courses/${id}`);
+    return { body: (await read(answer)) as Course, etag: answer.headers.get("ETag") ?? "" };
   }
 
-  answer(id: string, question: string, choice: string[], fraction: string): Promise<Course> {
-    return this.json("PATCH", `/v1/courses/${id}`, { question, choice, fraction }) as Promise<Course>;
+  /** Answers a question of matching, on what was looked at and nothing else. */
+  async answer(id: string, etag: string, answer: { question: string; choice: string[]; fraction: string }): Promise<void> {
+    await this.json("PATCH", `/v1/courses/${id}`, answer, { "If-Match": etag });
   }
 
   history(course: string): Promise<History> {
@@ -131,6 +138,11 @@ export class Client {
   /** Decides, on what was looked at and nothing else. */
   async decide(id: string, etag: string, decision: Decision): Promise<Reviewed> {
     return (await this.json("POST", `/v1/propagations/${id}/reviews`, decision, { "If-Match": etag })) as Reviewed;
+  }
+
+  /** Every decision, the first first. */
+  async reviews(id: string): Promise<Reviewed[]> {
+    return ((await this.json("GET", `/v1/propagations/${id}/reviews`)) as { reviews: Reviewed[] }).reviews;
   }
 
   adjusted(id: string, change: Change, signal?: AbortSignal): Promise<Adjusted> {
@@ -187,7 +199,11 @@ export class Client {
 
   private async askForToken(): Promise<void> {
     const answer = await this.once("/v1/session?renew=true", {});
-    if (answer.ok) this.hold((await answer.json()) as Session);
+    if (!answer.ok) return;
+    const session = (await answer.json()) as Session;
+    this.account ||= session.name;
+    if (session.name === this.account) this.hold(session);
+    else this.watch.signedOut();
   }
 }
 

@@ -103,7 +103,7 @@ export interface Registration {
 export interface View {
   propagation: string;
   state: string;
-  patient: Patient;
+  patient: Patient | null;
   course: string | null;
   fraction: number | null;
   fractions: number | null;
@@ -123,6 +123,8 @@ export interface View {
   worst_slice: number | null;
   ghosts: Ghost[];
   approved: Approved | null;
+  /** An edit that somebody began and nobody signed: no part of what is shown. */
+  draft?: Draft | null;
   may: { sign: boolean; edit: boolean; why_not: string };
 }
 
@@ -134,10 +136,19 @@ export interface Approved {
   structures_uid: string;
 }
 
-export type Decision =
-  | { decision: "approved"; method: string; text: string }
-  | { decision: "edited"; method: string; draft_etag: string; text: string }
-  | { decision: "rejected"; reason: string; text: string };
+export interface Draft {
+  by: string;
+  saved_at: string;
+  method: string;
+  edited_slices: number;
+}
+
+/** `reviewer` is who is meant to decide: the service refuses anybody else. */
+export type Decision = { reviewer: string; text: string } & (
+  | { decision: "approved"; method: string }
+  | { decision: "edited"; method: string; draft_etag: string }
+  | { decision: "rejected"; reason: string }
+);
 
 export interface Reviewed {
   number: number;
@@ -220,6 +231,7 @@ export interface Course {
   question: string | null;
   fractions: {
     id: string;
+    patient: Patient | null;
     acquired_at: string;
     state: string;
     question: {

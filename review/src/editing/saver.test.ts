@@ -110,6 +110,7 @@ function begin(service = new Service(), storage: DraftStorage = new Memory()) {
   const saver = new DraftSaver({
     http: service.http,
     propagation: "p1",
+    account: "local:ann",
     storage,
     body,
     changed: (saving) => told.push(saving),
@@ -160,7 +161,7 @@ describe("a draft", () => {
     await clock.advance(5000);
     expect(service.most_under_way).toBe(1);
     expect(saved()).toBeUndefined();
-    expect((storage as Memory).getItem("contourcast.draft.p1")).toContain("[2,0]");
+    expect((storage as Memory).getItem("contourcast.draft.local:ann.p1")).toContain("[2,0]");
     service.hold = null;
     release();
     await clock.advance(1000);
@@ -198,7 +199,7 @@ describe("when the service is gone", () => {
 
   test("the copy in the browser is a second old at most, and goes when the service has it", async () => {
     const { draw, clock, service, storage } = begin();
-    const copied = (): string | undefined => (storage as Memory).items.get("contourcast.draft.p1");
+    const copied = (): string | undefined => (storage as Memory).items.get("contourcast.draft.local:ann.p1");
     service.fault = gone;
     for (let n = 0; n < 30; n++) {
       draw();
@@ -233,6 +234,31 @@ describe("when the service is gone", () => {
     expect(saved()).toBe(drawn());
   });
 
+  test("and an answer is lost while somebody draws on, the draft that arrived is no other person's", async () => {
+    const { draw, clock, service, saver, drawn, saved } = begin();
+    draw();
+    await clock.advance(1000);
+    service.losesAnswer = true;
+    for (let n = 0; n < 10; n++) {
+      draw();
+      await clock.advance(400);
+    }
+    await clock.advance(15_000);
+    expect(saver.state).toEqual({ state: "saved" });
+    expect(saved()).toBe(drawn());
+  });
+
+  test("and an answer is lost, what somebody else saved after it is a conflict", async () => {
+    const { draw, clock, service, saver } = begin();
+    service.losesAnswer = true;
+    draw();
+    await clock.advance(600);
+    service.save({ method: "dir-l", slices: {}, edited_slices: [], seconds: 3 }, "Dr. B");
+    draw();
+    await clock.advance(15_000);
+    expect(saver.state).toEqual({ state: "conflict", by: "Dr. B" });
+  });
+
   test("and takes no end over a request, that request is given up", async () => {
     const { draw, clock, service, saver } = begin();
     const http = service.http;
@@ -248,6 +274,7 @@ describe("when the service is gone", () => {
             })
           : http(path, init),
       propagation: "p1",
+      account: "local:ann",
       storage: null,
       body: () => ({ method: "rigid", slices: {}, edited_slices: [], seconds: 0 }),
       changed: () => undefined,
@@ -300,7 +327,7 @@ describe("when somebody else saved", () => {
     await clock.advance(1000);
     draw();
     saver.close();
-    expect((storage as Memory).getItem("contourcast.draft.p1")).toContain("[2,0]");
+    expect((storage as Memory).getItem("contourcast.draft.local:ann.p1")).toContain("[2,0]");
     await saver.discard();
     expect(service.draft!.by).toBe("Dr. B");
     expect((storage as Memory).items.size).toBe(0);
@@ -383,7 +410,7 @@ describe("after a reload", () => {
 
   test("a copy that cannot be read is none", () => {
     const storage = new Memory();
-    storage.setItem("contourcast.draft.p1", "{");
+    storage.setItem("contourcast.draft.local:ann.p1", "{");
     expect(begin(new Service(), storage).saver.copy()).toBeNull();
   });
 

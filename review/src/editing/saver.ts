@@ -51,6 +51,8 @@ export class DraftProblem extends Error {
 export interface SaverOptions {
   readonly http: Http;
   readonly propagation: string;
+  /** Whose copy lies in the storage. */
+  readonly account: string;
   readonly storage: DraftStorage | null;
   /** The draft as it is now. */
   readonly body: () => DraftBody;
@@ -70,6 +72,8 @@ export class DraftSaver {
   private flight: Promise<void> | null = null;
   private began_ms = -Infinity;
   private attempts = 0;
+  /** What was sent and not answered, since the last answer: the first and the latest. One of them may have arrived. */
+  private unanswered: readonly DraftBody[] = [];
   private cancel: (() => void) | null = null;
   private closed = false;
   private readonly now: () => number;
@@ -248,6 +252,7 @@ export class DraftSaver {
     const passes = failure.status === 0 || failure.status === 401 || failure.status === 429 || failure.status >= 500;
     if (passes) {
       this.attempts++;
+      this.unanswered = [this.unanswered[0] ?? body, body];
       const since = this.saving.state === "offline" ? this.saving.since : new Date(this.now());
       this.tell({ state: "offline", since, attempts: this.attempts });
       if (!this.cancel && !this.closed) this.schedule(EVERY_MS);
@@ -260,6 +265,7 @@ export class DraftSaver {
   private arrived(etag: string, sent: number): null {
     this.etag = etag;
     this.attempts = 0;
+    this.unanswered = [];
     this.acknowledged = sent;
     if (sent === this.change) {
       this.forget();
@@ -274,9 +280,9 @@ export class DraftSaver {
   private async overtaken(body: DraftBody, sent: number): Promise<DraftProblem | null> {
     const theirs = await this.fetched();
     if (theirs && same(theirs.draft, body)) return this.arrived(theirs.etag, sent);
-    if (!theirs) {
-      // It was thrown away elsewhere; ours begins anew.
-      this.etag = null;
+    if (!theirs || this.unanswered.some((each) => same(theirs.draft, each))) {
+      // It was thrown away elsewhere, and ours begins anew; or it is what we had drawn before, and ours goes on from there.
+      this.etag = theirs?.etag ?? null;
       return this.put(body, sent);
     }
     this.tell({ state: "conflict", by: theirs.draft.by });
@@ -322,7 +328,8 @@ export class DraftSaver {
   }
 
   private get key(): string {
-    return `contourcast.draft.${this.options.propagation}`;
+    const { account, propagation } = this.options;
+    return `contourcast.draft.${account}.${propagation}`;
   }
 
   private tell(saving: Saving): void {

@@ -41,6 +41,7 @@ function begin(http: (path: string, init?: RequestInit) => Promise<Response>, st
   const options = {
     http,
     propagation: "p1",
+    account: "local:ann",
     storage,
     method: "rigid",
     contours,
@@ -53,7 +54,7 @@ function begin(http: (path: string, init?: RequestInit) => Promise<Response>, st
 }
 
 const copyIn = (storage: Memory, base_etag: string | null, size = 9): void =>
-  storage.setItem("contourcast.draft.p1", JSON.stringify({ body: body(size), base_etag, saved_at: "2026-01-03T08:21:00Z" }));
+  storage.setItem("contourcast.draft.local:ann.p1", JSON.stringify({ body: body(size), base_etag, saved_at: "2026-01-03T08:21:00Z" }));
 
 describe("editing begins", () => {
   test("from the method's own lines where there is no draft", async () => {
@@ -112,6 +113,17 @@ describe("editing begins", () => {
     const { session, restored } = await begin(answering(body(2)).http, storage).begun;
     expect(restored?.from).toBe("server");
     expect(session.saver.state).toEqual({ state: "saved" });
+  });
+
+  test("never from the copy of somebody else who used this browser", async () => {
+    const storage = new Memory();
+    const copy = { body: body(9), base_etag: null, saved_at: "2026-01-03T08:21:00Z" };
+    for (const key of ["contourcast.draft.local:bob.p1", "contourcast.draft.p1"]) storage.setItem(key, JSON.stringify(copy));
+    const { session, restored } = await begin(answering(null).http, storage).begun;
+    expect(restored).toBeNull();
+    expect(session.edits.edited_slices).toEqual([]);
+    session.saver.abandon();
+    expect(storage.items.size).toBe(2);
   });
 
   test("not where the service does not say whether there is a draft", async () => {

@@ -8,6 +8,7 @@ import { Stopwatch } from "./stopwatch";
 export interface SessionOptions {
   readonly http: Http;
   readonly propagation: string;
+  readonly account: string;
   readonly storage: DraftStorage | null;
   /** What is begun from where there is no draft. */
   readonly method: string;
@@ -51,10 +52,11 @@ export class EditingSession {
    */
   static async begin(options: SessionOptions): Promise<{ session: EditingSession; restored: Restored | null }> {
     let session: EditingSession | null = null;
-    const { http, propagation, storage, now, later } = options;
+    const { http, propagation, account, storage, now, later } = options;
     const saver = new DraftSaver({
       http,
       propagation,
+      account,
       storage,
       body: () => session!.body(),
       changed: options.saving,

@@ -1,16 +1,18 @@
 /** Approving and rejecting: what will be written is repeated, the credential is asked for again, refusals are told. */
 
 import type { App } from "../app";
-import { Problem } from "../api/problem";
-import type { Decision, Reviewed, View } from "../api/types";
+import { Problem, Unreachable } from "../api/problem";
+import type { Decision, Draft, Patient, Reviewed, Session, View } from "../api/types";
 import { t, told } from "../catalogue";
 import { h, show } from "../dom";
-import { cc, day, duration, mm, number, patientName, personName, taken } from "../format";
+import { cc, day, duration, local, mm, number, patientName, personName, taken } from "../format";
 import { fractionOf } from "./banner";
 import { reasonsOf } from "./figures";
 import { openDialog, type Dialog } from "./dialog";
 import { badge, line } from "./marks";
-import { problemBox } from "./problem";
+import { draftWords } from "./notices";
+import { inOneLine, problemBox } from "./problem";
+import { say } from "./toast";
 import { editedSlices } from "./tools";
 
 /** What somebody is about to sign. */
@@ -26,10 +28,17 @@ export interface Subject {
 export interface Deciding {
   /** Saves the draft and says its ETag. */
   saveDraft(): Promise<string>;
+  /** A draft that lies there and is no part of what is shown, as far as that is known; asks when called. */
+  draft(): Promise<Draft | null>;
   /** Shows what is there now. */
   lookAgain(): void;
   next(): void;
 }
+
+/** Longer than any signature takes; who hears nothing until then is told so. */
+const LONGEST_MS = 60_000;
+/** As the service answers (409) where somebody else is signed in than is meant to decide. */
+const OTHER_PERSON = 409;
 
 const REASONS = [
   "registration wrong",
@@ -60,25 +69,24 @@ export function openSigning(app: App, subject: Subject, screen: Deciding): void 
   const trouble = h("div", {});
   const go = h("button", { class: "main", type: "submit" }, t("sign.go"));
 
-  const decision = async (): Promise<Decision> =>
-    edit === null
-      ? { decision: "approved", method: subject.method, text: text.value.trim() }
-      : { decision: "edited", method: subject.method, draft_etag: await screen.saveDraft(), text: text.value.trim() };
+  const decision = async (): Promise<Decision> => {
+    const what = { method: subject.method, text: text.value.trim(), reviewer: app.session?.name ?? "" };
+    return edit === null ? { decision: "approved", ...what } : { decision: "edited", draft_etag: await screen.saveDraft(), ...what };
+  };
   const submit = async (event: SubmitEvent): Promise<void> => {
     event.preventDefault();
-    go.disabled = true;
     show(go, t("sign.going"));
-    show(trouble);
-    const outcome = await decided(app, view.propagation, subject.etag, credential, decision);
-    go.disabled = false;
+    const review = await send({ app, id: view.propagation, etag: subject.etag, credential, decision, dialog, trouble, go, screen });
     show(go, t("sign.go"));
-    if (outcome.kind === "done") signed(dialog, subject, outcome.review, screen);
-    else refused(trouble, outcome, dialog, screen);
+    if (review !== null) signed(dialog, subject, review, screen);
   };
+  const beside = h("div", {});
   const form = h(
     "form",
     { class: "signing", onsubmit: (event: SubmitEvent) => void submit(event) },
+    view.patient === null && h("p", { class: "callout callout-reject" }, t("review.patient_unknown")),
     repeated(app, subject),
+    beside,
     view.verdict.verdict !== "accept" &&
       view.verdict.verdict !== "" &&
       h(
@@ -96,13 +104,25 @@ export function openSigning(app: App, subject: Subject, screen: Deciding): void 
   );
   const dialog = openDialog(t(edit === null ? "sign.title" : "sign.title_edited"), form);
   credential.focus();
+  if (edit === null) void tellDraft(beside, screen);
+}
+
+/** An edit that was left is not what is signed here: that is said before the signature. */
+async function tellDraft(place: HTMLElement, screen: Deciding): Promise<void> {
+  const draft = await screen.draft();
+  if (draft !== null) show(place, h("p", { class: "callout callout-look" }, draftWords(draft), " ", t("sign.draft_not_signed")));
+}
+
+/** Whose scan it is, in full. */
+export function fullName(patient: Patient | null): string {
+  if (patient === null) return t("patient.unknown");
+  const born = patient.birth_date && t("patient.born", { date: day(patient.birth_date) });
+  return [patientName(patient, "full"), t("patient.id", { id: patient.id }), born].filter(Boolean).join(" · ");
 }
 
 function repeated(app: App, { view, method, edit }: Subject): HTMLElement {
-  const { patient } = view;
   const chosen = view.methods.find((each) => each.method === method);
   const row = (label: string, ...value: (Node | string)[]): HTMLElement[] => [h("dt", {}, label), h("dd", {}, value)];
-  const who = [patientName(patient, "full"), t("patient.id", { id: patient.id }), patient.birth_date && t("patient.born", { date: day(patient.birth_date) })];
   const edits =
     edit === null
       ? t("sign.edits_none")
@@ -115,7 +135,7 @@ function repeated(app: App, { view, method, edit }: Subject): HTMLElement {
   return h(
     "dl",
     { class: "repeated" },
-    row(t("sign.patient"), h("strong", {}, who.filter(Boolean).join(" · "))),
+    row(t("sign.patient"), h("strong", {}, fullName(view.patient))),
     row(t("sign.fraction"), [view.roi, fractionOf(view)].filter(Boolean).join(" · ")),
     row(t("sign.cbct"), [taken(view.acquired_at), view.machine].filter(Boolean).join(" · ")),
     row(
@@ -132,11 +152,6 @@ function repeated(app: App, { view, method, edit }: Subject): HTMLElement {
 function signed(dialog: Dialog, { view }: Subject, review: Reviewed, screen: Deciding): void {
   const figures = review.figures ?? null;
   const row = (label: string, value: string): HTMLElement[] => [h("dt", {}, label), h("dd", {}, value)];
-  const next = h("button", { class: "main", onclick: () => leaveBy(screen.next) }, t("sign.next"));
-  const leaveBy = (then: () => void): void => {
-    dialog.close();
-    then();
-  };
   show(
     dialog.body,
     h(
@@ -146,6 +161,7 @@ function signed(dialog: Dialog, { view }: Subject, review: Reviewed, screen: Dec
       h(
         "dl",
         { class: "repeated" },
+        row(t("sign.who"), personName(review.reviewer)),
         row(t("sign.uid"), review.structures_uid),
         row(t("sign.destinations"), (review.deliveries ?? []).join(", ") || t("sign.no_destination")),
         figures !== null &&
@@ -159,12 +175,30 @@ function signed(dialog: Dialog, { view }: Subject, review: Reviewed, screen: Dec
             }),
           ),
       ),
-      h("div", { class: "buttons" }, h("button", { onclick: () => leaveBy(screen.lookAgain) }, t("sign.stay")), next),
+      whatNext(dialog, screen),
     ),
   );
+  dialog.body.querySelector<HTMLElement>("button.main")?.focus();
+}
+
+/** What is done after a decision; however the dialog is closed, the screen behind it is old. */
+function whatNext(dialog: Dialog, screen: Deciding): HTMLElement {
+  lookAgainAtClose(dialog, screen);
+  const next = (): void => {
+    dialog.element.removeEventListener("close", screen.lookAgain);
+    dialog.close();
+    screen.next();
+  };
+  return h(
+    "div",
+    { class: "buttons" },
+    h("button", { onclick: () => dialog.close() }, t("sign.stay")),
+    h("button", { class: "main", onclick: next }, t("sign.next")),
+  );
+}
+
+function lookAgainAtClose(dialog: Dialog, screen: Deciding): void {
   dialog.element.addEventListener("close", screen.lookAgain, { once: true });
-  next.addEventListener("click", () => dialog.element.removeEventListener("close", screen.lookAgain), { capture: true });
-  next.focus();
 }
 
 /** Opens the dialog of a rejection. */
@@ -183,26 +217,17 @@ export function openRejecting(app: App, view: View, etag: string, screen: Decidi
       text.focus();
       return complain(t("reject.text_needed"));
     }
-    go.disabled = true;
-    show(trouble);
-    const decision: Decision = { decision: "rejected", reason, text: text.value.trim() };
-    const outcome = await decided(app, view.propagation, etag, credential, () => Promise.resolve(decision));
-    go.disabled = false;
-    if (outcome.kind !== "done") return refused(trouble, outcome, dialog, screen);
-    const leaveBy = (then: () => void): void => {
-      dialog.close();
-      then();
-    };
+    const decision: Decision = { decision: "rejected", reason, text: text.value.trim(), reviewer: app.session?.name ?? "" };
+    const asked = { app, id: view.propagation, etag, credential, decision: () => Promise.resolve(decision), dialog, trouble, go, screen };
+    const review = await send(asked);
+    if (review === null) return;
+    const by = t("course.by", { decision: t("reject.done"), reviewer: personName(review.reviewer) });
     show(
       dialog.body,
-      h("p", { class: "callout callout-reject", role: "status" }, h("strong", {}, t("reject.done")), ` · ${outcome.review.reason}`),
-      h(
-        "div",
-        { class: "buttons" },
-        h("button", { onclick: () => leaveBy(screen.lookAgain) }, t("sign.stay")),
-        h("button", { class: "main", autofocus: true, onclick: () => leaveBy(screen.next) }, t("sign.next")),
-      ),
+      h("p", { class: "callout callout-reject", role: "status" }, h("strong", {}, by), ` · ${review.reason}`),
+      whatNext(dialog, screen),
     );
+    dialog.body.querySelector<HTMLElement>("button.main")?.focus();
   };
   const form = h(
     "form",
@@ -211,7 +236,7 @@ export function openRejecting(app: App, view: View, etag: string, screen: Decidi
       "dl",
       { class: "repeated" },
       h("dt", {}, t("sign.patient")),
-      h("dd", {}, h("strong", {}, `${patientName(view.patient, "full")} · ${t("patient.id", { id: view.patient.id })}`)),
+      h("dd", {}, h("strong", {}, fullName(view.patient))),
       h("dt", {}, t("sign.fraction")),
       h("dd", {}, [view.roi, fractionOf(view), taken(view.acquired_at)].filter(Boolean).join(" · ")),
     ),
@@ -248,9 +273,7 @@ function credentialField(app: App): Credential {
       root: h("div", { class: "callout" }, h("p", {}, t("sign.oidc")), link),
       focus: () => link.focus(),
       prove: async () => {
-        const now = await app.client.session();
-        if (now === null) throw new Problem(401, t("sign_in.ended"), "", "", "", "");
-        if (now.name !== app.session?.name) throw new Problem(401, t("sign.other_person"), "", "", "", "");
+        const now = await samePerson(app);
         if (now.proven_at === null) throw new Problem(401, t("sign.not_at_issuer"), "", "", "", "");
       },
     };
@@ -263,7 +286,8 @@ function credentialField(app: App): Credential {
     focus: () => password.focus(),
     prove: async () => {
       try {
-        await app.client.prove(password.value);
+        await samePerson(app);
+        await within(app.client.prove(password.value));
       } finally {
         password.value = "";
       }
@@ -271,48 +295,144 @@ function credentialField(app: App): Credential {
   };
 }
 
+/** Whoever this page names is who is signed in: another tab of the browser may have changed that.
+ *
+ * @throws Problem It is somebody else, or nobody.
+ */
+async function samePerson(app: App): Promise<Session> {
+  const now = await within(app.client.session());
+  if (now === null) throw new Problem(401, t("sign_in.ended"), "", "", "", "");
+  if (now.name === app.session?.name) return now;
+  const name = personName(now.name);
+  throw new Problem(OTHER_PERSON, t("sign.other_person", { name }), "", "", t("sign.other_person_remedy", { name }), "");
+}
+
+/** An answer that does not come in time is none. */
+function within<T>(answer: Promise<T>): Promise<T> {
+  let timer = 0;
+  const silence = new Promise<never>((_, reject) => {
+    timer = window.setTimeout(() => reject(new Unreachable(t("problem.unreachable"))), LONGEST_MS);
+  });
+  return Promise.race([answer, silence]).finally(() => window.clearTimeout(timer));
+}
+
 type Outcome =
   | { kind: "done"; review: Reviewed }
-  | { kind: "not-proven" | "no-draft" | "changed" | "refused"; error: unknown };
+  | { kind: "not-proven" | "not-you" | "no-draft" | "changed" | "refused" | "unknown"; error: unknown };
 
-async function decided(app: App, id: string, etag: string, credential: Credential, decision: () => Promise<Decision>): Promise<Outcome> {
+/** A decision, and the dialog that it is made in. */
+interface Asked {
+  app: App;
+  id: string;
+  etag: string;
+  credential: Credential;
+  decision: () => Promise<Decision>;
+  dialog: Dialog;
+  trouble: HTMLElement;
+  go: HTMLButtonElement;
+  screen: Deciding;
+}
+
+/** Sends a decision; whatever comes of it but success is told here, and null. */
+async function send(asked: Asked): Promise<Reviewed | null> {
+  const { dialog, trouble, credential } = asked;
+  show(trouble);
+  dialog.hold(true);
+  const outcome = await decided(asked);
+  dialog.hold(false);
+  if (!dialog.element.open) {
+    // The page went elsewhere, as when the sign-in ends: what came of it is said all the same.
+    say(outcome.kind === "done" ? t("course.by", { decision: told("state", outcome.review.decision), reviewer: personName(outcome.review.reviewer) }) : wordsOf(outcome.kind));
+    return null;
+  }
+  if (outcome.kind === "done") return outcome.review;
+  if (outcome.kind === "unknown") await tellWhatStands(asked, outcome.error);
+  else refused(trouble, outcome, dialog, asked.screen);
+  credential.focus();
+  return null;
+}
+
+async function decided({ app, id, etag, credential, decision }: Asked): Promise<Outcome> {
   try {
     await credential.prove();
   } catch (error) {
-    return { kind: error instanceof Problem && error.status === 401 ? "not-proven" : "refused", error };
+    const status = error instanceof Problem ? error.status : 0;
+    return { kind: status === 401 ? "not-proven" : status === OTHER_PERSON ? "not-you" : "refused", error };
   }
   let what: Decision;
   try {
-    what = await decision(); // saves the draft, under the name of whoever has just shown who it is
+    what = await within(decision()); // saves the draft, under the name of whoever has just shown who it is
   } catch (error) {
     return { kind: "no-draft", error };
   }
   try {
-    return { kind: "done", review: await app.client.decide(id, etag, what) };
+    return { kind: "done", review: await within(app.client.decide(id, etag, what)) };
   } catch (error) {
-    const changed = error instanceof Problem && (error.status === 412 || error.status === 409);
-    return { kind: changed ? "changed" : "refused", error };
+    return { kind: kindOf(error), error };
   }
 }
 
-function refused(place: HTMLElement, outcome: Exclude<Outcome, { kind: "done" }>, dialog: Dialog, screen: Deciding): void {
-  const look = h(
-    "button",
-    {
-      type: "button",
-      class: "main",
-      onclick: () => {
-        dialog.close();
-        screen.lookAgain();
-      },
-    },
-    t("sign.look_again"),
-  );
-  const words = {
+/** What is known when a decision was sent and no good answer came. */
+export function kindOf(error: unknown): "changed" | "refused" | "unknown" {
+  if (!(error instanceof Problem) || error.status >= 500) return "unknown";
+  return error.status === 412 || error.status === 409 ? "changed" : "refused";
+}
+
+function wordsOf(kind: Exclude<Outcome["kind"], "done">): string {
+  return {
     "not-proven": t("sign.not_proven"),
+    "not-you": t("sign.not_you"),
     "no-draft": t("sign.no_draft"),
     changed: t("sign.changed"),
     refused: t("sign.refused"),
-  }[outcome.kind];
-  show(place, h("p", { class: "problem-line", role: "alert" }, words), problemBox(outcome.error, ...(outcome.kind === "changed" ? [look] : [])));
+    unknown: t("sign.unknown"),
+  }[kind];
+}
+
+function lookButton({ close }: Dialog, then: () => void): HTMLButtonElement {
+  const look = (): void => {
+    close();
+    then();
+  };
+  return h("button", { type: "button", class: "main", onclick: look }, t("sign.look_again"));
+}
+
+function refused(place: HTMLElement, outcome: Exclude<Outcome, { kind: "done" }>, dialog: Dialog, screen: Deciding): void {
+  const look = outcome.kind === "changed" ? [lookButton(dialog, screen.lookAgain)] : [];
+  show(place, h("p", { class: "problem-line", role: "alert" }, wordsOf(outcome.kind)), problemBox(outcome.error, ...look));
+}
+
+/** The answer was lost: nobody says "not signed" of what may stand there. It is read, and can be read again. */
+async function tellWhatStands(asked: Asked, error: unknown): Promise<void> {
+  const { app, id, dialog, trouble, go, screen } = asked;
+  lookAgainAtClose(dialog, screen);
+  go.disabled = true; // until it is known that nothing stands there
+  const stands = h("div", { class: "stands", role: "status" }, t("page.loading"));
+  const read = async (): Promise<void> => {
+    try {
+      const reviews = await within(app.client.reviews(id));
+      go.disabled = reviews.length > 0;
+      show(stands, reviews.length === 0 ? t("sign.stands_none") : reviews.map((each) => h("p", {}, standsWords(each))));
+    } catch (failure) {
+      show(stands, t("sign.stands_unknown", { why: inOneLine(failure) }));
+    }
+  };
+  show(
+    trouble,
+    h("p", { class: "problem-line", role: "alert" }, wordsOf("unknown")),
+    problemBox(error),
+    stands,
+    h(
+      "div",
+      { class: "buttons" },
+      h("button", { type: "button", onclick: () => void read() }, t("sign.ask_again")),
+      lookButton(dialog, () => undefined), // closing looks again
+    ),
+  );
+  await read();
+}
+
+function standsWords({ decision, reviewer, at, method, reason }: Reviewed): string {
+  const what = reason || method;
+  return t("sign.stands", { decision: told("state", decision), reviewer: personName(reviewer), at: local(at), what });
 }

@@ -7,6 +7,8 @@ export interface Dialog {
   readonly element: HTMLDialogElement;
   readonly body: HTMLElement;
   close(): void;
+  /** While it is held nobody closes it, and none of its buttons does anything. */
+  hold(on: boolean): void;
 }
 
 /** Opens a dialog over the page. `onclose` is told however it was closed. */
@@ -23,9 +25,19 @@ export function openDialog(title: string, content: HTMLElement, options: { wide?
     element.remove();
     options.onclose?.();
   });
+  let held = false;
+  element.addEventListener("cancel", (event) => {
+    if (held) event.preventDefault();
+  });
+  const hold = (on: boolean): void => {
+    held = on;
+    // A second Escape would close what only `cancel` keeps open.
+    element.setAttribute("closedby", on ? "none" : "closerequest");
+    element.querySelectorAll("button").forEach((button) => (button.disabled = on));
+  };
   document.body.append(element);
   element.showModal();
-  return { element, body, close: () => element.close() };
+  return { element, body, close: () => element.close(), hold };
 }
 
 /** Whether a dialog has the page. */

@@ -1,6 +1,6 @@
 /** What must not be overlooked, each in one sentence; worked out from what the service said. */
 
-import type { View } from "../api/types";
+import type { Draft, View } from "../api/types";
 import { t, told } from "../catalogue";
 import { local, personName } from "../format";
 
@@ -17,6 +17,7 @@ const IN_VIEW = "prior_in_view";
 /** Notices of what is shown, the worst first. */
 export function noticesOf(view: View): Notice[] {
   const found: Notice[] = [];
+  if (view.patient === null) found.push({ kind: "bad", words: t("review.patient_unknown") });
   if (view.stale !== null) {
     const { why, propagation } = view.stale;
     const go = propagation === null ? {} : { go: { words: t("review.open_newer"), hash: `#/propagations/${propagation}` } };
@@ -54,6 +55,18 @@ export function noticesOf(view: View): Notice[] {
     found.push({ kind: "info", words: t("banner.approved", { reviewer: personName(reviewer), at: local(at), method }) });
   }
   return found;
+}
+
+/** That an edit lies there which is no part of what is shown. */
+export function draftWords({ edited_slices: count, by, saved_at }: Draft): string {
+  const what = count === 1 ? t("draft.one") : t("draft.of", { count });
+  return t("draft.not_shown", { what, by: personName(by), at: clock(saved_at) });
+}
+
+/** The time of day, with the day where that is another one. */
+function clock(at: string): string {
+  const [then, today] = [local(at), local(new Date().toISOString())];
+  return then.slice(0, 10) === today.slice(0, 10) ? then.slice(11) : then;
 }
 
 /** Why nothing can be signed now; empty: it can. */

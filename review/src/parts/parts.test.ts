@@ -1,13 +1,14 @@
 import { beforeEach, describe, expect, test } from "vitest";
+import { Problem, Unreachable } from "../api/problem";
 import type { Figure, Method, View } from "../api/types";
 import { speak } from "../catalogue";
 import { scaleOf, ticks, type Series } from "./charts";
-import { sliceList } from "./deciding";
+import { fullName, kindOf, sliceList } from "./deciding";
 import { byWeight, figureName, figureValue, limitWords, reasonOf, reasonsOf } from "./figures";
 import { likeness } from "./methods";
-import { noticesOf, whyNotSign } from "./notices";
+import { draftWords, noticesOf, whyNotSign } from "./notices";
 import { isNothing, mayAdjust, NO_CHANGE } from "./registration";
-import { savingWords } from "./tools";
+import { restoredWords, savingWords } from "./tools";
 import { rowsInView } from "./window-list";
 
 beforeEach(() => speak("en"));
@@ -204,4 +205,24 @@ test("whether an edit is safe is told, and what is not safe is marked", () => {
   expect(savingWords({ saving: { state: "saved" } })).toEqual({ words: "saved", bad: false });
   expect(savingWords({ saving: { state: "offline", since: new Date(0), attempts: 3 } }).bad).toBe(true);
   expect(savingWords({ saving: { state: "conflict", by: "local:bob" } }).words).toBe("bob saved another draft meanwhile");
+});
+
+test("a patient who is not known is said to be so, in red", () => {
+  expect(noticesOf(view({ patient: null }))[0]).toMatchObject({ kind: "bad", words: expect.stringContaining("Patient not known") as string });
+  expect(fullName(null)).toBe("patient not known");
+});
+
+test("what may have arrived is not called refused", () => {
+  const problem = (status: number): Problem => new Problem(status, "", "", "", "", "");
+  expect([new Unreachable(""), new TypeError("body lost"), problem(500), problem(502)].map(kindOf)).toEqual(Array(4).fill("unknown"));
+  expect([412, 409, 403, 422].map((status) => kindOf(problem(status)))).toEqual(["changed", "changed", "refused", "refused"]);
+});
+
+test("a draft is told by whose it is", () => {
+  const saved_at = "2020-01-03T08:20:00Z";
+  expect(draftWords({ by: "local:bob", saved_at, method: "rigid", edited_slices: 3 })).toMatch(/^A draft of 3 edited slices by bob, saved 2020-01-0/);
+  const restored = { edited_slices: [3], saved_at };
+  expect(restoredWords({ ...restored, by: "ann" }, "local:ann")).toContain("Your draft");
+  expect(restoredWords({ ...restored, by: "" }, "local:ann")).toContain("Your draft");
+  expect(restoredWords({ ...restored, by: "bob" }, "local:ann")).toContain("A draft of bob");
 });

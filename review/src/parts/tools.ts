@@ -5,6 +5,7 @@ import { h, press, show } from "../dom";
 import { cc, local, number, personName } from "../format";
 import type { Command, EditingState, Tool, Viewer, ViewerState } from "../viewer";
 import { KEYS } from "../viewer";
+import { say } from "./toast";
 
 export interface Tools<S> {
   readonly root: HTMLElement;
@@ -91,19 +92,6 @@ export function editTools(viewer: Viewer, host: EditingHost): Tools<ViewerState>
   });
   const size = h("output", { class: "value" });
   const sphere = commandButton(viewer, "brush-sphere", t("tools.sphere"));
-  const copy: HTMLSelectElement = h(
-    "select",
-    {
-      class: "small",
-      "aria-label": t("tools.copy"),
-      onchange: () => {
-        if (copy.value !== "") viewer.copySlice(copy.value);
-        copy.value = "";
-      },
-    },
-    h("option", { value: "" }, t("tools.copy")),
-    host.sources.map(({ name, words }) => h("option", { value: name }, words)),
-  );
   const undo = commandButton(viewer, "undo", t("tools.undo"));
   const redo = commandButton(viewer, "redo", t("tools.redo"));
   const facts = h("span", { class: "value edit-facts" });
@@ -122,7 +110,7 @@ export function editTools(viewer: Viewer, host: EditingHost): Tools<ViewerState>
       commandButton(viewer, "smooth", t("tools.smooth")),
       commandButton(viewer, "delete-slice", t("tools.delete")),
     ),
-    copy,
+    copyTool(viewer, host.sources),
   );
   const below = h(
     "div",
@@ -152,6 +140,24 @@ export function editTools(viewer: Viewer, host: EditingHost): Tools<ViewerState>
   return { root, below, update };
 }
 
+/** Choosing whose contour changes nothing; the button copies, and gives the keys back to the image. */
+function copyTool(viewer: Viewer, sources: EditingHost["sources"]): HTMLElement {
+  const copy = (): void => {
+    const from = sources.find(({ name }) => name === chosen.value);
+    if (from === undefined) return;
+    say(t(viewer.copySlice(from.name) ? "tools.copied" : "tools.copied_not", { from: from.words }));
+    viewer.focus();
+  };
+  const go = h("button", { class: "small", disabled: true, title: t("tools.copy"), onclick: copy }, t("tools.copy_go"));
+  const chosen: HTMLSelectElement = h(
+    "select",
+    { class: "small", "aria-label": t("tools.copy"), onchange: () => (go.disabled = chosen.value === "") },
+    h("option", { value: "" }, t("tools.copy")),
+    sources.map(({ name, words }) => h("option", { value: name }, words)),
+  );
+  return h("span", { class: "share" }, chosen, go);
+}
+
 export function editedSlices(count: number): string {
   return count === 1 ? t("tools.edited_one") : t("tools.edited", { count });
 }
@@ -173,11 +179,10 @@ export function savingWords(editing: Pick<EditingState, "saving">): { words: str
   }
 }
 
-/** That an earlier draft was taken up. */
-export function restoredWords(restored: { edited_slices: readonly number[]; saved_at: string | null; by: string }): string {
-  return t("saving.restored", {
-    count: restored.edited_slices.length,
-    by: personName(restored.by) || "–",
-    at: local(restored.saved_at),
-  });
+/** That an earlier draft was taken up, and whose; `me` is who is signed in. */
+export function restoredWords(restored: { edited_slices: readonly number[]; saved_at: string | null; by: string }, me: string): string {
+  const by = personName(restored.by);
+  // What lay in this browser has no name on it: it is only ever taken up by its owner.
+  const own = by === "" || by === personName(me);
+  return t(own ? "saving.restored" : "saving.restored_other", { count: restored.edited_slices.length, by, at: local(restored.saved_at) });
 }

@@ -20,6 +20,8 @@ export class WindowList {
   constructor(
     private readonly row_px: number,
     private readonly row: (index: number) => HTMLElement,
+    /** What a row is about: the focus stays with it, wherever in the list it goes. */
+    private readonly key: (index: number) => string,
     /** Rows up to here are in view: the moment to load more. */
     private readonly reached: (last: number) => void,
   ) {
@@ -53,6 +55,12 @@ export class WindowList {
     this.draw(false);
   }
 
+  /** What the row with the focus is about. */
+  get focused(): string | null {
+    const { activeElement } = document;
+    return this.body.contains(activeElement) ? ((activeElement as HTMLElement).dataset["key"] ?? null) : null;
+  }
+
   /** The element of a row, while it is in view. */
   at(index: number): HTMLElement | null {
     return this.body.querySelector<HTMLElement>(`[data-index="${index}"]`);
@@ -62,16 +70,17 @@ export class WindowList {
     const next = rowsInView(this.element.scrollTop, this.element.clientHeight, this.row_px, this.count);
     if (!all && next[0] === this.drawn[0] && next[1] === this.drawn[1]) return;
     this.drawn = next;
-    const focused = this.body.contains(document.activeElement) ? document.activeElement?.getAttribute("data-index") : null;
+    const { focused } = this;
     const rows: HTMLElement[] = [];
     for (let index = next[0]; index < next[1]; index++) {
       const made = this.row(index);
       made.dataset["index"] = String(index);
+      made.dataset["key"] = this.key(index);
       made.style.setProperty("top", `${index * this.row_px}px`);
       rows.push(made);
     }
     show(this.body, rows);
-    if (focused) this.at(Number(focused))?.focus({ preventScroll: true });
+    if (focused !== null) rows.find((made) => made.dataset["key"] === focused)?.focus({ preventScroll: true });
     this.reached(next[1]);
   }
 }

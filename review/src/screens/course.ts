@@ -1,12 +1,14 @@
 /** A course over its fractions; what people had to mend; and a question of matching, where one is open. */
 
 import type { App, Screen } from "../app";
+import type { Tagged } from "../api/client";
 import { Problem } from "../api/problem";
 import type { Course, EditingStatistics, FractionHistory, History, View } from "../api/types";
 import { t, told } from "../catalogue";
 import { h, show } from "../dom";
 import { duration, length_mm, number, patientName, personName, taken } from "../format";
 import { coursePlots } from "../parts/course-plots";
+import { fullName } from "../parts/deciding";
 import { disclaimer, header } from "../parts/header";
 import { reasonOf } from "../parts/figures";
 import { badge, line } from "../parts/marks";
@@ -14,6 +16,8 @@ import { problemBox } from "../parts/problem";
 import { say } from "../parts/toast";
 import type { Place } from "../router";
 
+/** The answer that is no UID and no number. */
+const NONE_OF_THESE = "none";
 const PLOT = { width: 560, height: 200 };
 
 export function course(app: App, place: Place): Screen {
@@ -31,10 +35,11 @@ export function course(app: App, place: Place): Screen {
       // Whose it is, and what colours the methods have, stands in what the last fraction shows.
       const last = history?.fractions.at(-1);
       const shown = last === undefined ? null : await ifThere(app.client.view(last.propagation));
-      if (asked === null && history === null) throw new Problem(404, "", t("page.nowhere"), "", "", "");
+      const open = asked === null ? [] : questions(app, asked, () => void load());
       show(
         body,
-        asked !== null && questions(app, asked, () => void load()),
+        open,
+        open.length === 0 && history === null && h("p", { class: "empty" }, t("course.no_question")),
         history !== null && historyOf(app, history, shown?.body ?? null),
         statistics !== null && statisticsOf(statistics),
       );
@@ -171,7 +176,8 @@ function statisticsOf(statistics: EditingStatistics): HTMLElement {
   );
 }
 
-function questions(app: App, asked: Course, answered: () => void): HTMLElement[] {
+/** The open questions; each says whose scan it is about, as the scan itself does. */
+function questions(app: App, { body: asked, etag }: Tagged<Course>, again: () => void): HTMLElement[] {
   return asked.fractions.flatMap((fraction) => {
     const { question } = fraction;
     if (question === null) return [];
@@ -181,19 +187,23 @@ function questions(app: App, asked: Course, answered: () => void): HTMLElement[]
       const form = event.currentTarget as HTMLFormElement;
       const choice = new FormData(form).getAll("choice").map(String);
       try {
-        await app.client.answer(asked.id, question.question, choice, fraction.id);
+        await app.client.answer(asked.id, etag, { question: question.question, choice, fraction: fraction.id });
         say(t("course.answered"));
-        answered();
+        if (asked.question === null) again();
+        else app.go({ screen: "worklist" }); // what was asked under its own id belongs to a course by now, or to none
       } catch (error) {
-        show(trouble, problemBox(error));
+        const changed = error instanceof Problem && (error.status === 412 || error.status === 409);
+        show(trouble, problemBox(error, ...(changed ? [h("button", { type: "button", onclick: again }, t("sign.look_again"))] : [])));
       }
     };
     return [
       h(
         "section",
-        { class: "card full" },
-        h("h2", {}, t("course.question")),
-        h("p", {}, `${taken(fraction.acquired_at)}: ${question.why}`),
+        { class: "card full question" },
+        h("h2", { class: "patient" }, fullName(fraction.patient)),
+        h("p", {}, t("review.cbct", { time: taken(fraction.acquired_at) })),
+        h("h3", {}, told("question", question.question)),
+        h("p", { lang: "en" }, question.why),
         question.missing.length > 0 && h("p", { class: "hint" }, t("course.missing", { uids: question.missing.join(", ") })),
         question.choices.length === 0
           ? h("p", { class: "soft" }, t("course.waits"))
@@ -201,7 +211,12 @@ function questions(app: App, asked: Course, answered: () => void): HTMLElement[]
               "form",
               { onsubmit: (event: SubmitEvent) => void submit(event) },
               question.choices.map(({ value, label }) =>
-                h("label", { class: "radio" }, h("input", { type: question.several ? "checkbox" : "radio", name: "choice", value, required: !question.several }), label),
+                h(
+                  "label",
+                  { class: "radio" },
+                  h("input", { type: question.several ? "checkbox" : "radio", name: "choice", value, required: !question.several }),
+                  value === NONE_OF_THESE ? t("course.none_of_these") : label,
+                ),
               ),
               trouble,
               h("div", { class: "buttons" }, h("button", { class: "main", type: "submit", disabled: !app.has("reviewer") }, t("course.answer"))),

@@ -1,7 +1,7 @@
 /** One fraction on one screen: is it the right patient, is the registration right, is the contour right, may I sign? */
 
 import type { App, Screen } from "../app";
-import type { View } from "../api/types";
+import type { Draft, View } from "../api/types";
 import { t } from "../catalogue";
 import { h, onChange, show } from "../dom";
 import { mm, number, personName } from "../format";
@@ -14,7 +14,7 @@ import { figuresPanel } from "../parts/figures";
 import { disclaimer } from "../parts/header";
 import type { KeyGroup } from "../parts/help";
 import { methodsPanel, type ContourChoice } from "../parts/methods";
-import { noticesOf, whyNotSign, type Notice } from "../parts/notices";
+import { draftWords, noticesOf, whyNotSign, type Notice } from "../parts/notices";
 import { inOneLine, parts, problemBox } from "../parts/problem";
 import { mayAdjust, registrationPanel } from "../parts/registration";
 import { say } from "../parts/toast";
@@ -92,11 +92,15 @@ interface Opened {
 
 /** Builds the screen over what the service said; everything in it belongs to that answer and its ETag. */
 function openView(app: App, root: HTMLElement, view: View, etag: string, lookAgain: () => void): Opened {
+  delete root.dataset["shown"];
   let changed = false;
   let others: string[] = [];
   let troubles: Notice[] = [];
-  // Nobody signs what was not shown.
-  let unseen = "";
+  // Nobody signs what was not shown: what does not come, and what has not come yet.
+  let missing = "";
+  let shown = false;
+  const unseen = (): string => missing || (shown ? "" : t("review.not_shown_yet"));
+  let draft: Draft | null = view.draft ?? null;
   let closed = false;
 
   const bars = h("div", { class: "notices", role: "status" });
@@ -112,13 +116,14 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
   const decision = h("footer", { class: "decision" });
   show(root, banner(app, view), bars, h("div", { class: "work" }, h("div", { class: "images" }, toolRow, stage), side), decision);
 
-  const viewer = createViewer(stage, view, { http: app.client.http, texts: viewerTexts(), storage: browserStorage() });
+  const viewer = createViewer(stage, view, { http: app.client.http, texts: viewerTexts(), storage: browserStorage(), account: app.session?.name ?? "" });
   viewer.setWindow("auto"); // what lies in the lung is not seen in a window for soft tissue
   viewer.setInterpolation(app.preferences.interpolation);
   viewer.setContours({ width_px: app.preferences.contour_px });
 
   const tell = (): void => {
     const notices: Notice[] = [...noticesOf(view), ...troubles];
+    if (draft !== null && draft.edited_slices > 0 && viewer.state.editing === null) notices.push({ kind: "look", words: draftWords(draft) });
     if (others.length > 0) notices.push({ kind: "info", words: t("review.open_too", { names: others.map(personName).join(", ") }) });
     show(
       bars,
@@ -246,14 +251,26 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
       [t("conflict.theirs", { by }), () => viewer.resolveConflict("theirs")],
     );
 
+  /** Whether a draft lies there, as the service has it now; where it does not say, what it said last. */
+  const lookForDraft = async (): Promise<Draft | null> => {
+    try {
+      draft = (await app.client.view(view.propagation)).body.draft ?? null;
+      if (!closed) tell();
+    } catch {
+      // told by the bar of the page
+    }
+    return draft !== null && draft.edited_slices > 0 ? draft : null;
+  };
+
   // Deciding
   const deciding: Deciding = {
     saveDraft: () => viewer.saveDraft(),
+    draft: lookForDraft,
     lookAgain,
     next: () => void openNext(app, view.propagation),
   };
   const approve = (): void => {
-    const why = whyNotSign(view, changed) || unseen;
+    const why = whyNotSign(view, changed) || unseen();
     if (why !== "") return say(why);
     registration.leave(); // what is signed is what is shown
     const edit = viewer.state.editing;
@@ -288,8 +305,8 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
     const nothing = (edit?.edited_slices.length ?? 0) === 0 && (view.methods.find((each) => each.method === method)?.empty ?? true);
     rejectButton.disabled = blocked !== "";
     rejectButton.title = blocked || "x";
-    approveButton.disabled = blocked !== "" || unseen !== "" || nothing;
-    approveButton.title = blocked || unseen || (nothing ? t("sign.nothing", { method }) : "y");
+    approveButton.disabled = blocked !== "" || unseen() !== "" || nothing;
+    approveButton.title = blocked || unseen() || (nothing ? t("sign.nothing", { method }) : "y");
     editButton.disabled = edit === null && !view.may.edit;
     show(editButton, t(edit === null ? "decide.edit" : "decide.done"));
     show(approveButton, t(edit !== null && edit.edited_slices.length > 0 ? "decide.approve_edited" : "decide.approve"));
@@ -311,18 +328,27 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
       editing = editTools(viewer, { discard, settle, sources });
       show(toolRow, images.root, editing.root);
       show(middle, editing.below, probe, windowed);
+      tell();
     } else if (!isEditing && editing !== null) {
       editing = null;
       show(toolRow, images.root);
       show(middle, probe, windowed);
+      if (!closed) void lookForDraft();
     }
     editing?.update(state);
     root.classList.toggle("is-editing", isEditing);
-    showDecision(state.contours.selected, state.editing?.method, state.editing?.edited_slices.length);
+    shown ||= state.shown;
+    settled();
+    showDecision(shown, state.contours.selected, state.editing?.method, state.editing?.edited_slices.length);
     if (state.contours.selected !== drawnFor) {
       drawnFor = state.contours.selected;
       void drawHistory();
     }
+  };
+  /** Says, for whoever waits without asking the screen, that the picture is there, and that whatever else comes has come. */
+  let pictured = false;
+  const settled = (): void => {
+    if (pictured && (shown || missing !== "")) root.dataset["shown"] = view.propagation;
   };
   const trouble = (words: string): void => {
     troubles = [...troubles, { kind: "bad", words }];
@@ -333,23 +359,24 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
   viewer.on("state", follow);
   viewer.on("editing", () => follow(viewer.state));
   viewer.on("probe", (told) => show(probe, told === null ? t("tools.probe_none") : probeWords(told)));
-  viewer.on("restored", (told) => say(restoredWords(told)));
+  viewer.on("restored", (told) => say(restoredWords(told, app.session?.name ?? "")));
   viewer.on("distance", ({ length_mm }) => say(mm(length_mm)));
   viewer.on("loading", ({ image, loaded_slices, slices }) => {
     if (loaded_slices === slices) performance.mark(`review-${image}-loaded`);
   });
   viewer.on("failed", ({ what, error }) => {
     const words = t("review.image_failed", { what: whats[what], why: parts(error).cause });
-    if (what !== "planning") unseen = words;
+    if (what !== "planning") missing = words;
     trouble(words);
   });
   viewer.on("refused", () => {
-    unseen = t("review.foreign_frame");
-    trouble(unseen);
+    missing = t("review.foreign_frame");
+    trouble(missing);
   });
   void viewer.loaded.then(() => {
     performance.mark("review-first-picture");
-    root.dataset["shown"] = view.propagation; // for whoever waits for it without asking the screen
+    pictured = true;
+    settled();
   });
   follow(viewer.state);
   tell();

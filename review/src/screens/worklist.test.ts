@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import type { WorklistItem } from "../api/types";
-import { nextOf, placeOfItem, worklistPath } from "./worklist";
+import { nextOf, placeOfItem, rowOf, worklistPath } from "./worklist";
 
 const item = (id: string, more: Partial<WorklistItem> = {}): WorklistItem => ({
   kind: "propagation",
@@ -50,4 +50,9 @@ test("today begins at this clock's midnight", () => {
   const path = worklistPath({ verdict: "", states: "undecided", machine: "", today: true }, 100, new Date(2026, 0, 3, 14, 5));
   const since = new URLSearchParams(path.split("?")[1]).get("since") ?? "";
   expect(new Date(since).getTime()).toBe(new Date(2026, 0, 3).getTime());
+});
+
+test("what was selected stays so wherever it goes, and nothing is where it is gone", () => {
+  const items = [item("b"), item("a")];
+  expect([rowOf(items, "a"), rowOf(items, "gone"), rowOf(items, undefined)]).toEqual([1, -1, 0]);
 });

@@ -71,54 +71,62 @@ export function worklist(app: App): Screen {
   let items: WorklistItem[] = [];
   let next: string | null = null;
   let loading = false;
+  // Only the answer to what was asked last counts.
+  let asked = 0;
   let selected = 0;
   let left = false;
 
   const count = h("span", { class: "hint", role: "status" });
   const trouble = h("div", {});
   const empty = h("p", { class: "empty", hidden: true });
-  const list = new WindowList(ROW_PX, (index) => row(index), (last) => {
+  const list = new WindowList(ROW_PX, (index) => row(index), (index) => items[index]?.id ?? "", (last) => {
     if (last > items.length - AHEAD_ROWS) void more();
   });
   const table = h("div", { class: "table worklist-table", role: "grid", "aria-label": t("worklist.title") }, headRow(), list.element);
 
   const load = async (quiet: boolean): Promise<void> => {
-    if (loading) return;
+    if (quiet && loading) return;
+    const mine = ++asked;
     loading = true;
     if (!quiet) show(trouble);
     try {
       const page = await app.client.worklist(worklistPath(filters, Math.max(FIRST_PAGE, Math.min(items.length, FURTHER_PAGE))));
-      if (left) return;
+      if (left || mine !== asked) return;
       const kept = items[selected]?.id;
+      const { focused } = list;
       items = page.items;
       next = page.next;
-      selected = Math.max(0, items.findIndex((item) => item.id === kept));
+      selected = selected < 0 ? -1 : rowOf(items, kept);
       show(trouble);
       refreshed();
       list.set(items.length);
+      // Where it went out of view, the view follows.
+      if (focused !== null && focused === kept && list.focused === null && selected >= 0) select(selected, true);
     } catch (error) {
-      if (!quiet) show(trouble, problemBox(error, h("button", { onclick: () => void load(false) }, t("page.again"))));
+      if (!quiet && mine === asked) show(trouble, problemBox(error, h("button", { onclick: () => void load(false) }, t("page.again"))));
     } finally {
-      loading = false;
+      if (mine === asked) loading = false;
     }
   };
 
   const more = async (): Promise<void> => {
     if (loading || next === null) return;
+    const mine = ++asked;
     loading = true;
     try {
       const url = new URL(next, window.location.origin);
       url.searchParams.set("limit", String(FURTHER_PAGE));
       const page = await app.client.worklist(url.pathname + url.search);
-      if (left) return;
+      if (left || mine !== asked) return;
       items = items.concat(page.items);
       next = page.next;
       refreshed();
     } catch (error) {
+      if (mine !== asked) return;
       say(inOneLine(error));
       next = null;
     } finally {
-      loading = false;
+      if (mine === asked) loading = false;
     }
     list.set(items.length);
   };
@@ -168,15 +176,15 @@ export function worklist(app: App): Screen {
       cell("state", told("state", item.state)),
       cell("open", (item.open_by ?? []).filter((name) => personName(name) !== personName(app.session?.name ?? "")).map(personName).join(", ")),
     );
-    dress(made, index === selected);
+    dress(made, index === selected, index === Math.max(0, selected));
     return made;
   };
 
   const select = (index: number, focus: boolean): void => {
-    dress(list.at(selected), false);
+    dress(list.at(Math.max(0, selected)), false, false);
     selected = Math.max(0, Math.min(items.length - 1, index));
     list.reveal(selected);
-    dress(list.at(selected), true);
+    dress(list.at(selected), true, true);
     if (focus) list.at(selected)?.focus({ preventScroll: true });
   };
 
@@ -195,8 +203,10 @@ export function worklist(app: App): Screen {
     filters = { ...filters, ...change };
     dressFilters();
     items = [];
+    next = null;
     selected = 0;
     list.element.scrollTop = 0;
+    list.set(0); // what does not pass the filter is not shown under it, not even until the answer comes
     void load(false);
   };
   const toggles: { button: HTMLButtonElement; down: () => boolean }[] = [];
@@ -271,11 +281,16 @@ export function worklist(app: App): Screen {
   };
 }
 
-/** The one row that Tab comes to and Enter opens. */
-function dress(row: HTMLElement | null, selected: boolean): void {
+/** The row that was selected, wherever it is now; -1 where it is gone: Enter opens no other in its place. */
+export function rowOf(items: readonly WorklistItem[], kept: string | undefined): number {
+  return kept === undefined ? 0 : items.findIndex((item) => item.id === kept);
+}
+
+/** The row that Enter opens, and the one that Tab comes to: the same, where any is selected. */
+function dress(row: HTMLElement | null, selected: boolean, stop: boolean): void {
   if (row === null) return;
   row.classList.toggle("row-selected", selected);
-  row.tabIndex = selected ? 0 : -1;
+  row.tabIndex = stop ? 0 : -1;
   row.setAttribute("aria-selected", String(selected));
 }
 

@@ -27,6 +27,8 @@ export interface ViewerOptions {
   readonly tool?: Tool;
   /** Where the copy of a draft lies; null: nowhere. */
   readonly storage?: DraftStorage | null;
+  /** Whose copies of drafts those in the storage are: nobody takes up another's. */
+  readonly account: string;
 }
 
 export interface ContourDisplay {
@@ -61,6 +63,8 @@ export interface ViewerState {
   readonly brush: Brush;
   readonly zoom: number;
   readonly editing: EditingState | null;
+  /** The contours and all slices of the target are there, and were drawn. */
+  readonly shown: boolean;
 }
 
 /** What lies under the pointer: stored integers, never what was interpolated for the screen. */
@@ -120,6 +124,8 @@ export interface Viewer {
   saveDraft(): Promise<string>;
   /** Throws the draft away, here and at the service. Rejects with `DraftProblem`. */
   discardDraft(): Promise<void>;
+  /** Keys are the plane of the slices' now. */
+  focus(): void;
   /** Ends a conflict: this draft replaces the other one, or the other one is taken up. */
   resolveConflict(whose: "mine" | "theirs"): Promise<void>;
   /** Takes the lines of this slice from a method or ghost. Returns whether there are any. */

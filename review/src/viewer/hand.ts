@@ -79,6 +79,11 @@ export class Hand {
     return this.drag?.does === "draw";
   }
 
+  /** Whether what is under way has to end in the planes that it began in. */
+  get holding(): boolean {
+    return this.drawing || this.drag?.does === "distance";
+  }
+
   /** Whether there is something that Escape ends. */
   get busy(): boolean {
     return this.drawing || this.corners.length > 0;
@@ -96,6 +101,11 @@ export class Hand {
   /** Puts the tool away. */
   rest(): void {
     this.end();
+    this.forget();
+  }
+
+  /** Corners that keys have set are of their slice alone. */
+  forget(): void {
     this.corners = [];
   }
 
@@ -211,6 +221,8 @@ export class Hand {
 
   private turn(pane: Pane, event: WheelEvent): void {
     event.preventDefault();
+    // The pointer is that of what is under way, wherever the wheel turns.
+    if (this.drag) return;
     this.point(pane, event);
     // With Shift a browser turns the wheel sideways.
     const delta = (event.deltaY || event.deltaX) * (event.deltaMode === 1 ? LINE_PX : 1);

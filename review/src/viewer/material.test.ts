@@ -119,3 +119,28 @@ test("after the end nothing is told any more", async () => {
   await beginning;
   expect(failures).toEqual([]);
 });
+
+test("it is whole when the contours and every slice of the target are there, not before", async () => {
+  let release = (): void => undefined;
+  const held = new Promise<void>((resolve) => (release = resolve));
+  const { http } = serving();
+  const slow = async (path: string): Promise<Response> => {
+    if (/from=0&/.test(path)) await held;
+    return http(path);
+  };
+  const { material, whole } = begin({ ...viewOf(null), target: { center_xyz_mm: [-9, 21, 50], first_slice: 0, last_slice: 11 } }, { http: slow, asked: [] });
+  const all = whole("cbct");
+  await material.begin();
+  expect([material.cbct.has(5), material.contours !== null, material.whole]).toEqual([true, true, false]);
+  release();
+  await all;
+  expect(material.whole).toBe(true);
+});
+
+test("it is never whole without contours", async () => {
+  const { material, whole } = begin(viewOf(null), serving({ title: "gone" }, 404));
+  const all = whole("cbct");
+  await material.begin();
+  await all;
+  expect(material.whole).toBe(false);
+});

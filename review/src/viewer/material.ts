@@ -105,6 +105,17 @@ export class Material {
     return this.grid.nearest(target ? this.grid.index(target.center_xyz_mm) : [(i - 1) / 2, (j - 1) / 2, (k - 1) / 2]);
   }
 
+  /** Whether the contours and every slice of the target are there; where there is no target, the slice that one looks at first. */
+  get whole(): boolean {
+    const { target } = this.view;
+    const last = this.cbct.slices - 1;
+    const [, , middle] = this.start();
+    const from = Math.max(0, target?.first_slice ?? middle);
+    const to = Math.min(last, target?.last_slice ?? middle);
+    for (let slice = from; slice <= to; slice++) if (!this.cbct.has(slice)) return false;
+    return this.contours !== null;
+  }
+
   /** Ends all requests. */
   close(): void {
     this.stop.abort();

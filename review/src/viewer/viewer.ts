@@ -124,6 +124,7 @@ class PropagationViewer implements Viewer, Bench {
       brush: this.brush,
       zoom: main.viewport.scale_px_per_mm / main.fitting_px_per_mm,
       editing: this.editing,
+      shown: this.material.whole,
     };
   }
 
@@ -210,6 +211,7 @@ class PropagationViewer implements Viewer, Bench {
       http,
       propagation: this.view.propagation,
       storage,
+      account: this.options.account,
       method,
       contours,
       plane: { stack: this.grid.stack, bounds: this.grid.bounds },
@@ -270,6 +272,10 @@ class PropagationViewer implements Viewer, Bench {
     return this.operate((session) => session.edits.change(this.slice, rings));
   }
 
+  focus(): void {
+    this.panes[0].root.focus({ preventScroll: true });
+  }
+
   // Adjusting
 
   preview(image: ViewImage | null, contours: Readonly<Record<string, readonly Loop[]>> = {}): void {
@@ -295,7 +301,6 @@ class PropagationViewer implements Viewer, Bench {
 
   run(command: Command): boolean {
     const step = this.forward;
-    const main = this.panes[0];
     switch (command) {
       case "next-slice":
         return this.step(step);
@@ -383,7 +388,7 @@ class PropagationViewer implements Viewer, Bench {
       case "tool-subtract":
         if (!this.session) return false;
         this.setTool(command.slice("tool-".length) as Tool);
-        main.root.focus({ preventScroll: true });
+        this.focus();
         return true;
       case "brush-bigger":
         return this.resizeTool(1);
@@ -506,8 +511,11 @@ class PropagationViewer implements Viewer, Bench {
   // Moving
 
   look(index_ijk: Triple, origin?: Pane): void {
+    // What is under way belongs to the planes that it began in.
+    if (this.hand.holding) return;
     const next = this.grid.nearest(index_ijk);
     if (next.every((value, axis) => value === this.cursor_ijk[axis as 0 | 1 | 2])) return;
+    if (next[2] !== this.slice) this.hand.forget();
     this.cursor_ijk = next;
     for (const pane of this.panes) {
       if (pane === origin) continue;

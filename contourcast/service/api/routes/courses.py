@@ -9,14 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, Row, func, select, union_all
 from sqlalchemy import literal_column as literal
 
-from contourcast.service.access.caller import Caller
+from contourcast.service.api.asked import caller_of
 from contourcast.service.api.conditional import etag, require_unchanged
 from contourcast.service.api.context import Context, in_thread
 from contourcast.service.api.paging import USUAL, Cursor, Limit, after, lead_on
-from contourcast.service.index.tables import course, fraction, propagation, review
+from contourcast.service.index.tables import course, fraction, propagation, review, series
 from contourcast.service.intake.outcomes import Answer, Question
 from contourcast.service.problems import NotFoundError, document_for
 from contourcast.service.review.history import PassedItem, passed
+from contourcast.service.review.patient import PatientItem, patient_of_scan
 
 
 class CourseItem(BaseModel):
@@ -74,6 +75,7 @@ class FractionItem(BaseModel):
     """A scan of a course."""
 
     id: str = Field(description="Of the revision of its series.")
+    patient: PatientItem | None = Field(description="As the scan itself says.")
     series: str
     acquired_at: str = Field(description="As its machine wrote it: no zone.")
     state: str = Field(description="matched, needs_person, not_ours or superseded.")
@@ -149,11 +151,13 @@ def routes(context: Context) -> APIRouter:
         return CoursesAnswer(courses=found[:limit])
 
     @router.get("/v1/courses/{course_id}", responses=document_for(404))
-    async def get_course(course_id: str, response: Response) -> CourseDetail:
+    async def get_course(course_id: str, request: Request, response: Response) -> CourseDetail:
         """One course: its fractions, why each belongs to it, and what is asked."""
         found = await in_thread(read, course_id)
         response.headers["ETag"] = etag(found)
-        return found
+        return found.model_copy(
+            update={"fractions": [_for_caller(context, request, each) for each in found.fractions]}
+        )
 
     @router.get("/v1/courses/{course_id}/history", responses=document_for(404))
     async def get_history(course_id: str) -> HistoryAnswer:
@@ -183,7 +187,7 @@ def routes(context: Context) -> APIRouter:
         ] = None,
     ) -> FractionItem:
         """Answer an open question; the scan is matched again at once."""
-        caller: Caller = request.state.caller
+        caller = caller_of(request)
         seen = await in_thread(read, course_id)
         require_unchanged(if_match, seen)
         asked = answer.fraction or course_id
@@ -193,7 +197,7 @@ def routes(context: Context) -> APIRouter:
             )
         given = Answer(question=answer.question, choice=tuple(answer.choice))
         await in_thread(lambda: context.fractions.answer(asked, given, by=caller.name))
-        return await in_thread(_fraction_of, context, asked)
+        return _for_caller(context, request, await in_thread(_fraction_of, context, asked))
 
     def read(course_id: str) -> CourseDetail:
         with index.read() as at:
@@ -299,6 +303,14 @@ def _unmatched(at: Connection, row: Row[Any]) -> CourseDetail:
     )
 
 
+def _for_caller(context: Context, request: Request, told: FractionItem) -> FractionItem:
+    """Without the patient's name, where the caller is not told that."""
+    roles = caller_of(request).roles
+    if told.patient is None or context.settings.access.shows_names(roles):
+        return told
+    return told.model_copy(update={"patient": told.patient.without_name()})
+
+
 def _fraction_of(context: Context, revision_id: str) -> FractionItem:
     with context.records.index.read() as at:
         row = at.execute(select(fraction).where(fraction.c.revision_id == revision_id)).one()
@@ -311,8 +323,10 @@ def _fraction(at: Connection, row: Row[Any]) -> FractionItem:
         .where(propagation.c.revision_id == row.revision_id)
         .order_by(propagation.c.number)
     ).scalars()
+    facts = select(series.c.facts_json).where(series.c.uid == row.series_uid)
     return FractionItem(
         id=row.revision_id,
+        patient=patient_of_scan(row.patient_key, at.execute(facts).scalar()),
         series=row.series_uid,
         acquired_at=row.acquired_at,
         state=row.state,

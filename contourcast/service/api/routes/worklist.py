@@ -6,10 +6,11 @@ would accept, then what is still on its way; inside each, what has waited longes
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field
 from sqlalchemy import (
     Connection,
     Row,
@@ -31,8 +32,8 @@ from contourcast.service.index.tables import fraction, propagation, series
 from contourcast.service.intake.states import DECIDED, State
 from contourcast.service.outputs.report import JudgedFigure
 from contourcast.service.review.figures import first_doubt, first_reason, volumes_cc
+from contourcast.service.review.patient import PatientItem, patient_of_scan
 from contourcast.service.review.presence import open_by
-from contourcast.service.review.view import PatientItem
 
 Verdict = Literal["accept", "look", "reject"]
 # A person is through with these; they are shown when asked for by state.
@@ -100,7 +101,7 @@ def routes(context: Context) -> APIRouter:
         ] = None,
         course: Annotated[str | None, Query(max_length=64)] = None,
         since: Annotated[
-            str | None, Query(max_length=40, description="RFC 3339: what arrived from then on.")
+            AwareDatetime | None, Query(description="RFC 3339: what arrived from then on.")
         ] = None,
         limit: Limit = USUAL,
         cursor: Cursor = "",
@@ -129,7 +130,7 @@ def _conditions(
     verdicts: list[Verdict] | None,
     machine: str | None,
     course: str | None,
-    since: str | None,
+    since: datetime | None,
 ) -> tuple[list[Any], list[Any] | None]:
     """What propagations have to be, and what questions; None: no question can be that."""
     drawn: list[Any] = [
@@ -143,9 +144,10 @@ def _conditions(
     if course:
         drawn.append(propagation.c.course_id == course)
     if since:
-        drawn.append(propagation.c.made_at >= since)
+        from_then_on = since.astimezone(UTC).isoformat()
+        drawn.append(propagation.c.made_at >= from_then_on)
         if asked is not None:
-            asked.append(fraction.c.made_at >= since)
+            asked.append(fraction.c.made_at >= from_then_on)
     if machine:
         made_by = series.c.facts_json["manufacturer"].as_string()
         model = series.c.facts_json["model"].as_string()
@@ -240,17 +242,9 @@ def _item(
 ) -> WorklistItem:
     scan = _scan(row)
     about = facts.get(scan, {})
-    who = about.get("patient") if row.patient_key else None  # as the scan itself says
     common: dict[str, Any] = {
         "kind": kind,
-        "patient": None
-        if who is None
-        else PatientItem(
-            key=row.patient_key,
-            id=who["patient_id"],
-            name=who["name"],
-            birth_date=who["birth_date"],
-        ),
+        "patient": patient_of_scan(row.patient_key, about),
         "course": row.course_id,
         "fraction": numbers.get((row.course_id, scan)),
         "cbct": scan,
