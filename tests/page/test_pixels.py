@@ -188,8 +188,9 @@ def test_the_planning_ct_lies_where_the_registration_puts_it(
     looking: tuple[Person, str, Scan], clinic: Department
 ) -> None:
     ann, propagation, scan = looking
+    assert clinic.planning_ct is not None
     planning = read(clinic.planning_ct.paths)
-    matrix = cbct_from_planning(clinic, propagation)
+    matrix = cbct_from_planning(clinic, propagation, clinic.planning_ct.frame_of_reference)
     grid = np.stack(np.meshgrid(*map(np.arange, scan.values.shape), indexing="ij")[::-1], axis=-1)
     points = grid @ scan.world_from_index[:3, :3].T + scan.world_from_index[:3, 3]
     home = np.linalg.inv(matrix)
@@ -239,9 +240,8 @@ def test_a_contour_is_drawn_where_its_file_has_it(
             assert part.any(), f"{name}: all around"
 
 
-def cbct_from_planning(clinic: Department, propagation: str) -> np.ndarray:
+def cbct_from_planning(clinic: Department, propagation: str, planning_frame: str) -> np.ndarray:
     """The matrix of the Spatial Registration, which brings the planning CT to the CBCT."""
-    planning_frame = clinic.planning_ct.frame_of_reference
     answer = clinic.server.http.get(f"/v1/propagations/{propagation}/registration")
     dataset = pydicom.dcmread(BytesIO(answer.content))
     (moving,) = (
@@ -264,11 +264,12 @@ def dense(line: np.ndarray) -> np.ndarray:
     ends = np.roll(line, -1, axis=0)
     parts = max(2, int(np.linalg.norm(ends - line, axis=1).max() / 0.4))
     share = np.linspace(0, 1, parts, endpoint=False)[:, None, None]
-    return (line + (ends - line) * share).reshape(-1, 2)
+    found: np.ndarray = (line + (ends - line) * share).reshape(-1, 2)
+    return found
 
 
 def of_colour(rgba: np.ndarray, colour: str) -> np.ndarray:
     """Where an overlay has at least half of a colour."""
     wanted = np.array([int(colour[n : n + 2], 16) for n in (1, 3, 5)])
-    near = np.abs(rgba[..., :3].astype(int) - wanted).max(axis=-1) < 24
-    return near & (rgba[..., 3] > 127)
+    found: np.ndarray = np.abs(rgba[..., :3].astype(int) - wanted).max(axis=-1) < 24
+    return found & (rgba[..., 3] > 127)
