@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 
+import structlog
+
+from contourcast.imaging.errors import ContourcastError
+from contourcast.service.access.audit import Happening, record
+from contourcast.service.access.roles import What
+from contourcast.service.access.strangers import Strangers
 from contourcast.service.children import until_abandoned
 from contourcast.service.doors import NodeDoor
+from contourcast.service.index.database import Index
 from contourcast.service.intake.arriving import Arriving
 from contourcast.service.pacs.deliveries import Deliveries
-from contourcast.service.pacs.node import Caller, Commitment, NodeSettings, Sender, run_node
+from contourcast.service.pacs.node import (
+    Caller,
+    Commitment,
+    NodeSettings,
+    Sender,
+    TurnedAway,
+    run_node,
+)
 from contourcast.service.pacs.wire import Bounds, Tls
 from contourcast.service.records import MIB, open_records
 from contourcast.service.settings import ServiceSettings
+
+log = structlog.get_logger()
 
 
 def run(settings: ServiceSettings, stop: threading.Event) -> None:
@@ -39,9 +57,38 @@ def run(settings: ServiceSettings, stop: threading.Event) -> None:
             stop=stop,
             arrived=arrived,
             committed=committed,
+            turned_away=turning_away(records.index, time.monotonic),
         )
     finally:
         records.close()
+
+
+def turning_away(index: Index, clock: Callable[[], float]) -> TurnedAway:
+    """Writes down who may not call: a row of the audit log for each address and a while.
+
+    Args:
+        index: With the log.
+        clock: Seconds that only grow.
+    """
+    strangers = Strangers(clock)
+
+    def turned_away(sender: Sender, why: str) -> None:
+        times = strangers.came(sender.address)
+        if times is None:
+            return
+        happening = Happening(
+            what=What.REFUSAL,
+            address=sender.address,
+            action="A-ASSOCIATE",
+            outcome="refused",
+            detail="rejected" if times == 1 else f"rejected, the last of {times}",
+        )
+        try:
+            record(index, happening)
+        except ContourcastError as error:  # it is turned away in any case
+            log.warning("refusal_not_audited", cause=error.cause, reason=why)
+
+    return turned_away
 
 
 def node_settings(settings: ServiceSettings) -> NodeSettings:

@@ -1,7 +1,13 @@
-"""Doors for those who bring files by other ways than a request: the DICOM node, and archives."""
+"""Doors for those who bring files by other ways than a request: the DICOM node, and archives.
+
+Each writes into the audit log of whom something came, as the door of HTTP does for each request:
+a row for each series of a sender and a while, before the sender hears that it is here.
+"""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -10,12 +16,50 @@ from contourcast.imaging.dicom.instance import CT_IMAGE, STRUCTURE_SET, read_hea
 from contourcast.imaging.dicom.modules import MANUFACTURER
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import ContourcastError
+from contourcast.service.access.audit import Happening, record
+from contourcast.service.access.roles import What
 from contourcast.service.archive import Archive, Sent, Staged
 from contourcast.service.ingest import TAKEN, Answer, say_the_same, take_files
 from contourcast.service.pacs import door, node
 from contourcast.service.settings import ServiceSettings
 
 OURS: Final = "ours"
+# A series has hundreds of slices, which come one by one; all that came in so long is one row.
+ONE_ROW_S: Final = 600.0
+ROWS_REMEMBERED: Final = 10_000
+
+
+class _Imports:
+    """What came in, in the audit log."""
+
+    def __init__(self, archive: Archive, action: str) -> None:
+        self._archive = archive
+        self._action = action
+        self._noted: dict[tuple[str, ...], float] = {}
+
+    def note(self, series_uid: str, outcome: str, *, who: str, address: str = "") -> None:
+        """Adds a row, where this is not what the last one said.
+
+        Raises:
+            BusyError: The index cannot be reached; then nobody may hear that it is here.
+        """
+        what, now_s = (series_uid, outcome, who, address), time.monotonic()
+        if now_s - self._noted.get(what, -math.inf) < ONE_ROW_S:
+            return
+        happening = Happening(
+            what=What.IMPORT,
+            who=who,
+            address=address,
+            action=self._action,
+            patient=self._archive.patient_of(series_uid) or "",
+            objects=(series_uid,),
+            outcome="success" if outcome in ("stored", "already") else "refused",
+            detail=outcome,
+        )
+        record(self._archive.index, happening)
+        if len(self._noted) >= ROWS_REMEMBERED:
+            self._noted.clear()
+        self._noted[what] = now_s
 
 
 class NodeDoor:
@@ -23,6 +67,7 @@ class NodeDoor:
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
+        self._imports = _Imports(archive, "C-STORE")
 
     def incoming(self) -> Path:
         """A path for a new file.
@@ -44,6 +89,9 @@ class NodeDoor:
         )
         sent = Sent(door="dimse", ae_title=sender.aet)
         (outcome,) = self._archive.admit([staged], say_the_same, sent=sent)
+        series_uid = landed.header.series_instance_uid
+        who, address = f"ae:{sender.aet}", sender.address
+        self._imports.note(series_uid, outcome, who=who, address=address)
         if outcome == "conflict":
             return door.Taken(outcome=outcome, cause="this UID is here with other content")
         return door.Taken(outcome=outcome)
@@ -55,6 +103,7 @@ class ArchiveDoor:
     def __init__(self, archive: Archive, settings: ServiceSettings) -> None:
         self._archive = archive
         self._settings = settings
+        self._imports = _Imports(archive, "pull")
 
     def take(self, files: Sequence[Path], *, source: str) -> Sequence[door.Taken]:
         """Judges each file by itself and keeps what is sound.
@@ -68,6 +117,11 @@ class ArchiveDoor:
             self._settings,
             sent=Sent(door="pull", ae_title=source),
         )
+        for answer in answers:
+            if answer.series_instance_uid:
+                self._imports.note(
+                    answer.series_instance_uid, answer.outcome, who=f"archive:{source}"
+                )
         taken = dict(zip(theirs, answers, strict=True))
         return [_told(taken.get(path)) for path in files]
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from starlette.types import Message
 
 from contourcast.service import problems
+from contourcast.service.access import strangers
 from contourcast.service.access.accounts import make_account
 from contourcast.service.access.audit import guard, rows, verify
 from contourcast.service.access.caller import (
@@ -26,7 +27,7 @@ from contourcast.service.access.caller import (
     is_loopback,
     require_credentials_or_loopback,
 )
-from contourcast.service.access.guard import STRANGERS_EVERY_S, Guard, note
+from contourcast.service.access.guard import Guard, note
 from contourcast.service.access.keys import make_key, revoke_key
 from contourcast.service.access.pace import Pace
 from contourcast.service.access.roles import Role
@@ -411,7 +412,7 @@ def test_strangers_do_not_fill_the_log(index: Index, door: Door) -> None:
     for _ in range(4):
         assert http.get(f"/v1/series/{SERIES}").status_code == 401
     assert len(happenings(index)) == 1
-    CLOCK[0] += STRANGERS_EVERY_S
+    CLOCK[0] += strangers.EVERY_S
     http.get(f"/v1/series/{SERIES}")
     assert [row["detail"] for row in happenings(index)] == [
         "unauthorized",

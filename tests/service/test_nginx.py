@@ -116,7 +116,7 @@ def test_nothing_waits_for_the_end_of_an_upload_or_of_a_stream_of_events(tmp_pat
         ):
             client.sendall(
                 b"POST /v1/propagations/1/events?PatientID=" + SECRET.encode() + b" HTTP/1.1\r\n"
-                b"Host: here\r\nX-Forwarded-User: admin\r\nContent-Length: 2000\r\n\r\n"
+                b"Host: here:8443\r\nX-Forwarded-User: admin\r\nContent-Length: 2000\r\n\r\n"
             )
             client.sendall(bytes(1000))
             assert half_arrived.wait(20), "nginx keeps the upload until it is whole"
@@ -126,6 +126,7 @@ def test_nothing_waits_for_the_end_of_an_upload_or_of_a_stream_of_events(tmp_pat
             event_seen.set()
             assert client.recv(100) == b"data: two\n\n"
         thread.join()
+    assert b"\r\nHost: here:8443\r\n" in heads[0], "as the origin of a page says it"
     assert b"admin" not in heads[0]
     assert b"X-Forwarded-For: 127.0.0.1\r\n" in heads[0]
     logs = (tmp_path / "contourcast.log").read_text()

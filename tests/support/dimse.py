@@ -27,9 +27,11 @@ from contourcast.service.pacs.node import (
     Caller,
     Commitment,
     Landed,
+    Landing,
     Node,
     NodeSettings,
     Sender,
+    TurnedAway,
 )
 from contourcast.service.pacs.wire import Bounds, Tls
 from contourcast.service.problems import BusyError, DiskFullError
@@ -148,12 +150,13 @@ class Heard:
 
 @contextmanager
 def node(
-    door: FolderDoor,
+    door: Landing,
     *,
     heard: Heard | None = None,
     bounds: Bounds | None = None,
     callers: Sequence[str] = (LINAC,),
     tls: Tls | None = None,
+    turned_away: TurnedAway = lambda sender, why: None,
     **changes: Any,
 ) -> Iterator[Node]:
     """A node on a free port of loopback."""
@@ -166,7 +169,9 @@ def node(
         bounds=bounds or Bounds(pdu_s=5, idle_s=10, answer_s=5),
         **({"drain_s": 5.0} | changes),
     )
-    with Node(settings, door, arrived=heard.arrived, committed=heard.committed) as ours:
+    with Node(
+        settings, door, arrived=heard.arrived, committed=heard.committed, turned_away=turned_away
+    ) as ours:
         yield ours
 
 

@@ -26,6 +26,7 @@ from contourcast.service.access.audit import Happening, Outcome, record
 from contourcast.service.access.caller import Caller, Gate
 from contourcast.service.access.pace import Pace
 from contourcast.service.access.roles import What, allowed, methods_of, rule_of, template_of
+from contourcast.service.access.strangers import Strangers
 from contourcast.service.index.database import Index
 from contourcast.service.index.tables import course, propagation, series
 from contourcast.service.problems import (
@@ -38,8 +39,6 @@ from contourcast.service.problems import (
 
 log = structlog.get_logger()
 
-STRANGERS_EVERY_S: Final = 10.0
-MOST_STRANGERS: Final = 10_000
 # All that there is on the internal port: nothing of it is of a patient.
 INSIDE: Final = frozenset({"/health/live", "/health/ready", "/metrics"})
 
@@ -59,29 +58,6 @@ class Noted:
     who: str = ""
     patient: str = ""
     objects: list[str] = field(default_factory=list)
-
-
-class _Strangers:
-    """Refusals of those who are not known: one row for each address and a while.
-
-    Else anybody could fill the disk with rows, and hold the lock under which they are written.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._seen: dict[str, tuple[float, int]] = {}
-
-    def came(self, address: str) -> int | None:
-        """How many since the last row, or none where this one goes without."""
-        now_s = self._clock()
-        since_s, left_out = self._seen.get(address, (-STRANGERS_EVERY_S, 0))
-        if now_s - since_s < STRANGERS_EVERY_S:
-            self._seen[address] = (since_s, left_out + 1)
-            return None
-        if len(self._seen) >= MOST_STRANGERS:
-            self._seen.clear()
-        self._seen[address] = (now_s, 0)
-        return left_out + 1
 
 
 class Guard:
@@ -110,7 +86,7 @@ class Guard:
         self.app, self.gate = app, gate
         self._pace = Pace(each_minute, clock)
         self._internal_port = internal_port
-        self._strangers = _Strangers(clock)
+        self._strangers = Strangers(clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs the application for whoever may call the route."""

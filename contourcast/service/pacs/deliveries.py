@@ -18,6 +18,8 @@ from sqlalchemy import Connection, select
 from contourcast.imaging.dicom.instance import read_header
 from contourcast.imaging.dicom.uids import derived_uid
 from contourcast.imaging.errors import ContourcastError
+from contourcast.service.access.audit import Happening, append
+from contourcast.service.access.roles import What
 from contourcast.service.index.tables import propagation
 from contourcast.service.intake.states import State
 from contourcast.service.jobs.propagations import Job
@@ -255,6 +257,8 @@ class Deliveries:
             if state is DeliveryState.DEAD:
                 self._tell_dead(at, seen, error)
             self._settle(at, seen.propagation)
+            if state is DeliveryState.DELIVERED and objects is not None:
+                append(self.records.index, at, _left(at, seen, objects))
         log.info(
             "delivery",
             delivery=seen.id,
@@ -410,6 +414,18 @@ class Deliveries:
 def _kept(seen: Delivery) -> dict[str, Any]:
     """What a receipt still says after another attempt."""
     return {name: seen.receipt[name] for name in ("tries_from",) if name in seen.receipt}
+
+
+def _left(at: Connection, seen: Delivery, objects: Sequence[Mapping[str, Any]]) -> Happening:
+    """What went to an archive, for the audit log."""
+    patient = select(propagation.c.patient_key).where(propagation.c.id == seen.propagation)
+    return Happening(
+        what=What.EXPORT,
+        who=f"archive:{seen.destination}",
+        action="deliver",
+        patient=at.execute(patient).scalar() or "",
+        objects=(seen.propagation, *(str(one["sop_uid"]) for one in objects)),
+    )
 
 
 def _conflict(name: str, receipts: Sequence[Receipt]) -> ConflictError:

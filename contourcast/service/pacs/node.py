@@ -220,6 +220,8 @@ class NodeSettings:
 
 Arrived = Callable[[frozenset[str], Sender], None]
 Committed = Callable[[Commitment, Sender], None]
+# Who it was, as it says, and why.
+TurnedAway = Callable[[Sender, str], None]
 
 
 class Node:
@@ -232,6 +234,7 @@ class Node:
             brought instances of; never when it broke off. It must not raise.
         committed: Called with each answer to a storage commitment; when it raises, the archive is
             told so and may report again.
+        turned_away: Called with each who may not call.
     """
 
     def __init__(
@@ -241,12 +244,14 @@ class Node:
         *,
         arrived: Arrived = lambda series, sender: None,
         committed: Committed | None = None,
+        turned_away: TurnedAway = lambda sender, why: None,
     ) -> None:
         quiet()
         self.settings = settings
         self.door = door
         self.arrived = arrived
         self.committed = committed
+        self.turned_away = turned_away
         self._ae = AE(settings.aet)
         self._ae.maximum_pdu_size = PDU_BYTES
         self._ae.acse_timeout = settings.bounds.answer_s
@@ -312,13 +317,14 @@ def run_node(
     stop: threading.Event,
     arrived: Arrived = lambda series, sender: None,
     committed: Committed | None = None,
+    turned_away: TurnedAway = lambda sender, why: None,
 ) -> None:
     """Runs a node until `stop` is set.
 
     Raises:
         SettingsError: It cannot run as it is told to.
     """
-    with Node(settings, door, arrived=arrived, committed=committed):
+    with Node(settings, door, arrived=arrived, committed=committed, turned_away=turned_away):
         stop.wait()
 
 
@@ -505,6 +511,10 @@ class _Session:
                 )
                 self._assoc.acse.send_reject(*refusal)
                 self._assoc.kill()
+                if refusal != LIMIT_REACHED:
+                    calling = str(self._assoc.requestor.primitive.calling_ae_title).strip()
+                    sender = Sender(aet=calling, address=self._address)
+                    self._node.turned_away(sender, _REASONS[refusal])
 
     def _judge(self) -> tuple[int, int, int] | None:
         settings = self._node.settings
