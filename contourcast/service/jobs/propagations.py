@@ -135,12 +135,17 @@ class Propagations:
         self, at: Connection, propagation_id: str, order: dict[str, Any], origin: Origin
     ) -> bool:
         """`open`, in a transaction of the caller's, so that a match and its job are one."""
-        row = at.execute(select(propagation).where(propagation.c.id == propagation_id)).first()
+        query = select(propagation).where(propagation.c.id == propagation_id).with_for_update()
+        row = at.execute(query).first()
         if row is None:
+            self.index.in_turn(at, "propagation")  # so that no number is given twice
+            row = at.execute(query).first()  # whoever asked for the same at once was before us
+        if row is None:
+            last = at.execute(select(func.max(propagation.c.number))).scalar()
             at.execute(
                 propagation.insert().values(
                     id=propagation_id,
-                    number=self._next_number(at),
+                    number=int(last or 0) + 1,
                     order_json=order,
                     made_at=now().replace(microsecond=0).isoformat(),
                     attempt=1,
@@ -177,12 +182,6 @@ class Propagations:
             return False
         _tell(at, propagation_id, State.MATCHED, "waiting for a worker", 0.0)
         return True
-
-    def _next_number(self, at: Connection) -> int:
-        """Counts up without a number twice."""
-        self.index.in_turn(at, "propagation")
-        last = at.execute(select(func.max(propagation.c.number))).scalar()
-        return int(last or 0) + 1
 
     def job(self, propagation_id: str) -> Job:
         """What is known of a propagation.
