@@ -21,6 +21,8 @@ class Plan:
         date: DA text, (300A,0006), as it stands.
         time: TM text, (300A,0007), as it stands.
         intent: (300A,000A), such as CURATIVE or VERIFICATION; empty when the file does not say.
+        fractions: How many are planned: (300A,0078) of its one fraction group; None when the file
+            does not say, or has several groups.
         approval_status: (300E,0002), such as APPROVED; empty when the file does not say.
         digest: SHA-256 (hex) of the file.
         notes: What the reader found odd, a sentence each.
@@ -37,6 +39,7 @@ class Plan:
     date: str = ""
     time: str = ""
     intent: str = ""
+    fractions: int | None = None
     approval_status: str = ""
     digest: str = ""
     notes: tuple[str, ...] = ()

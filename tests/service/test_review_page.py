@@ -34,7 +34,7 @@ from contourcast.service.review.disagreement import disagreement, mean_distance_
 from contourcast.service.review.grids import grid_as_json, grid_of
 from contourcast.service.review.loops import as_json, from_json, on_slices, opened, raised
 from contourcast.service.review.pages import OUTSIDE, Pages
-from support.dicom_factory import CtFiles, make_ct_series, make_structure_set, uid
+from support.dicom_factory import CtFiles, make_ct_series, make_plan, make_structure_set, uid
 from support.records import looking_into
 from support.review import Desk, Drawn, at_desk, draw, take
 
@@ -95,7 +95,7 @@ def test_the_view_says_what_the_propagation_and_its_report_say(desk: Desk) -> No
     assert answer.headers["etag"] == propagation.headers["etag"]
     assert view["propagation"] == desk.drawn.first
     assert (view["state"], view["roi"]) == ("awaiting_review", "GTV")
-    assert (view["fraction"], view["fractions"], view["stale"]) == (1, 2, None)
+    assert (view["fraction"], view["fractions"], view["stale"]) == (1, None, None)
     assert view["patient"]["id"] == "ID-A"
     assert view["verdict"]["verdict"] == report["verdict"]
     assert [m["method"] for m in view["methods"]] == ["translation", "rigid"]
@@ -111,6 +111,31 @@ def test_the_view_says_what_the_propagation_and_its_report_say(desk: Desk) -> No
     assert {m["colour"] for m in view["methods"]} == {"#e69f00", "#56b4e9"}
     assert [g["ghost"] for g in view["ghosts"]] == ["prior"]
     assert view["approved"] is None
+
+
+def test_how_many_fractions_are_planned_is_what_the_plans_agree_on(own: Drawn) -> None:
+    def plan(name: str, fractions: int, approval: str) -> Path:
+        def change(dataset: pydicom.FileDataset) -> None:
+            dataset.PatientName, dataset.PatientID = "Phantom^A", "ID-A"
+            dataset.PatientBirthDate = "19500102"
+            dataset.ApprovalStatus = approval
+            dataset.FractionGroupSequence[0].NumberOfFractionsPlanned = fractions
+
+        structures_uid = own.treatment.structures_uid
+        path = own.folder / f"{name}.dcm"
+        return make_plan(path, name=name, structures_uid=structures_uid, change=change)
+
+    with at_desk(own) as desk:
+        told = []
+        for each in (
+            plan("draft", 33, "UNAPPROVED"),
+            plan("treated", 30, "APPROVED"),
+            plan("rejected", 20, "REJECTED"),
+            plan("boost", 5, "APPROVED"),
+        ):
+            take(desk.records, [each])
+            told.append(desk.get("/view")["fractions"])
+    assert told == [33, 30, 30, None]
 
 
 def test_names_are_for_the_roles_that_the_site_says(desk: Desk) -> None:

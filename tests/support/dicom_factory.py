@@ -25,6 +25,7 @@ from pydicom.uid import (
     CTImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    RTPlanStorage,
     RTStructureSetStorage,
     SpatialRegistrationStorage,
 )
@@ -63,6 +64,10 @@ class CtFiles:
     frame_of_reference: str
     hu_zyx: np.ndarray
     positions_xyz_mm: np.ndarray
+
+
+# Where the beams of plans aim.
+ISOCENTRE_XYZ_MM = (12.5, -34.25, -101.0)
 
 
 def make_ct_series(
@@ -309,3 +314,68 @@ def _save(dataset: FileDataset, path: Path, transfer_syntax: str) -> None:
         dcmwrite(path, dataset, implicit_vr=False, little_endian=False, force_encoding=True)
     else:
         dataset.save_as(path, enforce_file_format=True)
+
+
+def dicom_item(**elements: object) -> Dataset:
+    """An item of a sequence."""
+    made = Dataset()
+    for keyword, value in elements.items():
+        setattr(made, keyword, value)
+    return made
+
+
+def beam(number: int, *places: Sequence[float] | None) -> Dataset:
+    """A beam whose control points name these isocentres, or none."""
+    points = []
+    for k, place in enumerate(places):
+        point = dicom_item(ControlPointIndex=k)
+        if place is not None:
+            point.IsocenterPosition = [f"{v:.4f}" for v in place]
+        points.append(point)
+    return dicom_item(BeamNumber=number, ControlPointSequence=points)
+
+
+def make_plan(
+    path: Path,
+    beams: Sequence[Dataset] = (),
+    *,
+    name: str = "plan",
+    structures_uid: str = "",
+    change: Callable[[FileDataset], None] = lambda dataset: None,
+) -> Path:
+    """Writes an approved plan of thirty fractions.
+
+    Args:
+        beams: As `beam` makes them; default: two, at one isocentre.
+        name: Seed of its UIDs.
+        structures_uid: On which it was planned.
+        change: Of the data set, before it is written.
+    """
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = RTPlanStorage
+    meta.MediaStorageSOPInstanceUID = UID(uid(name))
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.SOPClassUID, dataset.SOPInstanceUID = RTPlanStorage, uid(name)
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = uid("study"), uid(f"{name} series")
+    dataset.Modality, dataset.Manufacturer = "RTPLAN", "Factory"
+    dataset.PatientName, dataset.PatientID = "Phantom^Test", "P-1"
+    dataset.FrameOfReferenceUID = uid("frame")
+    dataset.RTPlanLabel, dataset.RTPlanGeometry = "LUNG", "PATIENT"
+    dataset.PlanIntent = "CURATIVE"
+    dataset.RTPlanDate, dataset.RTPlanTime = "20260105", "083000"
+    dataset.BeamSequence = list(beams or (beam(n, ISOCENTRE_XYZ_MM, None) for n in (1, 2)))
+    dataset.ReferencedStructureSetSequence = [
+        dicom_item(
+            ReferencedSOPClassUID="1.2.840.10008.5.1.4.1.1.481.3",
+            ReferencedSOPInstanceUID=structures_uid or uid("rs"),
+        )
+    ]
+    dataset.FractionGroupSequence = [
+        dicom_item(FractionGroupNumber=1, NumberOfFractionsPlanned=30, NumberOfBeams=len(beams))
+    ]
+    dataset.ApprovalStatus = "APPROVED"
+    change(dataset)
+    dataset.save_as(path, enforce_file_format=True)
+    return path

@@ -1,90 +1,65 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydicom import dcmread
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, RTPlanStorage
+from pydicom import DataElement, dcmread
+from pydicom.dataset import FileDataset
 
 from contourcast.imaging.dicom.rtplan_in import read_plan
 from contourcast.imaging.errors import ContourcastError, DicomError, NotDicomError
-from support.dicom_factory import make_ct_series, uid
-
-AIM = (12.5, -34.25, -101.0)
-
-
-def item(**elements: object) -> Dataset:
-    made = Dataset()
-    for keyword, value in elements.items():
-        setattr(made, keyword, value)
-    return made
-
-
-def beam(number: int, *places: Sequence[float] | None) -> Dataset:
-    """A beam whose control points name these isocentres, or none."""
-    points = []
-    for k, place in enumerate(places):
-        point = item(ControlPointIndex=k)
-        if place is not None:
-            point.IsocenterPosition = [f"{v:.4f}" for v in place]
-        points.append(point)
-    return item(BeamNumber=number, ControlPointSequence=points)
-
-
-def write_plan(
-    path: Path,
-    beams: Sequence[Dataset] = (),
-    *,
-    change: Callable[[FileDataset], None] = lambda dataset: None,
-) -> Path:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = RTPlanStorage
-    meta.MediaStorageSOPInstanceUID = UID(uid("plan"))
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    dataset.SpecificCharacterSet = "ISO_IR 192"
-    dataset.SOPClassUID, dataset.SOPInstanceUID = RTPlanStorage, uid("plan")
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = uid("study"), uid("plan series")
-    dataset.Modality, dataset.Manufacturer = "RTPLAN", "Factory"
-    dataset.PatientName, dataset.PatientID = "Phantom^Test", "P-1"
-    dataset.FrameOfReferenceUID = uid("frame")
-    dataset.RTPlanLabel, dataset.RTPlanGeometry = "LUNG", "PATIENT"
-    dataset.PlanIntent = "CURATIVE"
-    dataset.RTPlanDate, dataset.RTPlanTime = "20260105", "083000"
-    dataset.BeamSequence = list(beams or [beam(1, AIM, None), beam(2, AIM, None)])
-    dataset.ReferencedStructureSetSequence = [
-        item(
-            ReferencedSOPClassUID="1.2.840.10008.5.1.4.1.1.481.3",
-            ReferencedSOPInstanceUID=uid("rs"),
-        )
-    ]
-    dataset.ApprovalStatus = "APPROVED"
-    change(dataset)
-    dataset.save_as(path, enforce_file_format=True)
-    return path
+from support.dicom_factory import ISOCENTRE_XYZ_MM, beam, dicom_item, make_ct_series, make_plan, uid
 
 
 def test_a_plan_is_read_as_it_stands(tmp_path: Path) -> None:
-    path = write_plan(tmp_path / "rp.dcm")
+    path = make_plan(tmp_path / "rp.dcm")
     plan = read_plan(path)
     assert plan.sop_instance_uid == uid("plan")
     assert plan.structure_set_uid == uid("rs")
     assert plan.frame_of_reference == uid("frame")
-    assert plan.isocentres_xyz_mm == (AIM,)
+    assert plan.isocentres_xyz_mm == (ISOCENTRE_XYZ_MM,)
     assert (plan.label, plan.date, plan.time) == ("LUNG", "20260105", "083000")
     assert (plan.intent, plan.approval_status) == ("CURATIVE", "APPROVED")
+    assert plan.fractions == 30
     assert plan.patient.patient_id == "P-1"
     assert plan.digest == hashlib.sha256(path.read_bytes()).hexdigest()
     assert plan.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("said", "fractions", "notes"),
+    [
+        ([], None, 0),
+        ([None], None, 0),
+        (["0"], None, 0),
+        (["30", "5"], None, 0),
+        (["thirty"], None, 1),
+        (["30.5"], None, 1),
+        (["5"], 5, 0),
+    ],
+)
+def test_fractions_are_counted_where_one_group_says_so(
+    tmp_path: Path, said: list[str | None], fractions: int | None, notes: int
+) -> None:
+    def change(dataset: FileDataset) -> None:
+        groups = []
+        for text in said:
+            groups.append(dicom_item(FractionGroupNumber=1))
+            if text is not None:
+                # an IS is judged when it is made
+                groups[-1][0x300A0078] = DataElement(0x300A0078, "SH", text)
+        dataset.FractionGroupSequence = groups
+
+    plan = read_plan(make_plan(tmp_path / "rp.dcm", change=change))
+    assert (plan.fractions, len(plan.notes)) == (fractions, notes)
+
+
 def test_its_repr_tells_nothing_of_the_patient(tmp_path: Path) -> None:
-    told = repr(read_plan(write_plan(tmp_path / "rp.dcm")))
+    told = repr(read_plan(make_plan(tmp_path / "rp.dcm")))
     assert "Phantom" not in told
     assert "P-1" not in told
     assert "LUNG" not in told
@@ -92,22 +67,24 @@ def test_its_repr_tells_nothing_of_the_patient(tmp_path: Path) -> None:
 
 def test_two_isocentres_are_two_and_a_rounding_is_none(tmp_path: Path) -> None:
     second = (40.0, 0.0, -101.0)
-    nearly = tuple(v + 0.04 for v in AIM)
+    nearly = tuple(v + 0.04 for v in ISOCENTRE_XYZ_MM)
     plan = read_plan(
-        write_plan(tmp_path / "rp.dcm", [beam(1, AIM), beam(2, second), beam(3, nearly)])
+        make_plan(
+            tmp_path / "rp.dcm", [beam(1, ISOCENTRE_XYZ_MM), beam(2, second), beam(3, nearly)]
+        )
     )
-    assert plan.isocentres_xyz_mm == (AIM, second)
+    assert plan.isocentres_xyz_mm == (ISOCENTRE_XYZ_MM, second)
     assert plan.notes == ("its beams aim at 2 isocentres",)
 
 
 def test_an_isocentre_that_moves_within_a_beam_is_found(tmp_path: Path) -> None:
     moved = (0.0, 0.0, 5.0)
-    plan = read_plan(write_plan(tmp_path / "rp.dcm", [beam(1, AIM, None, moved)]))
-    assert plan.isocentres_xyz_mm == (AIM, moved)
+    plan = read_plan(make_plan(tmp_path / "rp.dcm", [beam(1, ISOCENTRE_XYZ_MM, None, moved)]))
+    assert plan.isocentres_xyz_mm == (ISOCENTRE_XYZ_MM, moved)
 
 
 def test_a_plan_without_isocentre_is_a_plan(tmp_path: Path) -> None:
-    plan = read_plan(write_plan(tmp_path / "rp.dcm", change=lambda d: delattr(d, "BeamSequence")))
+    plan = read_plan(make_plan(tmp_path / "rp.dcm", change=lambda d: delattr(d, "BeamSequence")))
     assert plan.isocentres_xyz_mm == ()
     assert plan.notes == ("it names no isocentre",)
 
@@ -117,13 +94,13 @@ def test_a_plan_of_a_machine_names_no_structure_set(tmp_path: Path) -> None:
         dataset.RTPlanGeometry = "TREATMENT_DEVICE"
         del dataset.ReferencedStructureSetSequence
 
-    plan = read_plan(write_plan(tmp_path / "rp.dcm", change=change))
+    plan = read_plan(make_plan(tmp_path / "rp.dcm", change=change))
     assert plan.structure_set_uid == ""
     assert "names no structure set" in plan.notes[0]
 
 
 def empty_reference(dataset: FileDataset) -> None:
-    dataset.ReferencedStructureSetSequence = [item(ReferencedSOPInstanceUID="")]
+    dataset.ReferencedStructureSetSequence = [dicom_item(ReferencedSOPInstanceUID="")]
 
 
 def no_reference(dataset: FileDataset) -> None:
@@ -135,16 +112,18 @@ def test_a_plan_of_a_patient_without_structure_set_is_refused(
     tmp_path: Path, change: Callable[[FileDataset], None]
 ) -> None:
     with pytest.raises(DicomError, match="names no structure set") as refused:
-        read_plan(write_plan(tmp_path / "rp.dcm", change=change))
+        read_plan(make_plan(tmp_path / "rp.dcm", change=change))
     assert refused.value.tag.startswith("(300C,0060)")
 
 
 def test_two_structure_sets_are_refused_and_named(tmp_path: Path) -> None:
     def change(dataset: FileDataset) -> None:
-        dataset.ReferencedStructureSetSequence.append(item(ReferencedSOPInstanceUID=uid("other")))
+        dataset.ReferencedStructureSetSequence.append(
+            dicom_item(ReferencedSOPInstanceUID=uid("other"))
+        )
 
     with pytest.raises(DicomError, match="names 2 structure sets") as refused:
-        read_plan(write_plan(tmp_path / "rp.dcm", change=change))
+        read_plan(make_plan(tmp_path / "rp.dcm", change=change))
     assert uid("other") in refused.value.uid
 
 
@@ -156,13 +135,13 @@ def test_an_isocentre_that_is_none_is_refused(tmp_path: Path, value: str) -> Non
         point.add_new(0x300A012C, "LT", value)
 
     with pytest.raises(DicomError) as refused:
-        read_plan(write_plan(tmp_path / "rp.dcm", change=change))
+        read_plan(make_plan(tmp_path / "rp.dcm", change=change))
     assert refused.value.tag.startswith("(300A,012C)")
 
 
 def test_an_isocentre_ten_metres_away_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DicomError, match="beyond any patient"):
-        read_plan(write_plan(tmp_path / "rp.dcm", [beam(1, (0.0, 0.0, 10_001.0))]))
+        read_plan(make_plan(tmp_path / "rp.dcm", [beam(1, (0.0, 0.0, 10_001.0))]))
 
 
 def test_another_object_is_refused(tmp_path: Path) -> None:
@@ -175,7 +154,7 @@ def test_another_object_is_refused(tmp_path: Path) -> None:
 
 def test_a_plan_cut_at_any_byte_is_refused_or_merely_not_approved(tmp_path: Path) -> None:
     """Approval stands last in the file: what is lost of it may only make the plan weaker."""
-    data = write_plan(tmp_path / "rp.dcm").read_bytes()
+    data = make_plan(tmp_path / "rp.dcm").read_bytes()
     whole = read_plan(tmp_path / "rp.dcm")
     path, read = tmp_path / "cut.dcm", 0
     for length in range(len(data)):
@@ -198,7 +177,7 @@ def test_a_plan_cut_at_any_byte_is_refused_or_merely_not_approved(tmp_path: Path
 def test_random_bytes_never_escape_the_family_of_errors(
     tmp_path: Path, data: st.DataObject
 ) -> None:
-    original = bytearray(write_plan(tmp_path / "rp.dcm").read_bytes())
+    original = bytearray(make_plan(tmp_path / "rp.dcm").read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         position = data.draw(st.integers(0, len(original) - 1))
         original[position] = data.draw(st.integers(0, 255))
@@ -214,6 +193,6 @@ def test_random_bytes_never_escape_the_family_of_errors(
 
 
 def test_pydicom_reads_the_same_isocentre(tmp_path: Path) -> None:
-    path = write_plan(tmp_path / "rp.dcm")
+    path = make_plan(tmp_path / "rp.dcm")
     theirs = dcmread(path).BeamSequence[0].ControlPointSequence[0].IsocenterPosition
     assert tuple(map(float, theirs)) == read_plan(path).isocentres_xyz_mm[0]

@@ -27,6 +27,8 @@ RT_PLAN: Final = "1.2.840.10008.5.1.4.1.1.481.5"
 GEOMETRY: Final = 0x300A000C
 BEAMS: Final = 0x300A00B0
 CONTROL_POINTS: Final = 0x300A0111
+FRACTION_GROUPS: Final = 0x300A0070
+FRACTIONS_PLANNED: Final = 0x300A0078
 ISOCENTRE: Final = 0x300A012C
 STRUCTURE_SETS: Final = 0x300C0060
 REFERENCED_INSTANCE: Final = 0x00081155
@@ -70,6 +72,7 @@ def read_plan(path: Path, *, limits: Limits = LIMITS) -> Plan:
         date=a.word(0x300A0006),
         time=a.word(0x300A0007),
         intent=a.word(0x300A000A),
+        fractions=_fractions(a, notes),
         approval_status=a.word(0x300E0002),
         digest=_digest(path),
         notes=tuple(notes),
@@ -100,6 +103,17 @@ def _structure_set(a: Attributes, notes: list[str]) -> str:
         )
     notes.append("it was made on a machine alone and names no structure set")
     return ""
+
+
+def _fractions(a: Attributes, notes: list[str]) -> int | None:
+    """How many are planned; a plan that says nonsense of that is a plan all the same."""
+    groups = list(a.items(FRACTION_GROUPS))
+    try:
+        planned = [group.integer(FRACTIONS_PLANNED) for group in groups]
+    except DicomError as error:
+        notes.append(f"how many fractions are planned {error.cause}")
+        return None
+    return planned[0] if len(planned) == 1 and (planned[0] or 0) > 0 else None
 
 
 def _isocentres(a: Attributes, notes: list[str]) -> tuple[XYZ, ...]:

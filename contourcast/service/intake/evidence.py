@@ -100,6 +100,26 @@ class Evidence:
             priors=priors,
         )
 
+    def fractions_planned(self, course_id: str) -> int | None:
+        """How many fractions a course has by its plans; None: they do not say, or disagree."""
+        with self.archive.index.read() as at:
+            treated = at.execute(select(course).where(course.c.id == course_id)).one()
+            its = (series.c.patient_key == treated.patient_key) & (series.c.modality == "RTPLAN")
+            uids = list(at.execute(select(series.c.uid).where(its)).scalars())
+        plans = [
+            plan
+            for uid in uids
+            for kept in self.archive.instances_of(uid)
+            if isinstance(
+                plan := self._of_object(uid, kept.file_digest, kept.sop_class_uid), PlanFacts
+            )
+            and plan.structure_set_uid == treated.structures_uid
+            and plan.treats
+        ]
+        in_use = [plan for plan in plans if plan.approved] or plans
+        said = {plan.fractions for plan in in_use}
+        return said.pop() if len(said) == 1 else None
+
     def _of_object(
         self, series_uid: str, file_digest: str, sop_class_uid: str
     ) -> StructureSetFacts | PlanFacts | RegistrationFacts | None:

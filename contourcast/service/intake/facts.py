@@ -182,6 +182,7 @@ class PlanFacts:
 
     Attributes:
         intent: (300A,000A), as the file says it.
+        fractions: Planned; None when the file does not say.
     """
 
     sop_uid: str
@@ -191,6 +192,7 @@ class PlanFacts:
     isocentres_xyz_mm: tuple[XYZ, ...] = ()
     planned_at: datetime | None = None
     intent: str = ""
+    fractions: int | None = None
     approval_status: str = ""
 
     @property
@@ -327,6 +329,7 @@ def plan_facts(plan: Plan) -> PlanFacts:
         isocentres_xyz_mm=plan.isocentres_xyz_mm,
         planned_at=moment(plan.date, plan.time),
         intent=plan.intent,
+        fractions=plan.fractions,
         approval_status=plan.approval_status,
     )
 

@@ -196,7 +196,8 @@ def build_view(
     signed: Signed | None,
     reviews: Sequence[Review],
     draft: Draft | None,
-    numbers: Mapping[tuple[str, str], int],
+    number: int | None,
+    planned: int | None,
     reviewer: bool,
     person: bool,
 ) -> View:
@@ -210,7 +211,8 @@ def build_view(
         signed: The contour that was signed last, if any.
         reviews: Every decision on it.
         draft: What somebody began to edit, if anybody did.
-        numbers: Of the fractions of its course; see `fraction_numbers`.
+        number: The how-manieth fraction of its course it is, as far as that is known.
+        planned: How many fractions the course has by its plan, if that says so.
         reviewer: Whether the caller's role lets it edit.
         person: Whether the caller has signed in, so that it may sign.
     """
@@ -229,8 +231,9 @@ def build_view(
         state=job.state,
         patient=who,
         course=course,
-        fraction=numbers.get((course or "", job.order["cbct"]["series"])),
-        fractions=len(numbers) or None,
+        fraction=number,
+        # a scan that was taken anew is one more than was planned
+        fractions=planned if (number or 0) <= (planned or 0) else None,
         roi=str(job.order["roi"]) if report is None else report.prior.roi_name,
         acquired_at=job.origin.acquired_at,
         arrived_at=job.made_at.isoformat(),

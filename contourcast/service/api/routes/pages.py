@@ -109,9 +109,12 @@ def routes(context: Context) -> APIRouter:
             tag = etag(shown(job, records))
             reviews = context.reviews.of(job.id)
             page = pages.of(job)
-            with records.index.read() as at:
-                course = job.origin.course_id
-                numbers = fraction_numbers(at, {course}) if course else {}
+            number, planned = None, None
+            if course := job.origin.course_id:
+                with records.index.read() as at:
+                    numbers = fraction_numbers(at, {course})
+                number = numbers.get((course, job.order["cbct"]["series"]))
+                planned = context.fractions.evidence.fractions_planned(course)
             view = build_view(
                 records,
                 job,
@@ -120,7 +123,8 @@ def routes(context: Context) -> APIRouter:
                 signed=last_signed(records, page, reviews),
                 reviews=reviews,
                 draft=Drafts(records.index).begun(job.id),
-                numbers=numbers,
+                number=number,
+                planned=planned,
                 reviewer=bool(caller.roles & EDITORS),
                 person=caller.session is not None,
             )
