@@ -174,7 +174,6 @@ def test_every_pixel_of_the_three_planes_is_what_numpy_computes(
     looking: tuple[Person, str, Scan],
 ) -> None:
     ann, _, scan = looking
-    ann.picture(f"pixels-{ann.page.url[-4:]}")
     for plane in LAID:
         found = pixels(ann, plane, "picture")
         expected = grey(scan.at(screen(ann, plane, scan).world()), *SOFT_HU)
