@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from playwright.sync_api import expect
 
-from support.review_page import Department, Person, person
+from support.review_page import Department, person
 
 pytestmark = pytest.mark.peer
-
-
-def forge(someone: Person, what: str, change: Callable[[dict[str, Any]], None]) -> None:
-    """From now on the browser gets an answer of the service with something changed."""
-
-    def answer(route: Any) -> None:
-        true = route.fetch()
-        body = true.json()
-        change(body)
-        route.fulfill(response=true, body=json.dumps(body))
-
-    someone.page.route(f"**/v1/propagations/*/{what}", answer)
 
 
 def test_a_missing_planning_ct_is_told_and_nothing_is_compared(
@@ -33,7 +19,7 @@ def test_a_missing_planning_ct_is_told_and_nothing_is_compared(
         view["images"] |= {"planning": None, "planning_why_not": "the PACS has deleted it"}
 
     with person(browser, clinic, "ann") as ann:
-        forge(ann, "view", without)
+        ann.forge("**/v1/propagations/*/view", without)
         ann.open(clinic.looked_at)
         expect(ann.page.locator(".notices")).to_contain_text("the PACS has deleted it")
         ann.picture("no-planning-ct")
@@ -46,7 +32,7 @@ def test_what_was_replaced_cannot_be_signed(browser: Any, clinic: Department) ->
             view["stale"] = {"why": "12 more slices came", "propagation": clinic.worst}
 
     with person(browser, clinic, "ann") as ann:
-        forge(ann, "view", stale)
+        ann.forge("**/v1/propagations/*/view", stale)
         ann.open(clinic.looked_at)
         bar = ann.page.locator(".notices .bar-bad").first
         expect(bar).to_contain_text("Out of date, signing is blocked: 12 more slices came")
@@ -67,8 +53,8 @@ def test_a_method_that_drew_nothing_is_named_and_not_signed(
         contours["contours"]["translation"] = []
 
     with person(browser, clinic, "ann") as ann:
-        forge(ann, "view", emptied)
-        forge(ann, "contours", no_loops)
+        ann.forge("**/v1/propagations/*/view", emptied)
+        ann.forge("**/v1/propagations/*/contours", no_loops)
         ann.open(clinic.looked_at)
         expect(ann.page.locator(".notices")).to_contain_text("translation drew nothing")
         ann.picture("one-method-drew-nothing")
@@ -91,7 +77,7 @@ def test_a_tumour_out_of_view_is_told(browser: Any, clinic: Department) -> None:
         view["registration"]["figures"] = [figure]
 
     with person(browser, clinic, "ann") as ann:
-        forge(ann, "view", outside)
+        ann.forge("**/v1/propagations/*/view", outside)
         ann.open(clinic.looked_at)
         expect(ann.page.locator(".notices")).to_contain_text(str(figure["reason"]))
         ann.picture("out-of-view")
@@ -104,7 +90,7 @@ def test_contours_of_another_frame_of_reference_are_never_drawn(
         contours["frame_of_reference"] = "1.2.3.4.5"
 
     with person(browser, clinic, "ann") as ann:
-        forge(ann, "contours", foreign)
+        ann.forge("**/v1/propagations/*/contours", foreign)
         ann.page.goto(f"{clinic.address}/review/#/propagations/{clinic.looked_at}")
         expect(ann.page.locator(".notices")).to_contain_text("another frame of reference")
         expect(ann.page.get_by_role("button", name="Approve …")).to_be_disabled()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,18 +21,6 @@ LOST = {
     "at": "2026-01-09T08:20:00Z",
     "structures_uid": "1.2.3",
 }
-
-
-def forge(someone: Person, what: str, change: Callable[[dict[str, Any]], None]) -> None:
-    """From now on the browser gets an answer of the service with something changed."""
-
-    def answer(route: Any) -> None:
-        true = route.fetch()
-        body = true.json()
-        change(body)
-        route.fulfill(response=true, body=json.dumps(body))
-
-    someone.page.route(what, answer)
 
 
 def hold(someone: Person, what: str, method: str = "GET", *, most: int = 1) -> list[Any]:
@@ -208,7 +195,7 @@ def test_after_a_refresh_enter_opens_the_patient_that_was_selected(
         selected = ann.page.locator(".row-selected")
         keyboard.press("ArrowDown")
         wanted = selected.get_attribute("data-key")
-        forge(ann, "**/v1/worklist**", lambda page: page["items"].reverse())
+        ann.forge("**/v1/worklist**", lambda page: page["items"].reverse())
         with ann.page.expect_response("**/v1/worklist**"):
             keyboard.press("r")
         expect(selected).to_have_attribute("aria-rowindex", str(rank(ann, wanted)))
@@ -218,7 +205,7 @@ def test_after_a_refresh_enter_opens_the_patient_that_was_selected(
         def without(page: dict[str, Any]) -> None:
             page["items"] = [each for each in page["items"] if each["id"] != wanted]
 
-        forge(ann, "**/v1/worklist**", without)
+        ann.forge("**/v1/worklist**", without)
         with ann.page.expect_response("**/v1/worklist**"):
             keyboard.press("r")
         expect(selected).to_have_count(0)
@@ -254,7 +241,7 @@ def test_a_lost_answer_is_not_called_unsigned_and_what_stands_is_read(
         expect(dialog).to_contain_text("It is not known whether this was decided")
         expect(dialog).to_contain_text("No decision stands there.")
         expect(dialog).not_to_contain_text("Not signed")
-        forge(ann, "**/reviews", lambda told: told["reviews"].append(LOST))
+        ann.forge("**/reviews", lambda told: told["reviews"].append(LOST))
         dialog.get_by_role("button", name="Ask again").click()
         expect(dialog).to_contain_text("There stands: approved by ann")
         expect(dialog.get_by_role("button", name="Sign", exact=True)).to_be_disabled()
@@ -310,7 +297,7 @@ def test_a_scan_of_nobody_known_is_shown_and_said_to_be_so(
     browser: Any, clinic: Department
 ) -> None:
     with person(browser, clinic, "ann") as ann:
-        forge(ann, "**/v1/propagations/*/view", lambda view: view.update(patient=None))
+        ann.forge("**/v1/propagations/*/view", lambda view: view.update(patient=None))
         ann.open(clinic.looked_at)
         expect(ann.page.locator(".notices .bar-bad").first).to_contain_text("Patient not known")
         expect(ann.page.locator(".banner h1")).to_have_text("patient not known")

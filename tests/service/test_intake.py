@@ -579,34 +579,25 @@ def test_many_that_cannot_be_matched_yet_hold_up_no_other(
     department: Department, patients: tuple[Treatment, Treatment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patient = patients[0]
+
+    def its_plan(state: str) -> None:
+        its = series.c.uid == patients[1].planning_ct.series_uid
+        with department.records.index.write() as at:
+            at.execute(update(series).where(its).values(state=state, reason="as the test says"))
+
     monkeypatch.setattr(fractions, "AT_A_LOOK", 2)
     monkeypatch.setattr(fractions, "AGAIN_AT_A_LOOK", 1)
     department.send(patients[1].paths)
     department.arriving.look(now() + LATER)
-    with department.records.index.write() as at:  # its fractions and plan wait before ours
-        at.execute(
-            update(series)
-            .where(series.c.uid == patients[1].planning_ct.series_uid)
-            .values(state="arriving", reason="more comes")
-        )
+    its_plan("arriving")  # its fractions wait before ours
     department.send([*patient.plan_paths, *patient.fractions[0].paths])
     department.arriving.look(now())
     department.arriving.look(now() + timedelta(seconds=16))
-    with department.records.index.write() as at:
-        at.execute(
-            update(series)
-            .where(series.c.uid == patients[1].planning_ct.series_uid)
-            .values(state="arriving", reason="more comes")
-        )
+    its_plan("arriving")
     for _ in range(6):
         department.fractions.look()
     assert set(department.jobs()) == {patient.fractions[0].series_uid}
-    with department.records.index.write() as at:
-        at.execute(
-            update(series)
-            .where(series.c.uid == patients[1].planning_ct.series_uid)
-            .values(state="whole", reason="")
-        )
+    its_plan("whole")
     for _ in range(3):
         department.fractions.look()
     assert len(department.jobs()) == 3

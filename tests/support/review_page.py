@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -447,6 +447,17 @@ class Person:
         """Kept where CONTOURCAST_PICTURES says; nowhere else."""
         if folder := os.environ.get("CONTOURCAST_PICTURES"):
             self.page.screenshot(path=Path(folder) / f"{name}.png")
+
+    def forge(self, what: str, change: Callable[[dict[str, Any]], None]) -> None:
+        """From now on the browser gets an answer of the service with something changed."""
+
+        def answer(route: Any) -> None:
+            true = route.fetch()
+            body = true.json()
+            change(body)
+            route.fulfill(response=true, body=json.dumps(body))
+
+        self.page.route(what, answer)
 
     def fetch(self, path: str) -> Any:
         """What the service says to this person's browser."""
