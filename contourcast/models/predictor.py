@@ -89,6 +89,7 @@ class Predictor:
         planning_ct: Moved | None = None,
         *,
         on_note: OnNote = lambda note: None,
+        on_unseen: Callable[[float], None] = lambda share: None,
     ) -> Probability:
         """Today's region on the CBCT's grid, zero away from it.
 
@@ -101,8 +102,8 @@ class Predictor:
             cbct: Today's scan.
             r_ct: The carried prior.
             planning_ct: Carried by the same registration; only some models look at it.
-            on_note: Told when memory ran out, and what was done; and how much of the prior is out
-                of view.
+            on_note: Told when memory ran out, and what was done.
+            on_unseen: Told which share of the prior is out of view.
 
         Raises:
             FrameMismatchError: Scan, prior and planning CT are not seen from one frame.
@@ -139,8 +140,8 @@ class Predictor:
         )
         beyond = out_of_view(observed)
         logits[beyond] = _as_logit(prior[beyond])
-        if unseen := float(beyond[prior >= INSIDE].mean()) if (prior >= INSIDE).any() else 0.0:
-            on_note(f"{100 * unseen:.0f} % of the prior lie out of view, and stand as it has them")
+        if (prior >= INSIDE).any():
+            on_unseen(float(beyond[prior >= INSIDE].mean()))
         logits[~plausible(logits > 0, prior, grid)] = -LOGIT_LIMIT
         return r_ct.with_values(_onto_scan(logits, grid, r_ct.grid))
 

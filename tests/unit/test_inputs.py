@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pydicom
 import pytest
 
 from contourcast.imaging.dicom.ct_series import read_ct_series
@@ -92,6 +93,82 @@ def test_nobody_can_vouch_for_the_place_of_a_prior_in_another_frame(
     prior, _ = yesterdays(course, tmp_path)
     with pytest.raises(FrameMismatchError, match="another frame of reference"):
         case_of(course, prior_structures=prior, vouched="it will be fine")
+
+
+def test_registrations_that_contradict_each_other_are_refused_in_any_order(
+    course: CourseFiles, tmp_path: Path
+) -> None:
+    prior, cbct_from_planning = yesterdays(course, tmp_path)
+
+    def tie(name: str, away_mm: float) -> Path:
+        moved = cbct_from_planning.copy()
+        moved[0, 3] += away_mm
+        return make_registration(
+            tmp_path / f"{name}.dcm",
+            registered=course.cbct.frame_of_reference,
+            moved={course.planning_ct.frame_of_reference: moved},
+            name=name,
+            change=_of_the_same_patient,
+        )
+
+    one, same, other = tie("one", 0.0), tie("same", 0.05), tie("other", 15.0)
+    for given in ([one, other], [other, one]):
+        with pytest.raises(InputError, match=r"contradict each other by up to 15\.0 mm"):
+            case_of(course, prior_structures=prior, registrations=given)
+        with pytest.raises(InputError, match="contradict each other"):
+            case_of(course, registrations=given)
+    places = [
+        case_of(course, prior_structures=prior, registrations=given).prior.loops[0].points_xyz_mm
+        for given in ([one, same], [same, one])
+    ]
+    assert np.array_equal(*places), "the order says nothing"
+
+
+def test_the_planning_ct_is_not_todays_scan(course: CourseFiles) -> None:
+    with pytest.raises(InputError, match="the CBCT given is the planning CT"):
+        read_case(
+            planning_ct=course.planning_ct.folder,
+            structures=course.structures,
+            cbct=course.planning_ct.folder,
+            roi="GTV",
+        )
+
+
+def test_what_a_person_vouched_against_is_a_doubt(course: CourseFiles, tmp_path: Path) -> None:
+    structures = tmp_path / "another.dcm"
+    dataset = pydicom.dcmread(course.structures)
+    dataset.PatientID = "ANOTHER"
+    dataset.save_as(structures)
+    with pytest.raises(InputError, match="state different patients"):
+        case_of(course, structures)
+    case = case_of(course, structures, vouched="an alias")
+    told = [doubt.partition(": ")[0] for doubt in case.doubts]
+    assert told == ["a person vouched against this"] * len(told)
+    assert "different patients" in case.doubts[0]
+    assert case_of(course, vouched="to be safe").doubts == ()
+
+
+def test_a_frame_that_an_archive_rewrote_can_be_vouched_for_where_the_images_tell(
+    course: CourseFiles, tmp_path: Path
+) -> None:
+    structures = tmp_path / "rewritten.dcm"
+    dataset = pydicom.dcmread(course.structures)
+    for item in (
+        dataset,
+        *dataset.ReferencedFrameOfReferenceSequence,
+    ):
+        item.FrameOfReferenceUID = uid("rewritten")
+    for roi in dataset.StructureSetROISequence:
+        roi.ReferencedFrameOfReferenceUID = uid("rewritten")
+    dataset.save_as(structures)
+    with pytest.raises(FrameMismatchError):
+        case_of(course, structures)
+    case = case_of(course, structures, vouched="frame of reference rewritten by our archive")
+    assert case.doubts
+    assert case.prior.frame_of_reference == course.planning_ct.frame_of_reference
+    assert np.array_equal(
+        case.prior.loops[0].points_xyz_mm, case_of(course).prior.loops[0].points_xyz_mm
+    )
 
 
 def test_a_registration_that_ties_nothing_here_is_refused(

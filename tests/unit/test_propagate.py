@@ -36,6 +36,7 @@ class Halver:
     """A network of which the answer is known: the carried prior, its lower half."""
 
     name, digest = NETWORK, "ab" * 32
+    unseen = 0.0
 
     def predict(
         self,
@@ -44,8 +45,10 @@ class Halver:
         planning_ct: Moved | None = None,
         *,
         on_note: Callable[[str], None] = lambda note: None,
+        on_unseen: Callable[[float], None] = lambda share: None,
     ) -> Probability:
         on_note("drawn by halves")
+        on_unseen(self.unseen)
         assert planning_ct is not None
         assert planning_ct.moving_from_fixed.source_frame == cbct.frame_of_reference
         values = r_ct.values.copy()
@@ -178,6 +181,50 @@ def test_a_method_that_fails_costs_its_row_alone(
     )
     assert whole.verdict in (Verdict.LOOK, Verdict.REJECT)
     assert any("no network is loaded" in reason for reason in whole.quality.reasons)
+
+
+class Failing(Halver):
+    """A network whose computation goes wrong."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def predict(self, *_: object, **__: object) -> Probability:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("not enough memory: 9 GB"), MemoryError("263 TiB"), ZeroDivisionError()]
+)
+def test_a_computation_that_goes_wrong_costs_its_row_alone(
+    case: Case, settings: Settings, result: Propagation, error: Exception
+) -> None:
+    failed = draw(
+        case,
+        settings,
+        result.registrations,
+        result.r_ct,
+        NETWORK,
+        network=Failing(error),
+        clock=lambda: 0.0,
+    )
+    assert failed.region is None
+    assert failed.failed == f"{type(error).__name__}: {error}"
+
+
+def test_a_prior_that_the_network_copied_where_nothing_is_shown_deserves_a_look(
+    case: Case, settings: Settings
+) -> None:
+    network = Halver()
+    figures = {}
+    for network.unseen in (0.005, 0.17):
+        result = propagate(case, settings=settings, network=network, clock=lambda: 0.0)
+        own = next(d for d in result.drawn if d.method == NETWORK)
+        (figures[network.unseen],) = (f for f in own.quality.figures if f.name == "prior_shown")
+    assert [f.verdict for f in figures.values()] == [Verdict.ACCEPT, Verdict.LOOK]
+    assert result.verdict is not Verdict.ACCEPT
+    told = f"{NETWORK}: the scan shows nothing at 17 % of the carried prior"
+    assert any(reason.startswith(told) for reason in result.quality.reasons)
 
 
 def test_a_contour_that_vanished_deserves_a_look(

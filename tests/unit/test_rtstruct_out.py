@@ -317,15 +317,19 @@ def test_text_is_cut_between_characters_and_names_stay_apart(tmp_path: Path) -> 
 def test_names_are_unique_for_those_who_ignore_case_and_never_longer_than_16_bytes() -> None:
     names = ["GTV", "gtv", "Gtv", "", "X" * 40, "x" * 17, "é" * 30, "É" * 30]
     written = written_names(names)
-    assert written[:5] == ["GTV", "gtv~2", "Gtv~3", "ROI", "X" * 16]
+    assert written[:5] == ["GTV", "gtv~2", "Gtv~3", "ROI", "XXXXXXXX~XXXXXXX"]
     assert len({name.casefold() for name in written}) == len(names)
     assert all(0 < len(name.encode()) <= 16 for name in written)
 
 
 def test_a_proposals_name_holds_source_and_method() -> None:
     assert proposal_name("GTV", "translation") == "GTV translation"
-    assert proposal_name("Stomach_duo_planCT", "rigid") == "Stomach_du rigid"
-    assert proposal_name("Tumor_c40", "diff-umamba") == "Tumo diff-umamba"
+    assert proposal_name("Stomach_duo_planCT", "rigid") == "Stoma~anCT rigid"
+    assert proposal_name("Tumor_c40", "diff-umamba") == "Tumor_c40 diff-u"
+    for one, other in (("GTV_L", "GTV_R"), ("GTVp1", "GTVp2"), ("Lung_tumour_L", "Lung_tumour_R")):
+        for method in ("translation", "rigid", "dir-t", "diff-umamba"):
+            assert proposal_name(one, method) != proposal_name(other, method)
+            assert written_names([one]) != written_names([other])
     methods = ["translation", "rigid", "dir-t", "dir-l", "diff-umamba", "a-network-of-long-name"]
     names = [proposal_name("Läsion rechts", method) for method in methods]
     assert written_names(names) == names

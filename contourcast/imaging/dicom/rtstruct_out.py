@@ -53,7 +53,7 @@ from contourcast.imaging.structures import Contour, Roi
 from contourcast.imaging.volume import Volume, require_same_frame
 
 NAME_BYTES: Final = 16  # of ROI names: the shortest limit met (CLINICAL_SERVICE §2.8, Eclipse)
-METHOD_BYTES: Final = 11  # of a method in a ROI's name, so that some of the ROI's own is left
+METHOD_BYTES: Final = 5  # of a method in a ROI's name at least: enough to tell them apart
 SERIES_NUMBER: Final = 9001  # above those of scanners (CLINICAL_SERVICE §2.2)
 DECIMALS: Final = 4  # of coordinates in mm (CLINICAL_SERVICE §2.4)
 ON_PLANE_MM: Final = EVEN_GAP_MM  # real sets lie off by up to 0.002 mm (4D-Lung 113, Pinnacle)
@@ -200,29 +200,46 @@ def write_structure_set(
 def proposal_name(source_name: str, method: str) -> str:
     """The name of a contour that a method drew of a ROI: source and method, in 16 bytes.
 
-    The method stays whole as far as it can, for it tells the ROIs of a set apart.
+    The source stays whole as far as it can, and keeps its end: there stand side and number.
 
-    >>> proposal_name("GTV", "diff-umamba"), proposal_name("Stomach_duo_planCT", "dir-t")
-    ('GTV diff-umamba', 'Stomach_du dir-t')
+    >>> proposal_name("GTV", "diff-umamba"), proposal_name("GTV_L", "diff-umamba")
+    ('GTV diff-umamba', 'GTV_L diff-umamb')
+    >>> proposal_name("Stomach_duo_planCT", "dir-t"), proposal_name("Lung_tumour_R", "rigid")
+    ('Stoma~anCT dir-t', 'Lung_~ur_R rigid')
     """
-    method = cut(method, METHOD_BYTES)
-    return f"{cut(source_name, NAME_BYTES - 1 - len(method.encode()))} {method}".strip()
+    source_name = shortened(source_name, NAME_BYTES - 1 - METHOD_BYTES)
+    return f"{source_name} {cut(method, NAME_BYTES - 1 - len(source_name.encode()))}".strip()
+
+
+def shortened(name: str, bytes_at_most: int) -> str:
+    """A name that fits: its beginning and its end, for many differ in their last letter alone.
+
+    >>> shortened("GTV_primary_L", 10), shortened("GTVp1", 10)
+    ('GTV_p~ry_L', 'GTVp1')
+    """
+    name = cut(name, len(name.encode()))
+    if len(name.encode()) <= bytes_at_most:
+        return name
+    end = name
+    while len(end.encode()) > (bytes_at_most - 1) // 2:
+        end = end[1:]
+    return f"{cut(name, bytes_at_most - 1 - len(end.encode()))}~{end}"
 
 
 def written_names(names: Sequence[str], *, bytes_at_most: int = NAME_BYTES) -> list[str]:
     """Names that fit, unique also for those who ignore letter case.
 
     >>> written_names(["GTV", "gtv", "A name that is far too long"])
-    ['GTV', 'gtv~2', 'A name that is f']
+    ['GTV', 'gtv~2', 'A name t~oo long']
     """
     written: list[str] = []
     taken: set[str] = set()
     for name in names:
-        fitting, count = cut(name, bytes_at_most) or "ROI", 1
+        fitting, count = shortened(name, bytes_at_most) or "ROI", 1
         while fitting.casefold() in taken:
             count += 1
             ending = f"~{count}"
-            fitting = (cut(name, bytes_at_most - len(ending)) or "ROI") + ending
+            fitting = (shortened(name, bytes_at_most - len(ending)) or "ROI") + ending
         taken.add(fitting.casefold())
         written.append(fitting)
     return written

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float
 
 from contourcast.imaging.dicom.ct_series import read_ct_series
 from contourcast.imaging.dicom.registration_in import (
@@ -28,6 +33,9 @@ from contourcast.imaging.trace import trace
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.volume import Volume
 from contourcast.propagate import Case
+
+# Registrations of one tie that lie closer than this everywhere say the same.
+SAME_PLACE_MM: Final = 0.1
 
 
 def read_case(
@@ -62,6 +70,7 @@ def read_case(
     known = [read_registration(path) for path in registrations]
     source = drawn if prior_structures is None else read_structure_set(prior_structures)
 
+    _require_another_scan(planning, today)
     claims: list[Callable[[], None]] = [partial(require_drawn_on, drawn, planning)]
     home = None if source is drawn else _home_by_images(source, planning, known)
     if (
@@ -87,6 +96,9 @@ def read_case(
                 raise
             doubts.append(doubt.cause)
     prior = source.roi(roi)
+    if vouched and source is drawn and instances(planning) >= source.referenced_sop_uids > set():
+        # its frame of reference was rewritten on the way: it is these images that it was drawn on
+        prior = replace(prior, frame_of_reference=planning.frame_of_reference)
     if home or prior.frame_of_reference != planning.frame_of_reference:
         prior = _brought_home(prior, planning, home or _tie_of_prior(prior, planning, known))
     if not prior.loops:
@@ -105,13 +117,30 @@ def read_case(
         prior_digest=source.digest,
         start=_start(planning, today, known),
         vouched=f"{vouched} (against: {'; '.join(doubts)})" if doubts else vouched,
-        doubts=tuple(f"of the prior: {note.text}" for note in odd if note.lost),
+        doubts=(
+            *(f"a person vouched against this: {doubt}" for doubt in dict.fromkeys(doubts)),
+            *(f"of the prior: {note.text}" for note in odd if note.lost),
+        ),
         notes=(
             *(note.text for note in odd),
             *(reference_notes(drawn, planning) if source is drawn else ()),
             *source.notes,
         ),
     )
+
+
+def _require_another_scan(planning_ct: Volume, cbct: Volume) -> None:
+    """Today's scan is another one than the one that was planned on.
+
+    Raises:
+        InputError: They share images.
+    """
+    if shared := instances(planning_ct) & instances(cbct):
+        raise InputError(
+            f"the CBCT given is the planning CT: they share {len(shared)} images",
+            uid=min(shared),
+            remedy="give today's scan: --cbct",
+        )
 
 
 def _require_patient(patient: Patient, scan: Volume, what: str) -> None:
@@ -143,10 +172,12 @@ def _home_by_images(
     drawn_on = source.referenced_sop_uids
     if source.frame_of_reference != frame or not drawn_on or drawn_on & here:
         return None
+    found = {}
     for registration in known:
         with contextlib.suppress(InputError, FrameMismatchError):
-            return registration.between_images(target=here, source=drawn_on, frame=frame)
-    return None
+            uid = registration.sop_instance_uid
+            found[uid] = registration.between_images(target=here, source=drawn_on, frame=frame)
+    return _agreed(found, _box_of(planning_ct))
 
 
 def _tie_of_prior(
@@ -158,7 +189,8 @@ def _tie_of_prior(
         FrameMismatchError: No registration ties the two frames; nobody can vouch for a place.
     """
     frame = planning_ct.frame_of_reference
-    tie = _tie(known, target_frame=frame, source_frame=prior.frame_of_reference)
+    near = _box_of(planning_ct)
+    tie = _tie(known, target_frame=frame, source_frame=prior.frame_of_reference, near=near)
     if tie is None:
         raise FrameMismatchError(
             "the prior is drawn in another frame of reference than the planning CT's",
@@ -186,6 +218,7 @@ def _start(
         known,
         target_frame=planning_ct.frame_of_reference,
         source_frame=cbct.frame_of_reference,
+        near=_box_of(planning_ct),
     )
 
 
@@ -193,10 +226,12 @@ def _between_images(
     known: Sequence[SpatialRegistration], planning_ct: Volume, cbct: Volume
 ) -> RigidTransform | None:
     """Where both scans state one frame: what a registration says of their images, if one does."""
+    found = {}
     for registration in known:
         with contextlib.suppress(InputError, FrameMismatchError):
-            return registration.between_scans(target=planning_ct, source=cbct)
-    return None
+            uid = registration.sop_instance_uid
+            found[uid] = registration.between_scans(target=planning_ct, source=cbct)
+    return _agreed(found, _box_of(planning_ct))
 
 
 def _require_useful(
@@ -227,11 +262,48 @@ def _require_useful(
 
 
 def _tie(
-    known: Sequence[SpatialRegistration], *, target_frame: str, source_frame: str
+    known: Sequence[SpatialRegistration],
+    *,
+    target_frame: str,
+    source_frame: str,
+    near: Float[np.ndarray, "n 3"],
 ) -> RigidTransform | None:
     if target_frame == source_frame:  # one UID for both scans is a claim, and no registration
         return None
-    for registration in known:
-        if {target_frame, source_frame} <= set(registration.frames):
-            return registration.between(target_frame=target_frame, source_frame=source_frame)
-    return None
+    found = {
+        registration.sop_instance_uid: registration.between(
+            target_frame=target_frame, source_frame=source_frame
+        )
+        for registration in known
+        if {target_frame, source_frame} <= set(registration.frames)
+    }
+    return _agreed(found, near)
+
+
+def _agreed(
+    found: Mapping[str, RigidTransform], near_xyz_mm: Float[np.ndarray, "n 3"]
+) -> RigidTransform | None:
+    """What registrations say of one tie, by their UIDs, if any does; the order does not matter.
+
+    Raises:
+        InputError: Two put the same point to different places.
+    """
+    said = sorted(found.items())
+    for uid, other in said[1:]:
+        first_uid, first = said[0]
+        apart_mm = np.abs(
+            first.inverse().apply(near_xyz_mm) - other.inverse().apply(near_xyz_mm)
+        ).max()
+        if apart_mm > SAME_PLACE_MM:
+            raise InputError(
+                f"two registrations contradict each other by up to {apart_mm:.1f} mm",
+                uid=f"{first_uid} and {uid}",
+                remedy="give the one that is right",
+            )
+    return said[0][1] if said else None
+
+
+def _box_of(scan: Volume) -> Float[np.ndarray, "8 3"]:
+    """The corners of a scan, LPS mm."""
+    corners = np.array(list(product(*((0, size - 1) for size in scan.grid.shape_zyx[::-1]))))
+    return scan.grid.world(corners)

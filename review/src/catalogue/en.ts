@@ -161,6 +161,7 @@ export const en = {
   "figure.spread_mm": "spread of answers, mm",
   "figure.identity_doubts": "doubts of identity",
   "figure.prior_in_view": "prior in view",
+  "figure.prior_shown": "prior shown by the scan",
   "figure.target_lncc": "likeness",
   "figure.target_lncc_by_body": "likeness by body",
   "figure.target_from_body_mm": "from body, mm",

@@ -163,6 +163,7 @@ export const zh: Texts = {
   "figure.spread_mm": "等优解的离散，mm",
   "figure.identity_doubts": "身份疑点",
   "figure.prior_in_view": "先验在视野内",
+  "figure.prior_shown": "图像中可见的先验",
   "figure.target_lncc": "相似度",
   "figure.target_lncc_by_body": "整体解相似度",
   "figure.target_from_body_mm": "与整体之差，mm",
