@@ -91,6 +91,7 @@ class Result:
 
 OnFile = Callable[[SentFile], None]
 OnStep = Callable[[str, float], None]
+OnWait = Callable[[str], None]
 
 
 def _nothing(*_: object) -> None:
@@ -106,6 +107,7 @@ class Client:
         timeout_s: Without a byte.
         verify: As httpx takes it: certificates to trust.
         sleep: Waits between tries.
+        on_wait: Hears before each such wait for whom and why, in a sentence.
 
     Raises:
         InputError: The key would go over the network in plain text.
@@ -119,6 +121,7 @@ class Client:
         timeout_s: float = 120.0,
         verify: Any = True,
         sleep: Callable[[float], None] = time.sleep,
+        on_wait: OnWait = _nothing,
     ) -> None:
         place = httpx.URL(url)
         if key and place.scheme != "https" and place.host not in ("127.0.0.1", "::1", "localhost"):
@@ -129,7 +132,9 @@ class Client:
         self._http = httpx.Client(
             base_url=url, headers=headers, timeout=timeout_s, verify=verify, follow_redirects=False
         )
+        self._place = place.netloc.decode("ascii")
         self._sleep = sleep
+        self._on_wait = on_wait
 
     def __enter__(self) -> Self:
         return self
@@ -328,6 +333,7 @@ class Client:
                     raise ServerAwayError(
                         "the server does not answer", remedy="look at it, then call this again"
                     ) from error
+                why = "does not answer"
             else:
                 if answer.status_code not in PASSING:
                     if answer.status_code >= 400 and not refusals:
@@ -339,7 +345,9 @@ class Client:
                         problem.get("cause") or f"the server answers {answer.status_code}",
                         remedy="call this again later: it goes on where it was",
                     )
+                why = f"answers {answer.status_code}"
                 wait_s = max(wait_s, _retry_after_s(answer))
+            self._on_wait(f"{self._place} {why}; trying again in {wait_s:g} s")
             self._sleep(wait_s)
         raise AssertionError("the last try returns or raises")
 

@@ -34,7 +34,7 @@ Most = Annotated[int, typer.Option(help="At most so many samples, evenly spread;
 Out = Annotated[Path, typer.Option(help="Folder for the results; new or empty.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many seeds.")]
 Where = Annotated[Device, typer.Option(help="Where to compute.")]
-Threads = Annotated[int, typer.Option(help="CPU threads; 0: as many as there are cores.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0: as many as there are cores.")]
 
 
 def evaluate(

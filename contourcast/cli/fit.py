@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from contourcast.cli.terminal import Device, chosen_device, progress
+from contourcast.imaging.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, help="Fit small networks on simulated patients.")
 
@@ -26,17 +27,17 @@ def fit_samples(
     from contourcast.training.curriculum import build_curriculum, read_curriculum
     from contourcast.training.samples import SampleSettings
 
+    k, n = _part(part)
     wanted = read_curriculum(curriculum, data)
-    first, _, of = part.partition("/")
     done = 0
     with progress() as tell:
 
         def told(name: str) -> None:
             nonlocal done
             done += 1
-            tell(name, done * int(of) / wanted.size)
+            tell(name, done * n / wanted.size)
 
-        build_curriculum(wanted, out, SampleSettings(), part=(int(first), int(of)), on_sample=told)
+        build_curriculum(wanted, out, SampleSettings(), part=(k, n), on_sample=told)
     typer.echo(f"{len(list(out.glob('*.npz')))} samples in {out}")
 
 
@@ -83,7 +84,7 @@ def fit_network(
     start: Annotated[
         Path | None, typer.Option(help="Model folder to begin with; new channels begin with zeros.")
     ] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads.")] = 1,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
 ) -> None:
     """Fit a Diff-UMamba on samples, or go on where the folder's last epoch ended."""
@@ -125,3 +126,11 @@ def fit_network(
     }
     made = export(trained, out / "model", training=facts)
     typer.echo(f"best validation DSC {trained.best.validation_dice:.3f}; {made.weights_sha256}")
+
+
+def _part(text: str) -> tuple[int, int]:
+    """``k/n`` as numbers."""
+    k, _, n = text.partition("/")
+    if not (k.isdecimal() and n.isdecimal() and int(k) < int(n)):
+        raise InputError(f"'{text}' is no part", remedy="k/n with 0 <= k < n, such as 0/2 and 1/2")
+    return int(k), int(n)

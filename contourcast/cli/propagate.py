@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from contourcast.service.outputs.report import Report
 
 REJECTED = 4
+DEMO_MARK = ".contourcast-demo"
 
 
 class FocusOption(StrEnum):
@@ -58,7 +59,9 @@ def propagate(
             "their references say otherwise. Recorded in the report."
         ),
     ] = "",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: as many as there are cores.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, help="CPU threads; 0: as many as there are cores.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json on stdout.")] = False,
 ) -> None:
     """Carry a ROI of the planning CT to one CBCT, by every method, with a report."""
@@ -128,6 +131,11 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("demo"),
 ) -> None:
     """Show the whole: a virtual patient, the main job on it, a table and pictures."""
+    mark = out / DEMO_MARK
+    if not mark.is_file():  # only what an earlier demo wrote is deleted
+        require_empty(out)
+    out.mkdir(parents=True, exist_ok=True)
+    mark.write_text("contourcast demo begins anew in this folder each time\n", "utf-8")
     for part in ("course", "run", "compared"):
         shutil.rmtree(out / part, ignore_errors=True)
     course = out / "course"

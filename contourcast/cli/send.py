@@ -49,6 +49,11 @@ def send(
         raise InputError("--wait and --out go together", remedy="name both, or none")
     if bool(roi) != bool(cbct):
         raise InputError("--roi and --cbct go together", remedy="name both, or none")
+    if (structures or method) and not roi:
+        raise InputError(
+            "--structures and --method are asked of one ROI, and none is named",
+            remedy="name --roi and --cbct too",
+        )
     request: dict[str, Any] | None = None
     if roi:
         given = {"roi": roi, "cbct": cbct, "structures": structures, "methods": method}
@@ -56,7 +61,7 @@ def send(
     key = key_file.read_text("utf-8").strip() if key_file else ""
     outcomes: dict[str, int] = {}
     results: list[Result] = []
-    with Client(server, key=key) as client, progress() as tell:
+    with Client(server, key=key, on_wait=_said_aloud) as client, progress() as tell:
 
         def on_file(file: SentFile) -> None:
             outcomes[file.outcome] = outcomes.get(file.outcome, 0) + 1
@@ -87,3 +92,8 @@ def send(
         raise typer.Exit(UNDONE)
     if any(result.verdict == "reject" for result in results):
         raise typer.Exit(REJECTED)
+
+
+def _said_aloud(sentence: str) -> None:
+    """On stderr: a script that waits for minutes should know for whom."""
+    typer.echo(f"contourcast: {sentence}", err=True)

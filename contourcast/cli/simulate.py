@@ -51,6 +51,11 @@ def simulate(
 ) -> None:
     """Make virtual patients and whole courses in DICOM, with the truth kept beside them."""
     require_empty(out)
+    if from_ct is None and (structures or roi or graft):
+        raise InputError(
+            "--structures, --roi and --graft are of a CT, and none is named",
+            remedy="name its folder: --from-ct",
+        )
     from contourcast.simulation.recipe import recipe_named
     from contourcast.training.cohort import Cohort, generate
 

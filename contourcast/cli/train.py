@@ -118,7 +118,9 @@ def train_run(
         ),
     ] = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: as many as there are cores.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, help="CPU threads; 0: as many as there are cores.")
+    ] = 0,
     plans: PlansName = "",
 ) -> None:
     """Train what was planned; the same command again goes on where a killed run left off."""

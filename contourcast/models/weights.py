@@ -35,6 +35,9 @@ CARD_FILE: Final = "card.json"
 MAX_WEIGHTS_BYTES: Final = 2**30
 MAX_HEADER_BYTES: Final = 2**22
 MAX_CARD_BYTES: Final = 2**20
+# Between which a model's grid is spaced: finer ones fill the memory, coarser ones miss the target.
+FINEST_MM: Final = 0.1
+COARSEST_MM: Final = 20.0
 # What a model can be shown, in this order: today's scan always; the carried prior; the planning CT,
 # carried like the prior; both once more, deformed onto today's scan (follow.py).
 KNOWN_CHANNELS: Final = ("cbct", "r_ct", "planning_ct", "followed_r_ct", "followed_planning_ct")
@@ -80,6 +83,11 @@ class Normalisation:
     sd_hu: float | None = None
 
     def __post_init__(self) -> None:
+        if not 0 <= self.lower_percentile < self.upper_percentile <= 100:  # nor with NaN
+            raise InputError(
+                f"normalisation: the percentiles {self.lower_percentile:g} and "
+                f"{self.upper_percentile:g} are not two of 0 to 100, the lower first"
+            )
         window = (self.lower_hu, self.upper_hu, self.mean_hu, self.sd_hu)
         stated = [value for value in window if value is not None and math.isfinite(value)]
         if len(stated) != (4 if self.kind == "ct" else 0):
@@ -173,7 +181,14 @@ def _plain_card(text: str | bytes) -> _PlainCard:
         raise WeightsError(
             f"the model card cannot be used: {error.cause}", file=CARD_FILE
         ) from error
-    if min(*plain.spacing_zyx_mm, *plain.patch_zyx) <= 0 or not 0 <= plain.margin_mm <= 500:
+    if not all(FINEST_MM <= mm <= COARSEST_MM for mm in plain.spacing_zyx_mm):  # nor with NaN
+        stated = ", ".join(f"{mm:g}" for mm in plain.spacing_zyx_mm)
+        raise WeightsError(
+            f"the model card states sizes that no image has: a spacing of {stated} mm, "
+            f"possible are {FINEST_MM:g} to {COARSEST_MM:g}",
+            file=CARD_FILE,
+        )
+    if min(plain.patch_zyx) <= 0 or not 0 <= plain.margin_mm <= 500:
         raise WeightsError("the model card states sizes that no image has", file=CARD_FILE)
     return plain
 

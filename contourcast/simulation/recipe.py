@@ -7,6 +7,7 @@ A pair named ``…_range`` is uniform between its ends; one named ``…_normal``
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -148,10 +149,10 @@ class Recipe:
     photons_log10_range: Pair = (4.2, 5.0)  # [O] for each detector pixel
 
     def __post_init__(self) -> None:
-        if self.difficulty < 0 or self.regression < 0:
+        if not (0 <= self.difficulty < math.inf and 0 <= self.regression < math.inf):
             raise InputError(
-                "difficulty and regression multiply: they cannot be negative",
-                remedy="give numbers from 0 up; 1 is the recipe as it stands",
+                "difficulty and regression multiply: they cannot be negative or without end",
+                remedy="give finite numbers from 0 up; 1 is the recipe as it stands",
             )
 
 

@@ -33,6 +33,7 @@ from contourcast.simulation.recipe import Recipe, Sampling
 from contourcast.training.statistics import estimate
 
 PUBLISHED_DICE: Final = {"translation": 0.552, "rigid": 0.569, "dir-t": 0.632, "dir-l": 0.666}
+SETTINGS_FILE: Final = "settings.json"
 FAILED: Final = "failed: "
 MOST_FAILED: Final = 0.2  # of the fractions; with more, nothing is calibrated on them
 
@@ -101,7 +102,7 @@ class Case:
 
 
 class ScoreBook:
-    """All scores so far, kept in a CSV file as they come."""
+    """All scores so far, kept in a CSV file as they come; beside it, what else they depend on."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -121,6 +122,41 @@ class ScoreBook:
                 method,
             )
         )
+
+    def require_same(self, cases: Sequence[Case], recipe: Recipe, sampling: Sampling) -> None:
+        """Refuses to go on with other patients or another recipe than the book began with.
+
+        A score is found again by CT, patient, week, method and the recipe's two multipliers; all
+        the rest that it depends on stands in ``settings.json``.
+
+        Raises:
+            InputError: They differ, or nobody wrote them down.
+        """
+        stated = {
+            "recipe": asdict(replace(recipe, difficulty=1.0, regression=1.0)),
+            "sampling": asdict(sampling),
+        }
+        for case in cases:
+            name = f"patient ({case.anatomy.name}, {case.patient}, week {case.week:g})"
+            stated[name] = {
+                "ct": case.anatomy.digest,
+                "seed": case.seed,
+                "number": case.number,
+            }
+        now = json.loads(json.dumps(stated))  # lists for tuples, as they come back from the file
+        path = self.path.with_name(SETTINGS_FILE)
+        before = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        other = [key for key, value in now.items() if before.get(key, value) != value]
+        if other or (self._scores and not before):
+            raise InputError(
+                f"the scores in this folder are of another {other[0]}"
+                if other
+                else "the scores in this folder do not tell of which recipe and patients they are",
+                file=path.name,
+                remedy="choose another folder: --out",
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(before | now, indent=1) + "\n", "utf-8")
 
     def add(self, scores: Iterable[Score]) -> None:
         """Remembers and writes down."""
@@ -158,6 +194,7 @@ def calibrate(
         The recipe with both multipliers.
 
     Raises:
+        InputError: The folder holds scores of other patients, or of another recipe.
         MethodError: DIR-L failed on too many fractions.
     """
     settings = settings or CalibrationSettings()
@@ -249,7 +286,11 @@ def score(
     """Fills the book with the scores that it lacks.
 
     Methods that ``networks`` names are drawn by those; the others are the product's own.
+
+    Raises:
+        InputError: The book holds scores of other patients, or of another recipe.
     """
+    book.require_same(cases, recipe, sampling)
     for n, case in enumerate(cases, 1):
         missing = [m for m in methods if book.find(case, recipe, m) is None]
         if not missing:

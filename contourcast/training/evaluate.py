@@ -53,6 +53,9 @@ class Lead:
     """A method against the reference; p values are corrected for the family they stand in.
 
     The family of a test is all methods compared by one metric against one target.
+
+    Attributes:
+        untested: Why nothing was compared; empty where it was.
     """
 
     target: str
@@ -64,6 +67,7 @@ class Lead:
     corrected_wilcoxon: float
     corrected_t_patients: float
     corrected_wilcoxon_patients: float
+    untested: str = ""
 
 
 def compare(
@@ -121,7 +125,13 @@ def evaluate(
         "versions": versions(),
         **(facts or {}),
         "methods": [
-            {"target": target, "method": method, "metric": metric, **asdict(_estimate(of, value))}
+            {
+                "target": target,
+                "method": method,
+                "metric": metric,
+                **asdict(_estimate(of, value)),
+                "not_defined": sum(value(row) is None for row in of),
+            }
             for target in TARGETS
             for method, of in _by_method(rows, target).items()
             for metric, value in TESTED.items()
@@ -134,6 +144,9 @@ def evaluate(
 
 def leads_over(rows: Sequence[Row], reference: str) -> list[Lead]:
     """Every other method against the reference, on the cases that both have.
+
+    A distance that one of the two has not on every such case, because it drew nothing, is not
+    compared: the mean over the others would reward who fails on the hard ones.
 
     Raises:
         InputError: The reference is not among the methods, or a case was measured twice.
@@ -148,19 +161,29 @@ def leads_over(rows: Sequence[Row], reference: str) -> list[Lead]:
     leads = []
     for target in TARGETS:
         by_method = _by_method(rows, target)
+        others = {
+            method: _pairs(of, by_method.get(reference, []))
+            for method, of in by_method.items()
+            if method != reference
+        }
         for metric, value in TESTED.items():
+            untested = {method: _untested(pairs, value) for method, pairs in others.items()}
             found = {
-                method: comparison
-                for method, of in by_method.items()
-                if method != reference
-                and (comparison := _compared(of, by_method.get(reference, []), value)).lead.cases
+                method: _compared([] if untested[method] else pairs, value)
+                for method, pairs in others.items()
             }
-            leads += _corrected(found, target=target, metric=metric, reference=reference)
+            found = {m: c for m, c in found.items() if c.lead.cases or untested[m]}
+            leads += _corrected(found, untested, target=target, metric=metric, reference=reference)
     return leads
 
 
 def _corrected(
-    found: Mapping[str, Comparison], *, target: str, metric: str, reference: str
+    found: Mapping[str, Comparison],
+    untested: Mapping[str, str],
+    *,
+    target: str,
+    metric: str,
+    reference: str,
 ) -> list[Lead]:
     t, w, t_patients, w_patients = (
         holm([getattr(comparison, name) for comparison in found.values()])
@@ -177,22 +200,35 @@ def _corrected(
             corrected_wilcoxon=w[n],
             corrected_t_patients=t_patients[n],
             corrected_wilcoxon_patients=w_patients[n],
+            untested=untested[method],
         )
         for n, (method, comparison) in enumerate(found.items())
     ]
 
 
-def _compared(
-    of: Sequence[Row], reference: Sequence[Row], value: Callable[[Row], float | None]
-) -> Comparison:
+def _pairs(of: Sequence[Row], reference: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """The rows of a method and of the reference, on the cases that both have."""
+    theirs = {row.case: row for row in reference}
+    return [(row, theirs[row.case]) for row in of if row.case in theirs]
+
+
+def _untested(pairs: Sequence[tuple[Row, Row]], value: Callable[[Row], float | None]) -> str:
+    """Why these are not compared by a metric: some cases have it, and others have not."""
+    known = [(value(mine) is not None, value(other) is not None) for mine, other in pairs]
+    lacking = sum(not all(both) for both in known)
+    if not lacking or not any(any(both) for both in known):
+        return ""
+    return f"not defined on {lacking} of {len(pairs)} CBCTs, where a contour is empty"
+
+
+def _compared(pairs: Sequence[tuple[Row, Row]], value: Callable[[Row], float | None]) -> Comparison:
     """On the cases where both are known."""
-    theirs = {row.case: value(row) for row in reference}
-    pairs = [
+    known = [
         (mine, other, row.patient)
-        for row in of
-        if (mine := value(row)) is not None and (other := theirs.get(row.case)) is not None
+        for row, theirs in pairs
+        if (mine := value(row)) is not None and (other := value(theirs)) is not None
     ]
-    return compared([p[0] for p in pairs], [p[1] for p in pairs], [p[2] for p in pairs])
+    return compared([k[0] for k in known], [k[1] for k in known], [k[2] for k in known])
 
 
 def methods_of(rows: Sequence[Row]) -> list[str]:
@@ -236,7 +272,8 @@ def table(rows: Sequence[Row]) -> str:
         lines += [
             f"Against the {target}: {len({r.case for r in chosen})} CBCTs of "
             f"{len({r.patient for r in chosen})} patients. "
-            "DSC as mean ± sd over CBCTs (95 % interval by patient).",
+            "DSC as mean ± sd over CBCTs (95 % interval by patient). Distances as mean (over so "
+            "many CBCTs: without a contour there is none).",
             "",
             "| method | DSC | IoU | HD95 mm | mean surface distance mm | surface Dice 1, 2, 3 mm "
             "| added path length mm | no contour | seconds |",
@@ -250,8 +287,8 @@ def table(rows: Sequence[Row]) -> str:
                 method,
                 _with_interval(_estimate(of, lambda r: r.dsc)),
                 _show(_mean([r.iou for r in of])),
-                _show(_mean([r.hd95_mm for r in of]), 1),
-                _show(_mean([r.msd_mm for r in of])),
+                _with_count([r.hd95_mm for r in of], 1),
+                _with_count([r.msd_mm for r in of], 2),
                 surface,
                 _show(_mean([r.added_path_length_mm for r in of]), 0),
                 str(sum(r.state != "drawn" for r in of)),
@@ -292,6 +329,9 @@ def leads_table(leads: Sequence[Lead]) -> str:
             )
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
+        left_out = [lead for lead in leads if lead.target == target and lead.untested]
+        lines += [f"- {of.metric} of {of.method} not compared: {of.untested}." for of in left_out]
+        lines += [""] if left_out else []
     return "\n".join(lines)
 
 
@@ -325,7 +365,7 @@ def strata_table(rows: Sequence[Row], reference: str) -> str:
 
 def _stratum(of: Sequence[Row], reference: Sequence[Row]) -> str:
     mean = _show(_mean([r.dsc for r in of]), 3)
-    lead = _compared(of, reference, lambda r: r.dsc).lead
+    lead = _compared(_pairs(of, reference), lambda r: r.dsc).lead
     return f"{mean} ({lead.mean:+.3f}, {lead.low:+.3f} to {lead.high:+.3f})" if lead.cases else mean
 
 
@@ -336,7 +376,7 @@ def boxes(rows: Sequence[Row], path: Path) -> None:
         ("Dice similarity coefficient", lambda r: r.dsc)
     ]
     if any(row.hd95_mm is not None for row in rows):
-        panels.append(("95 % Hausdorff distance, mm", lambda r: r.hd95_mm))
+        panels.append(("95 % Hausdorff distance where drawn, mm", lambda r: r.hd95_mm))
     figure, many = picture(columns=len(panels), height=0.9 + 0.42 * len(of), width=5.2)
     generator = np.random.default_rng(0)
     for axes, (title, value) in zip(many, panels, strict=True):
@@ -379,7 +419,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     found = {(*r.case, r.method): r for r in chosen}
     panels: list[tuple[Axes, Callable[[Row], float | None], str]] = [
         (left, lambda r: r.dsc, "Dice similarity coefficient"),
-        (middle, lambda r: r.hd95_mm, "95 % Hausdorff distance, mm"),
+        (middle, lambda r: r.hd95_mm, "95 % Hausdorff distance where drawn, mm"),
     ]
     for axes, value, title in panels:
         for case in cases:
@@ -428,6 +468,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _show(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _with_count(values: Sequence[float | None], digits: int) -> str:
+    """A mean beside how many are in it."""
+    known = sum(v is not None for v in values)
+    return f"{_show(_mean(values), digits)} ({known})" if known else "–"
 
 
 def _show_p(p: float) -> str:

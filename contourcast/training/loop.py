@@ -25,12 +25,14 @@ from contourcast.models.slicewise import on_volume
 from contourcast.models.weights import KNOWN_CHANNELS, Card, save_model
 from contourcast.training.augment import Augmentation, augment, centre_crop
 from contourcast.training.decay import decay_groups
+from contourcast.training.provenance import cohort_facts
 from contourcast.training.samples import Sample, SampleSettings
 
 STATE_FILE = "state.pt"
 LOG_FILE = "log.csv"
 CURVE_FILE = "curve.svg"
 SETTINGS_FILE = "settings.json"
+COHORTS = "cohorts"  # the settings' entry for the digests of the samples
 # Steps in a row whose loss is not finite before the run ends (NETWORKS §12).
 MAX_BAD_STEPS = 10
 
@@ -165,11 +167,12 @@ def train(
         on_epoch: Told of each epoch that has ended.
 
     Raises:
-        InputError: The folder holds a run with other settings.
+        InputError: The folder holds a run with other settings or on other samples.
         TrainingDivergedError: The loss was not finite ten steps in a row.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _keep_settings(folder, settings)
+    _keep_cohorts(folder, training=training, validation=validation)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
@@ -262,7 +265,7 @@ def best_so_far(folder: Path, settings: TrainSettings) -> Trained:
     network.load_state_dict(state["best"])
     log = tuple(Epoch(**row) for row in state["log"])
     draw_curve(folder / CURVE_FILE, log)
-    return Trained(network=network.eval(), settings=settings, log=log)
+    return Trained(network=network.to(settings.device).eval(), settings=settings, log=log)
 
 
 def export(trained: Trained, folder: Path, *, training: dict[str, Any]) -> Card:
@@ -445,11 +448,28 @@ def _keep_settings(folder: Path, settings: TrainSettings) -> None:
     path = folder / SETTINGS_FILE
     now = _plain(replace(settings, threads=0, device=""))
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
+    now |= {COHORTS: before[COHORTS]} if COHORTS in before else {}
     if before | {"epochs": settings.epochs} != now:
         raise InputError(
             "this folder holds a run with other settings", remedy="choose another folder"
         )
     path.write_text(json.dumps(now, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _keep_cohorts(folder: Path, **cohorts: Sequence[Sample]) -> None:
+    """Refuses to go on with other samples: one that was learned from may now stand in the test."""
+    path = folder / SETTINGS_FILE
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    now = {part: cohort_facts(samples)["digest"] for part, samples in cohorts.items()}
+    before = kept.get(COHORTS, {} if (folder / STATE_FILE).exists() else now)
+    if other := [part for part, digest in now.items() if before.get(part) != digest]:
+        raise InputError(
+            f"the run in this folder has other samples for {' and '.join(other)}",
+            file=f"{folder.name}/{SETTINGS_FILE}",
+            remedy="go on with the samples it began with, or choose another folder: --out",
+        )
+    plain = json.dumps(kept | {COHORTS: now}, indent=2, sort_keys=True)
+    path.write_text(plain + "\n", encoding="utf-8")
 
 
 def _keep_state(

@@ -96,7 +96,8 @@ def rows_of_runs(
         on_step: Told what is going on.
 
     Raises:
-        InputError: No run, no truth for a run, or two truths that differ for one CBCT.
+        InputError: No run, a damaged report, no truth for a run, or two truths that differ for
+            one CBCT.
     """
     folders = sorted({report.parent for run in runs for report in run.rglob("report.json")})
     if not folders:
@@ -291,10 +292,21 @@ def _measured(run: Path, truths: dict[str, Known]) -> list[Row]:
     """The rows of one run.
 
     Raises:
-        InputError: Nobody knows the truth of this CBCT.
+        InputError: Its report is damaged, or nobody knows the truth of this CBCT.
     """
-    report = json.loads((run / "report.json").read_text("utf-8"))
-    series_uid = report["cbct"]["series_instance_uid"]
+    try:
+        report = json.loads((run / "report.json").read_text("utf-8"))
+        series_uid, verdict = report["cbct"]["series_instance_uid"], report["verdict"]
+        stated = [
+            [method[key] for key in ("method", "roi_name", "state", "seconds")]
+            for method in report["methods"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            "this is no whole report of a run",
+            file=f"{run.name}/report.json",
+            remedy="run propagate again, or leave this folder out",
+        ) from error
     if series_uid not in truths:
         raise InputError(
             "the truth of this run's CBCT is not known",
@@ -307,18 +319,18 @@ def _measured(run: Path, truths: dict[str, Known]) -> list[Row]:
     proposals = read_structure_set(run / "RS.dcm")
     return [
         _row(
-            agreement(_proposal(proposals, method["roi_name"], reference), reference),
+            agreement(_proposal(proposals, roi_name, reference), reference),
             patient=known.patient,
             fraction=known.fraction,
-            method=method["method"],
+            method=method,
             target=target,
-            state=method["state"],
-            verdict=report["verdict"],
+            state=state,
+            verdict=verdict,
             visible_share=truth.visible_share,
-            seconds=method["seconds"],
+            seconds=seconds,
         )
         for target, reference in zip(TARGETS, (truth.label, truth.anatomical), strict=True)
-        for method in report["methods"]
+        for method, roi_name, state, seconds in stated
     ]
 
 

@@ -8,10 +8,12 @@ and how much of each voxel the label fills.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float
@@ -153,30 +155,37 @@ def load_samples(folder: Path) -> tuple[Sample, ...]:
     """All samples of a folder, by name.
 
     Raises:
-        InputError: There is none, or one lacks a part.
+        InputError: There is none, or one lacks a part or is damaged.
     """
-    samples = []
-    for path in sorted(folder.glob("*.npz")):
-        with np.load(path, allow_pickle=False) as file:
+    samples = [_load_sample(path) for path in sorted(folder.glob("*.npz"))]
+    if not samples:
+        raise InputError(
+            "the folder holds no samples", remedy="make them first: contourcast fit samples"
+        )
+    return tuple(samples)
+
+
+def _load_sample(path: Path) -> Sample:
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if missing := [key for key in ARRAYS if key not in file]:
                 raise InputError(
                     f"the sample has no {missing[0]}: an earlier version made it",
                     file=path.name,
                     remedy="make the samples again: contourcast fit samples",
                 )
-            samples.append(
-                Sample(
-                    name=path.stem,
-                    patient=str(file["patient"]),
-                    ct=str(file["ct"]),
-                    **{key: file[key] for key in ARRAYS},
-                )
+            return Sample(
+                name=path.stem,
+                patient=str(file["patient"]),
+                ct=str(file["ct"]),
+                **{key: file[key] for key in ARRAYS},
             )
-    if not samples:
+    except (BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            "the folder holds no samples", remedy="make them first: contourcast fit samples"
-        )
-    return tuple(samples)
+            "the sample is damaged",
+            file=path.name,
+            remedy="delete it and make it again: contourcast fit samples",
+        ) from error
 
 
 def split(

@@ -45,7 +45,7 @@ class Comparison:
 
     Attributes:
         lead: Of the method over the reference.
-        p_t: Two-sided paired t test over cases; NaN with fewer than two.
+        p_t: Two-sided paired t test over cases; NaN where `paired_t` has none.
         p_wilcoxon: Two-sided Wilcoxon signed-rank test over cases, zero differences left out.
         p_t_patients: The t test over patients' mean differences.
         p_wilcoxon_patients: Wilcoxon's test over patients' mean differences.
@@ -110,11 +110,15 @@ def compared(
 
 
 def paired_t(leads: np.ndarray) -> float:
-    """Two-sided p of a paired t test on differences; NaN for fewer than two."""
+    """Two-sided p of a paired t test on differences.
+
+    NaN for fewer than two, and where all are the same: t would be infinite, and two patients with
+    one lead would be certainty. Where all are zero nothing is told apart.
+    """
     if leads.size < 2:
         return float("nan")
     if leads.std() <= ROUNDING * np.abs(leads).max():
-        return 1.0 if not leads.any() else 0.0
+        return float("nan") if leads.any() else 1.0
     return float(stats.ttest_1samp(leads, 0.0).pvalue)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from contourcast.imaging.errors import MethodError
-from contourcast.simulation.recipe import CLINIC_1
+from contourcast.imaging.errors import InputError, MethodError
+from contourcast.simulation.recipe import CLINIC_1, SMOOTH, Recipe
 from contourcast.training import calibrate as calibration
 from contourcast.training.calibrate import (
     CalibrationSettings,
@@ -79,6 +79,31 @@ def test_scores_are_found_again_by_a_run_that_goes_on(tmp_path: Path) -> None:
     assert back == _score(case, dice=0.625)
     harder = replace(CLINIC_1, difficulty=1.5)
     assert ScoreBook(tmp_path / "scores.csv").find(case, harder, "rigid") is None
+
+
+@pytest.mark.parametrize(
+    ("recipe", "seed", "named"),
+    [
+        (replace(SMOOTH, difficulty=CLINIC_1.difficulty), 11, "of another recipe"),
+        (CLINIC_1, 12, r"of another patient \(.*, 0, week 3\)"),
+    ],
+)
+def test_scores_of_others_are_not_gone_on_with(
+    tmp_path: Path, recipe: Recipe, seed: int, named: str
+) -> None:
+    path = tmp_path / "scores.csv"
+    cases = cases_of([tiny_thorax()], CalibrationSettings(seed=11))
+    book = ScoreBook(path)
+    book.require_same(cases[:1], CLINIC_1, TINY)
+    book.add([_score(cases[0])])
+    others = cases_of([tiny_thorax()], CalibrationSettings(seed=seed))
+    with pytest.raises(InputError, match=named):
+        calibration.score(ScoreBook(path), others, recipe, TINY, ("rigid",), lambda *_: None)
+    harder = replace(CLINIC_1, difficulty=1.5)  # what is searched for, so more of them come
+    ScoreBook(path).require_same(cases, harder, TINY)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(InputError, match="do not tell of which recipe"):
+        ScoreBook(path).require_same(cases, CLINIC_1, TINY)
 
 
 def test_a_method_that_fails_too_often_is_not_calibrated_on(tmp_path: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from contourcast import client
 from contourcast.cli import app
 from support.course import CourseFiles, make_course
 
@@ -84,3 +87,78 @@ def test_an_output_folder_with_other_files_is_refused(course: CourseFiles, tmp_p
 def test_errors_name_no_patient(course: CourseFiles, tmp_path: Path) -> None:
     refused = propagate(course, tmp_path / "out", roi="nobody")
     assert "ZZQQ" not in refused.stderr + refused.stdout
+
+
+class TestDemo:
+    @pytest.fixture(autouse=True)
+    def quick(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each step leaves but a file."""
+
+        def leaves(folder: Path) -> None:
+            folder.mkdir()
+            (folder / "made").touch()
+
+        commands = import_module("contourcast.cli.propagate")  # the package has a command so named
+        monkeypatch.setattr(commands, "simulate", lambda *, out, **_: leaves(out))
+        monkeypatch.setattr(commands, "propagate", lambda *, out, **_: leaves(out))
+        monkeypatch.setattr(commands, "compare", lambda runs, *, truth, out: leaves(out))
+
+    def test_what_others_put_there_is_never_deleted(self, tmp_path: Path) -> None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "thesis.txt").write_text("years of work")
+        refused = CliRunner().invoke(app, ["demo", f"--out={tmp_path}"])
+        assert refused.exit_code == 2
+        assert "not empty" in refused.stderr
+        assert [p.name for p in tmp_path.rglob("*")] == ["run", "thesis.txt"]
+
+    def test_it_may_be_shown_again(self, tmp_path: Path) -> None:
+        for _ in range(2):
+            done = CliRunner().invoke(app, ["demo", f"--out={tmp_path / 'demo'}"])
+            assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [["--structures=rs.dcm", "--roi=GTV"], ["--roi=GTV"], ["--graft"]],
+)
+def test_a_tumour_of_no_ct_is_refused(tmp_path: Path, asked: list[str]) -> None:
+    refused = CliRunner().invoke(app, ["simulate", f"--out={tmp_path / 'out'}", *asked])
+    assert refused.exit_code == 2
+    assert "--from-ct" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("asked", [["--structures=1.2"], ["--method=rigid"]])
+def test_what_is_asked_of_no_roi_is_not_sent(tmp_path: Path, asked: list[str]) -> None:
+    (tmp_path / "a.dcm").touch()
+    refused = CliRunner().invoke(app, ["send", str(tmp_path), *asked])
+    assert refused.exit_code == 2
+    assert "--roi and --cbct" in refused.stderr
+
+
+def test_who_waits_for_a_service_is_told_for_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "TRIES", 2)
+    monkeypatch.setattr(client, "FIRST_WAIT_S", 0.01)
+    (tmp_path / "a.dcm").touch()
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    away = CliRunner().invoke(app, ["send", str(tmp_path), f"--server=http://127.0.0.1:{port}"])
+    assert away.exit_code == 1
+    assert f"127.0.0.1:{port} does not answer; trying again in 0.01 s" in away.stderr
+
+
+def test_fewer_threads_than_none_are_refused(course: CourseFiles, tmp_path: Path) -> None:
+    refused = propagate(course, tmp_path / "out", "--threads=-3")
+    assert refused.exit_code == 2
+    assert "--threads" in refused.stderr
+
+
+@pytest.mark.parametrize("part", ["x/y", "0/0", "2/2", "-1/2", "1"])
+def test_a_part_that_is_none_is_refused(tmp_path: Path, part: str) -> None:
+    asked = [f"--curriculum={tmp_path}", f"--data={tmp_path}", f"--out={tmp_path}"]
+    refused = CliRunner().invoke(app, ["fit", "samples", *asked, f"--part={part}"])
+    assert refused.exit_code == 2
+    assert f"'{part}' is no part" in refused.stderr
+    assert refused.stderr.count("\n") == 1

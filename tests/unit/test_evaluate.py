@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,7 +100,8 @@ class TestTruths:
 
     def run(self, folder: Path) -> Path:
         folder.mkdir()
-        (folder / "report.json").write_text('{"cbct": {"series_instance_uid": "1.2.9"}}')
+        report = {"cbct": {"series_instance_uid": "1.2.9"}, "verdict": "look", "methods": []}
+        (folder / "report.json").write_text(json.dumps(report))
         return folder
 
     def test_two_that_differ_for_one_cbct_are_refused(self, tmp_path: Path) -> None:
@@ -115,6 +117,13 @@ class TestTruths:
         here, copy = (self.known(tmp_path / name, week=3) for name in ("here", "copy"))
         with pytest.raises(InputError, match="the truth of this run's CBCT is not known"):
             rows_of_runs([self.run(tmp_path / "run")], [here, copy, here / "patient-001"])
+
+    @pytest.mark.parametrize("text", ["{}", "[]", '{"cbct": {"series_inst'])
+    def test_a_report_that_is_not_whole_is_refused(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "report.json").write_text(text)
+        with pytest.raises(InputError, match=r"no whole report of a run; run/report\.json; run"):
+            rows_of_runs([tmp_path / "run"], [tmp_path])
 
 
 class TestTests:
@@ -140,6 +149,31 @@ class TestTests:
         found = {lead.method: lead for lead in leads_over(rows, "rigid") if lead.metric == "dsc"}
         assert found["dir-l"].found.lead.cases == 7
         assert found["mine"].found.lead.cases == 8
+
+    def test_a_distance_that_failures_lack_is_not_compared(self) -> None:
+        """Who draws nothing on the hard cases must not win the mean over the easy ones."""
+        rows = [
+            replace(row(f"p{n}", method, dsc), hd95_mm=hd95_mm)
+            for n in range(10)
+            for method, dsc, hd95_mm in (
+                ("rigid", 0.6 if n % 2 else 0.8, 12.0 if n % 2 else 4.0 + n / 10),
+                ("fails", 0.0 if n % 2 else 0.8, None if n % 2 else 3.5 + n / 10),
+                ("mine", 0.7, 5.0 + n),
+            )
+        ]
+        leads = leads_over(rows, "rigid")
+        found = {lead.method: lead for lead in leads if lead.metric == "hd95_mm"}
+        assert found["mine"].found.lead.cases == 10
+        assert found["mine"].untested == ""
+        assert found["fails"].found.lead.cases == 0
+        assert math.isnan(found["fails"].corrected_t_patients)
+        assert "not defined on 5 of 10 CBCTs" in found["fails"].untested
+        assert f"hd95_mm of fails not compared: {found['fails'].untested}" in leads_table(leads)
+        cells = {
+            line.split("|")[1].strip(): line.split("|") for line in table(rows).splitlines()[4:-1]
+        }
+        assert cells["fails"][4].strip() == "3.9 (5)"
+        assert cells["rigid"][4].strip() == "8.2 (10)"
 
     def test_p_is_corrected_within_one_metric_and_target(self) -> None:
         leads = [lead for lead in leads_over(self.rows(), "rigid") if lead.metric == "dsc"]

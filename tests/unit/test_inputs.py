@@ -117,11 +117,11 @@ def test_registrations_that_contradict_each_other_are_refused_in_any_order(
             case_of(course, prior_structures=prior, registrations=given)
         with pytest.raises(InputError, match="contradict each other"):
             case_of(course, registrations=given)
-    places = [
+    first, second = (
         case_of(course, prior_structures=prior, registrations=given).prior.loops[0].points_xyz_mm
         for given in ([one, same], [same, one])
-    ]
-    assert np.array_equal(*places), "the order says nothing"
+    )
+    assert np.array_equal(first, second), "the order says nothing"
 
 
 def test_the_planning_ct_is_not_todays_scan(course: CourseFiles) -> None:

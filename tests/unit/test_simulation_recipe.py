@@ -25,6 +25,14 @@ def test_negative_multipliers_are_refused() -> None:
         recipe_named("clinic-1", regression=-1.0)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_multipliers_that_are_not_finite_are_refused(value: float) -> None:
+    with pytest.raises(InputError, match="finite numbers"):
+        recipe_named("clinic-1", difficulty=value)
+    with pytest.raises(InputError, match="finite numbers"):
+        recipe_named("clinic-1", regression=value)
+
+
 def test_multipliers_multiply_those_of_the_recipe() -> None:
     found = recipe_named("clinic-1", difficulty=2.0, regression=0.5)
     assert found.difficulty == 2.0 * CLINIC_1.difficulty

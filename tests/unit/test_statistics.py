@@ -72,8 +72,9 @@ class TestPaired:
     def test_equal_methods_are_not_told_apart(self) -> None:
         assert paired_t(np.zeros(5)) == wilcoxon(np.zeros(5)) == 1.0
 
-    def test_the_same_lead_everywhere_is_certain_and_no_warning(self) -> None:
-        assert paired_t(np.full(5, 0.1)) == 0.0
+    @pytest.mark.parametrize("leads", [np.full(5, 0.1), np.array([0.61, 0.71]) - [0.6, 0.7]])
+    def test_the_same_lead_everywhere_has_no_t_and_no_warning(self, leads: np.ndarray) -> None:
+        assert math.isnan(paired_t(leads))
 
     def test_one_pair_has_no_test(self) -> None:
         assert math.isnan(paired_t(np.array([0.1])))

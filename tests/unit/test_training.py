@@ -116,6 +116,26 @@ class TestSamples:
         for name in ARRAYS:
             assert np.allclose(getattr(read, name), getattr(samples[0], name), atol=0.02)
 
+    @pytest.mark.parametrize("keep", [0, 20, 0.5, 0.99])
+    def test_a_cut_samples_file_is_refused(
+        self, samples: tuple[Sample, ...], tmp_path: Path, keep: float
+    ) -> None:
+        path = save_sample(tmp_path, samples[0])
+        data = path.read_bytes()
+        path.write_bytes(data[: int(keep if keep > 1 else keep * len(data))])
+        with pytest.raises(InputError, match=f"the sample is damaged; {path.name}"):
+            load_samples(tmp_path)
+
+    def test_a_samples_file_with_other_bytes_is_refused(
+        self, samples: tuple[Sample, ...], tmp_path: Path
+    ) -> None:
+        path = save_sample(tmp_path, samples[0])
+        data = bytearray(path.read_bytes())
+        data[len(data) // 3 : len(data) // 2] = b"x" * (len(data) // 2 - len(data) // 3)
+        path.write_bytes(data)
+        with pytest.raises(InputError, match="the sample is damaged"):
+            load_samples(tmp_path)
+
     def test_an_older_samples_file_is_refused(
         self, samples: tuple[Sample, ...], tmp_path: Path
     ) -> None:
@@ -420,6 +440,24 @@ class TestRun:
             train(samples[:1], samples[1:2], replace(quick, seed=2), tmp_path)
         with pytest.raises(InputError, match="no epoch"):
             best_so_far(tmp_path / "empty", quick)
+
+    def test_other_samples_do_not_go_on(self, samples: tuple[Sample, ...], tmp_path: Path) -> None:
+        """Or what a run learned from could be what it is measured on."""
+        quick = replace(SETTINGS, epochs=1, steps_per_epoch=1)
+        train(samples[:1], samples[1:2], quick, tmp_path / "run")
+        with pytest.raises(InputError, match=r"for training; run/settings\.json"):
+            train(samples[2:3], samples[1:2], quick, tmp_path / "run")
+        with pytest.raises(InputError, match="other samples for validation"):
+            train(samples[:1], samples[2:3], quick, tmp_path / "run")
+        train(samples[:1], samples[1:2], quick, tmp_path / "run")
+
+    def test_the_best_network_lies_where_the_settings_say(
+        self, samples: tuple[Sample, ...], tmp_path: Path
+    ) -> None:
+        quick = replace(SETTINGS, epochs=1, steps_per_epoch=1)
+        train(samples[:1], samples[1:2], quick, tmp_path)
+        found = best_so_far(tmp_path, replace(quick, device="meta"))
+        assert {p.device.type for p in found.network.parameters()} == {"meta"}
 
     def test_numbers_that_are_not_finite_are_skipped_and_ten_in_a_row_end_the_run(
         self, samples: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

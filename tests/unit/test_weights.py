@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 import struct
 from collections.abc import Callable
@@ -109,6 +110,15 @@ class TestCard:
             (lambda c: c.update(network="diff-unamba"), "nearest is 'diff-umamba'"),
             (lambda c: c.update(format=2), "format"),
             (lambda c: c.update(patch_zyx=[0, 1, 1]), "sizes"),
+            (lambda c: c.update(spacing_zyx_mm=[1e-3] * 3), "spacing of 0.001, 0.001, 0.001 mm"),
+            (lambda c: c.update(spacing_zyx_mm=[2.0, math.nan, 2.0]), "spacing"),
+            (lambda c: c.update(spacing_zyx_mm=[math.inf] * 3), "spacing"),
+            (lambda c: c["normalisation"].update(lower_percentile=-5.0), "percentiles -5 and 99"),
+            (lambda c: c["normalisation"].update(lower_percentile=math.nan), "percentiles"),
+            (
+                lambda c: c["normalisation"].update(lower_percentile=99.0, upper_percentile=1.0),
+                "percentiles 99 and 1",
+            ),
             (lambda c: c["normalisation"].update(kind="ct"), "normalisation.kind"),
             (lambda c: c["normalisation"].update(kind="mr"), "normalisation.kind"),
             (lambda c: c["normalisation"].update(lower_hu=-1e3), "no numbers of HU"),
