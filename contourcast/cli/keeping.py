@@ -30,6 +30,8 @@ def rebuild(data: Data = None) -> None:
     typer.echo(", ".join(f"{name} {number}" for name, number in found.rows.items()))
     for key, why in found.unread:
         typer.echo(f"not read: {key}: {why}", err=True)
+    for key in found.unsigned:
+        typer.echo(f"left out: {key}: written to be signed, and no decision tells of it", err=True)
     for propagation in found.orphans:
         typer.echo(f"results without their order: {propagation}; ask for it again", err=True)
 

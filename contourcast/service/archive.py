@@ -24,6 +24,7 @@ from contourcast.imaging.source import Patient
 from contourcast.service.index.database import Index
 from contourcast.service.index.tables import arrival, instance, series
 from contourcast.service.intake.conflicts import dispute
+from contourcast.service.intake.rematching import turn_of
 from contourcast.service.problems import ConflictError
 from contourcast.service.store.blobs import Dated, fetch_all
 from contourcast.service.store.disk import require_space
@@ -119,6 +120,7 @@ class Archive:
 
         Raises:
             DiskFullError: One is.
+            StoreError: One cannot be reached.
         """
         for folder in self.disks:
             require_space(folder, self._reserve_bytes)
@@ -271,6 +273,10 @@ class Archive:
         self, index: Connection, judged: Sequence[tuple[Staged, Outcome, str]], sent: Sent
     ) -> None:
         """What came, how it was judged, and the series that it belongs to."""
+        disputed = {f.header.sop_instance_uid: uid for f, o, uid in judged if o == "conflict"}
+        if disputed:  # in one order, so that no two wait for each other
+            for key in sorted(_patients(index, set(disputed.values()))):
+                self.index.in_turn(index, turn_of(key))
         at = self.index.now(index).isoformat()
         index.execute(
             arrival.insert(),
@@ -287,7 +293,6 @@ class Archive:
                 for file, outcome, series_uid in judged
             ],
         )
-        disputed = {f.header.sop_instance_uid: uid for f, o, uid in judged if o == "conflict"}
         if disputed:
             dispute(index, series_uids=set(disputed.values()), sop_uids=set(disputed))
         self._note_series(index, [f for f, o, _ in judged if o == "stored"], sent, at)
@@ -538,6 +543,11 @@ def _counts(index: Connection, uids: Sequence[str]) -> dict[str, tuple[int, int,
             frames | {row.frame_of_reference},
         )
     return found
+
+
+def _patients(index: Connection, uids: Collection[str]) -> set[str]:
+    """The keys of those whose series these are."""
+    return set(index.execute(select(series.c.patient_key).where(series.c.uid.in_(uids))).scalars())
 
 
 def _conflicts(index: Connection, uids: Sequence[str]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from threading import Semaphore
 from typing import Any
@@ -17,15 +18,15 @@ from contourcast.service.doors import ArchiveDoor, NodeDoor
 from contourcast.service.index.database import Index
 from contourcast.service.pacs.destinations import DicomWebDestination
 from contourcast.service.pacs.node import Node, Sender
-from contourcast.service.pacs.outbox import DeliveryState
+from contourcast.service.pacs.outbox import LONGEST_WAIT_S, DeliveryState
 from contourcast.service.pacs.scu import Peer
 from contourcast.service.problems import PeerError
 from contourcast.service.settings import ServiceSettings
 from support.dicom_factory import make_ct_series
 from support.dimse import AET, LINAC, LOOPBACK, node
-from support.outgoing import KeepsWhatItGets, make_results, outgoing
+from support.outgoing import KeepsWhatItGets, make_results, outgoing, stowed
 from support.records import looking_into
-from support.stub import stub
+from support.stub import Asked, Says, stub
 
 KEPT = ("what", "who", "address", "action", "objects", "outcome", "detail")
 
@@ -88,6 +89,43 @@ def test_what_is_pulled_from_an_archive_is_a_row(tmp_path: Path) -> None:
             door.take(ct.paths, source="pacs")
         row = ("import", "archive:pacs", "", "pull", [ct.series_uid], "success")
         assert told(records.index, "pull") == [(*row, "stored"), (*row, "already")]
+
+
+class TakesTheFirst(KeepsWhatItGets):
+    """Keeps and names one of the files that it gets, until it is well."""
+
+    well = False
+
+    def __call__(self, asked: Asked) -> Says:
+        if asked.method != "POST" or self.well:
+            return super().__call__(asked)
+        uid, content = next(iter(stowed(asked).items()))
+        self.kept[uid] = content
+        told = {"00081199": {"vr": "SQ", "Value": [{"00081155": {"vr": "UI", "Value": [uid]}}]}}
+        return Says(body=json.dumps(told).encode())
+
+
+def test_what_is_delivered_in_part_is_a_row_once_and_another_when_all_is_there(
+    tmp_path: Path,
+) -> None:
+    results, keeps = make_results(tmp_path / "results"), TakesTheFirst()
+    sent = [read_header(results / n).sop_instance_uid for n in ("RS.dcm", "REG.dcm")]
+    row = ("export", "archive:pacs", "", "deliver")
+    with stub(keeps) as pacs:
+        to = DicomWebDestination(name="pacs", url=pacs.url, timeout_s=5)
+        with outgoing(tmp_path / "house", [to]) as house:
+            house.finish(results=results)
+            for tries in (1, 2, 3):
+                house.run_due()
+                house.clock.turn(LONGEST_WAIT_S)
+                assert house.one("pacs").attempts == tries
+                partly = (*row, ["p1", sent[0]], "failed", "")
+                assert told(house.records.index, "deliver") == [partly]
+            keeps.well = True
+            house.run_due()
+            assert house.one("pacs").state is DeliveryState.DELIVERED
+            whole = (*row, ["p1", *sent], "success", "")
+            assert told(house.records.index, "deliver") == [partly, whole]
 
 
 def test_what_is_delivered_is_a_row_and_what_is_not_is_none(tmp_path: Path) -> None:

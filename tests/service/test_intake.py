@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
+import threading
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,13 +14,13 @@ from typing import Any, Literal
 
 import pydicom
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 
 from contourcast.imaging.dicom.instance import CT_IMAGE
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import InputError
 from contourcast.service.archive import Sent
-from contourcast.service.index.database import now
+from contourcast.service.index.database import Index, now
 from contourcast.service.index.tables import course, fraction, instance, notice, revision, series
 from contourcast.service.ingest import take_files
 from contourcast.service.intake import fractions
@@ -32,10 +34,12 @@ from contourcast.service.jobs.propagations import Job
 from contourcast.service.jobs.steps import Steps
 from contourcast.service.pacs.notices import Notices
 from contourcast.service.problems import ConflictError, ForbiddenTransitionError, StoreError
-from contourcast.service.records import Records
+from contourcast.service.records import Records, open_records
 from contourcast.service.review.decisions import Reviews
 from contourcast.service.settings import ServiceSettings
+from support.postgres import postgres
 from support.records import looking_into
+from support.rows import add
 from support.treatment import Treatment, make_treatment
 
 LATER = timedelta(seconds=20)
@@ -545,6 +549,33 @@ def test_a_file_that_the_store_lost_is_left_out_until_it_comes_again(
     assert first.fractions[0].series_uid in department.jobs(), "nothing was remembered as lost"
 
 
+def test_a_structure_set_that_was_lost_is_no_reason_to_take_an_older_one(
+    department: Department, patients: tuple[Treatment, Treatment], tmp_path: Path
+) -> None:
+    patient, (cbct, *_) = patients[0], patients[0].fractions
+    dataset = pydicom.dcmread(patient.structures)
+    newer = pydicom.uid.UID(f"{dataset.SOPInstanceUID}.9")
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = newer
+    dataset.SeriesInstanceUID = f"{dataset.SeriesInstanceUID}.9"
+    dataset.StructureSetDate = dataset.ReviewDate = "20251220"
+    dataset.ReviewTime, dataset.ReviewerName = "100000", "Someone"
+    dataset.ApprovalStatus = "APPROVED"
+    dataset.save_as(drawn := tmp_path / "newer.dcm")
+    department.send([*patient.plan_paths, drawn])
+    kept = department.records.archive.instance(newer)
+    assert kept is not None
+    department.records.archive.path(kept).write_bytes(b"damaged")
+    department.send(cbct.paths)
+    department.wait()
+    assert not department.jobs()
+    question = open_questions(department)[cbct.series_uid]
+    assert (question["question"], question["missing"]) == ("structure_set", [newer])
+    assert "were lost" in question["why"]
+    department.send([drawn])
+    department.wait()
+    assert department.jobs()[cbct.series_uid].order["structures"]["sop_uid"] == newer
+
+
 def test_a_fault_in_matching_one_series_is_no_fault_of_the_next(
     department: Department,
     patients: tuple[Treatment, Treatment],
@@ -601,6 +632,43 @@ def test_many_that_cannot_be_matched_yet_hold_up_no_other(
     for _ in range(3):
         department.fractions.look()
     assert len(department.jobs()) == 3
+
+
+def test_what_is_put_off_does_not_grow_without_end(
+    department: Department, patients: tuple[Treatment, Treatment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fractions, "AT_A_LOOK", 2)
+    monkeypatch.setattr(fractions, "PUT_OFF_AT_MOST", 3)
+    index = department.records.index
+    for number in range(9):  # of series whose times cannot be read
+        uid = f"1.9.{number}"
+        add(index, series, uid=uid, modality="CT", state="whole", patient_key="another")
+        add(index, revision, id=uid, series_uid=uid, number=1, made_at=str(number))
+    department.send([*patients[0].plan_paths, *patients[0].fractions[0].paths])
+    department.arriving.look(now() + LATER)
+    evidence = department.fractions.evidence
+    with monkeypatch.context() as patch:
+        patch.setattr(evidence, "of_series", lambda *_: 1 / 0)
+        for _ in range(9):
+            department.fractions.look()
+        assert len(department.fractions._put_off) == 4
+    monkeypatch.setattr(fractions, "time", SimpleNamespace(monotonic=lambda: math.inf))
+    for _ in range(9):
+        department.fractions.look()
+    assert not department.fractions._put_off
+    assert set(department.jobs()) == {patients[0].fractions[0].series_uid}
+
+
+def test_arrivals_are_looked_for_by_an_index_that_old_tables_get(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'index.sqlite3'}"
+    with contextlib.closing(Index(url)) as old, old.write() as at:
+        at.execute(text("DROP INDEX arrival_by_series"))
+    with contextlib.closing(Index(url)) as index, index.read() as at:
+        query = Fractions._open_again(lambda one: one.not_in(()))
+        told = query.compile(index.engine, compile_kwargs={"literal_binds": True})
+        plan = [row.detail for row in at.execute(text(f"EXPLAIN QUERY PLAN {told}"))]
+    (looked,) = (step for step in plan if "arrival" in step)
+    assert "INDEX arrival_by_series (series_uid=?)" in looked, plan
 
 
 def test_many_older_open_questions_keep_none_from_settling_by_itself(
@@ -668,6 +736,22 @@ def test_an_answer_is_not_erased_by_a_worker_that_looked_before_it(
         assert row.state == "matched"
         assert [given["by"] for given in row.answers_json] == ["somebody"]
         assert set(department.jobs()) == {cbct.series_uid}
+
+
+def test_of_two_answers_to_one_question_the_second_is_told(
+    department: Department, patients: tuple[Treatment, Treatment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    department.send(patients[0].fractions[0].paths)
+    department.wait()
+    (asked,) = department.rows(fraction)
+    none = Answer(question="planning_ct", choice=("none",))
+    first, second = Department(department.records), Department(department.records)
+    monkeypatch.setattr(first.fractions, "match", lambda revision_id: False)  # it still reads
+    first.fractions.answer(asked.revision_id, none, by="first")
+    with pytest.raises(ConflictError, match="just now"):
+        second.fractions.answer(asked.revision_id, none, by="second")
+    (row,) = department.rows(fraction)
+    assert [given["by"] for given in row.answers_json] == ["first"]
 
 
 def test_an_answer_is_followed_though_whoever_took_it_died(
@@ -739,3 +823,50 @@ def test_a_contour_that_is_withdrawn_while_it_is_matched_is_no_prior(
     assert second.series_uid not in department.jobs()
     department.fractions.look()
     assert department.jobs()[second.series_uid].order["prior"] is None
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("what", ["withdrawn", "disputed"])
+def test_what_happens_while_a_match_is_written_is_seen_by_it_or_sees_it(
+    tmp_path: Path, patients: tuple[Treatment, Treatment], what: str
+) -> None:
+    patient = patients[0]
+    first, second = patient.fractions
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(postgres()).database("index")
+        settings = ServiceSettings(
+            data_folder=tmp_path / "data", disk_reserve_mib=0, database_url=url
+        )
+        records = stack.enter_context(contextlib.closing(open_records(settings, role="test")))
+        department = Department(records)
+        department.send([*patient.plan_paths, *first.paths])
+        department.wait()
+        job = department.draw(department.jobs()[first.series_uid])
+        department.reviews.approve(job, method="translation", reviewer="Someone Signing", seen=0)
+        department.send(second.paths)
+        department.arriving.look(now() + LATER)
+        again = other_content(second.paths[3], tmp_path / "again.dcm", value=1)
+
+        def happen() -> None:
+            if what == "withdrawn":
+                department.reviews.reject(job, reviewer="Another", seen=1, why="target wrong")
+            else:
+                department.send([again])
+
+        write = department.fractions._write
+        meanwhile = threading.Thread(target=happen)
+
+        def slow(*args: Any) -> None:
+            meanwhile.start()
+            meanwhile.join(2.0)
+            write(*args)
+
+        department.fractions._write = slow  # type: ignore[method-assign, assignment]
+        department.fractions.look()
+        meanwhile.join()
+        department.fractions._write = write  # type: ignore[method-assign]
+        department.fractions.look()
+        if what == "withdrawn":
+            assert department.jobs()[second.series_uid].order["prior"] is None
+        else:
+            assert open_questions(department)[second.series_uid]["question"] == "conflict"

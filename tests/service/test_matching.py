@@ -209,6 +209,18 @@ def test_a_usual_fraction_finds_everything_and_says_why() -> None:
     ]
 
 
+def test_what_was_lost_may_be_the_newest_so_a_person_chooses_without_it() -> None:
+    known = replace(HOME, lost=("rs-2", "rs-1"))
+    outcome = asked(cbct(), known)
+    assert (outcome.question, outcome.missing) == ("structure_set", ("rs-1", "rs-2"))
+    assert "2 structure sets or plans of this patient were lost, such as rs-1" in outcome.why
+    chosen = found(cbct(), known, answer("structure_set", *values(outcome)))
+    assert chosen.structure_set_uid == STRUCTURES.sop_uid
+    assert "were lost" in chosen.doubts[0]
+    nothing = asked(cbct(), Known(series=(PLAN_CT,), lost=("rs-1",)))
+    assert nothing.missing == ("rs-1",)
+
+
 @given(data=st.data())
 def test_the_order_of_what_is_known_does_not_matter(data: st.DataObject) -> None:
     old, new = ct("old"), ct("new", at=day(10))

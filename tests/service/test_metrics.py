@@ -27,10 +27,11 @@ from contourcast.service.index.tables import (
 )
 from contourcast.service.records import Records, open_records
 from contourcast.service.settings import ServiceSettings
+from support.course import CourseFiles
 from support.http import served
 from support.postgres import postgres
 from support.rows import add
-from support.server import Finished
+from support.server import Finished, form_files
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 LEAK = "ZZQQ-LEAK"
@@ -236,3 +237,21 @@ def test_without_its_database_nothing_is_measured(folder: Path) -> None:
             path.rename(path.with_name("moved-" + path.name))
         (folder / "index.sqlite3").mkdir()
         assert http.get("/metrics").status_code == 503
+
+
+def test_a_store_that_is_away_is_told_and_all_else_is_measured(
+    folder: Path, tmp_path: Path, course: CourseFiles
+) -> None:
+    with served(create_app(ServiceSettings(data_folder=folder, disk_reserve_mib=0))) as http:
+        before = measured(http.get("/metrics").content)
+        (folder / "store").rename(tmp_path / "away")
+        after = measured(http.get("/metrics").content)
+        assert before["contourcast_disk_free_bytes[]"] > 0
+        assert after["contourcast_disk_free_bytes[]"] == 0
+        assert after.keys() == before.keys()
+        ready = http.get("/health/ready")
+        assert ready.status_code == 503
+        assert "cannot be reached" in ready.json()["checks"]["store"]
+        assert ready.json()["checks"]["index"] == "reachable"
+        sent = http.post("/v1/instances", files=form_files(course.cbct.paths[:1]))
+        assert (sent.status_code, sent.json()["type"]) == (503, "/problems/store")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pydicom
 import pytest
+from pydicom.uid import UID
 from sqlalchemy import Table, select
 
 from contourcast.service.archive import Archive, Sent
@@ -29,11 +30,15 @@ from contourcast.service.ingest import take_files
 from contourcast.service.keeping.rebuild import rebuild
 from contourcast.service.keeping.records import Recorder, read_records
 from contourcast.service.problems import ConflictError
+from contourcast.service.review.decisions import Reviews
 from contourcast.service.settings import ServiceSettings
 from contourcast.service.store.files import FolderStore
+from support.department import METHOD, Department
 from support.dicom_factory import CtFiles, disc, make_ct_series, make_structure_set, uid
 from support.postgres import postgres
+from support.records import looking_into
 from support.rows import add
+from support.treatment import make_treatment
 
 SAME = (instance, series, revision, course, fraction, propagation, event, review)
 
@@ -236,3 +241,37 @@ def test_files_that_cannot_be_read_are_told_and_the_rest_comes_back(
     assert {key for key, _ in found.unread} == {first, cut}
     assert found.instances >= 5
     assert found.orphans == ("p1",)  # nobody wrote its row down
+
+
+def test_of_signed_sets_those_come_back_that_somebody_signed(tmp_path: Path) -> None:
+    def stop(at: object) -> None:
+        raise ConflictError("stopped on the way")
+
+    treatment = make_treatment(tmp_path / "treatment", fractions=1, seed=1)
+    with looking_into(tmp_path / "data") as records:
+        department = Department(records)
+        department.send(treatment.paths)
+        department.wait()
+        (job,) = department.jobs().values()
+        department.steps.end(job.id, department.finish(job.id, department.drawn(job)))
+        job, reviews = records.propagations.job(job.id), Reviews(records)
+        with pytest.raises(ConflictError, match="stopped"):
+            reviews.spending(stop).approve(job, method=METHOD, reviewer="bob", seen=0)
+        signed = reviews.approve(job, method=METHOD, reviewer="ann", seen=0)
+        kept = records.archive.instance(signed.structures_uid)
+        assert kept is not None
+        elsewhere = pydicom.dcmread(records.archive.path(kept))
+        elsewhere.SeriesInstanceUID = uid("series of another Contourcast")
+        elsewhere.SOPInstanceUID = UID(uid("theirs"))
+        elsewhere.file_meta.MediaStorageSOPInstanceUID = elsewhere.SOPInstanceUID
+        elsewhere.save_as(tmp_path / "theirs.dcm")
+        department.send([tmp_path / "theirs.dcm"])
+        Recorder(records.index, records.archive.blobs, records.archive.incoming).keep()
+        with closing(Index(f"sqlite:///{tmp_path / 'after.sqlite3'}")) as after:
+            found = rebuild(Archive(after, records.archive.blobs, incoming=tmp_path / "incoming"))
+            for table in (instance, series, review):
+                assert rows_of(after, table) == rows_of(records.index, table), table.name
+        (key,) = found.unsigned
+        assert pydicom.dcmread(records.archive.blobs.get(key)).ReviewerName == "bob"
+        sets = {row["sop_uid"] for row in rows_of(records.index, instance)}
+        assert {signed.structures_uid, uid("theirs")} <= sets

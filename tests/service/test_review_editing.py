@@ -5,12 +5,14 @@ And what stands around it: history, statistics, who looks, registration begun ag
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +22,34 @@ import pytest
 from sqlalchemy import Connection, select, update
 
 from contourcast.imaging.dicom.ct_series import read_ct_series
+from contourcast.imaging.dicom.instance import read_header
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.metrics import agreement
 from contourcast.imaging.rasterise import rasterise
 from contourcast.imaging.transform import RigidTransform
 from contourcast.service.access.roles import Role
-from contourcast.service.index.database import now
+from contourcast.service.index.database import Index, now
 from contourcast.service.index.tables import audit, instance, presence, propagation, series
+from contourcast.service.intake.rematching import turn_of
 from contourcast.service.intake.states import State
 from contourcast.service.jobs.orders import case_of, order_id, started_from
+from contourcast.service.pacs import ways
+from contourcast.service.pacs.deliveries import Deliveries
 from contourcast.service.pacs.destinations import DimseDestination
+from contourcast.service.pacs.door import Receipt
+from contourcast.service.pacs.notices import Kind
+from contourcast.service.pacs.outbox import DeliveryState
 from contourcast.service.problems import ChangedError, ConflictError
 from contourcast.service.review.again import begin_again
 from contourcast.service.review.decisions import Reviews
 from contourcast.service.review.drafts import Drafts
 from contourcast.service.review.figures import change_percent, mean_or_none, recommended
 from contourcast.service.review.presence import KEPT, look_at, open_by
+from contourcast.service.review.stale import stale_of
 from support.review import Desk, Drawn, at_desk, circle, draw, matching, run
 from support.validators import dciodvfy, plastimatch_masks
 
+PACS = DimseDestination(name="pacs", host="127.0.0.1", port=104, aet="PACS")
 NO_MOTION: dict[str, list[float]] = {"translation_xyz_mm": [0, 0, 0], "rotation_xyz_deg": [0, 0, 0]}
 
 
@@ -50,8 +61,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
 
 @pytest.fixture
 def desk(drawn: Drawn, folder: Path) -> Iterator[Desk]:
-    pacs = DimseDestination(name="pacs", host="127.0.0.1", port=104, aet="PACS")
-    with at_desk(drawn.copy(folder), destinations=(pacs,)) as desk:
+    with at_desk(drawn.copy(folder), destinations=(PACS,)) as desk:
         yield desk
 
 
@@ -504,6 +514,74 @@ def test_nobody_rejects_what_was_signed_unseen(desk: Desk) -> None:
     with pytest.raises(ConflictError, match="somebody else decided"):
         reviews.reject(job, reviewer="bob", seen=0, why="target wrong")
     assert reviews.reject(job, reviewer="bob", seen=1, why="target wrong").number
+
+
+def test_matching_waits_for_a_decision_on_its_patient(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(Index, "in_turn", lambda self, at, name: names.append(name))
+    Reviews(desk.records).reject(desk.job(), reviewer="ann", seen=0, why="target wrong")
+    assert names[0] == turn_of(desk.job().origin.patient_key)
+
+
+def test_what_was_signed_and_rejected_is_not_sent_and_what_was_signed_then_is(desk: Desk) -> None:
+    out, job = Deliveries(desk.records, [PACS]), desk.job()
+    reviews = Reviews(desk.records, out.plan_signed)
+    reviews.approve(job, method="translation", reviewer="ann", seen=0)
+    reviews.reject(job, reviewer="bob", seen=1, why="wrong patient or plan")
+    reviews.approve(job, method="rigid", reviewer="ann", seen=2)
+    for one in out.outbox.due("pacs", limit=8):
+        out.attempt(one.id, one.attempts)
+    newest_first = [one.state for one in out.list()]
+    assert newest_first == [DeliveryState.WAITING, DeliveryState.DROPPED], "of a PACS that is down"
+    assert desk.records.notices.list()[-1].kind is not Kind.SIGNED_OVERTAKEN
+
+
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_a_signed_set_that_an_archive_has_when_it_is_rejected_is_told(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, meanwhile: bool
+) -> None:
+    out, job = Deliveries(desk.records, [PACS]), desk.job()
+    reviews = Reviews(desk.records, out.plan_signed)
+
+    def reject() -> None:
+        reviews.reject(job, reviewer="bob", seen=1, why="wrong patient or plan")
+
+    class Takes:
+        def send(self, paths: Sequence[Path]) -> list[Receipt]:
+            if meanwhile:
+                reject()
+            found = [read_header(path).sop_instance_uid for path in paths]
+            return [Receipt(sop_instance_uid=uid, outcome="stored") for uid in found]
+
+    monkeypatch.setattr(ways, "way_to", lambda _: contextlib.nullcontext(Takes()))
+    reviews.approve(job, method="rigid", reviewer="ann", seen=0)
+    (due,) = out.outbox.due("pacs", limit=8)
+    out.attempt(due.id, due.attempts)
+    if not meanwhile:
+        reject()
+    assert out.outbox.get(due.id).state is DeliveryState.DELIVERED
+    (told,) = (n for n in desk.records.notices.list() if n.kind is Kind.SIGNED_OVERTAKEN)
+    assert (told.subject, told.body) == (job.id, {"destination": "pacs", "delivery": due.id})
+
+
+def test_what_was_asked_for_by_hand_on_a_contour_that_was_rejected_is_stale(desk: Desk) -> None:
+    records, reviews = desk.records, Reviews(desk.records)
+    reviews.approve(desk.job(), method="rigid", reviewer="ann", seen=0)
+    matching(records).look()
+    (matched,) = (j for j in records.propagations.jobs() if j.order["prior"])
+    order = matched.order | {"vouched": "by ann"}
+    by_hand = order_id(order)
+    records.propagations.open(by_hand, order, replace(matched.origin, asked_by="user:ann"))
+    job = records.propagations.job(by_hand)
+    with records.index.read() as at:
+        assert stale_of(at, job) is None
+    reviews.reject(desk.job(), reviewer="bob", seen=1, why="wrong patient or plan")
+    with pytest.raises(ChangedError, match="carried from was rejected"):
+        reviews.approve(job, method="rigid", reviewer="ann", seen=0)
+    shown = desk.people["ann"].get(desk.url(propagation=by_hand)).json()
+    assert "was rejected later" in shown["stale"]
 
 
 def test_a_second_signature_changes_what_the_first_reader_has_in_hand(desk: Desk) -> None:

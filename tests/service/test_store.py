@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from contourcast.imaging.errors import InputError
 from contourcast.service.problems import DamagedError, NotFoundError, SettingsError, StoreError
+from contourcast.service.store import files
 from contourcast.service.store.blobs import digest_in, fetch_all
 from contourcast.service.store.files import FolderStore
 from contourcast.service.store.open import open_store
@@ -234,6 +236,25 @@ def test_damage_is_found_by_the_digest_in_the_key_and_can_be_mended(
         store.get(key)
     assert not store.has(key)
     assert list(store.list("")) == []
+    store.put({key: file_of(tmp_path, b"sound bytes")})
+    assert store.get(key).read_bytes() == b"sound bytes"
+
+
+@pytest.mark.parametrize("fault", [errno.EIO, errno.EACCES])
+def test_one_file_that_cannot_be_read_is_damaged_and_can_be_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: int
+) -> None:
+    store, key = FolderStore(tmp_path / "store"), named(b"sound bytes")
+    store.put({key: file_of(tmp_path, b"sound bytes")})
+
+    def unreadable(path: Path) -> str:
+        raise OSError(fault, "of this file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "digest_of", unreadable)
+        with pytest.raises(DamagedError):
+            store.get(key)
+    assert not store.has(key)
     store.put({key: file_of(tmp_path, b"sound bytes")})
     assert store.get(key).read_bytes() == b"sound bytes"
 

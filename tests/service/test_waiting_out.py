@@ -18,6 +18,7 @@ from contourcast.service.jobs.engine import running
 from contourcast.service.pacs.destinations import OrthancDestination
 from contourcast.service.problems import (
     BusyError,
+    DamagedError,
     DiskFullError,
     NotFoundError,
     SettingsError,
@@ -65,9 +66,13 @@ def test_what_does_not_pass_in_a_day_and_what_cannot_pass_are_told(slept: list[f
     def gone() -> dict[str, Any]:
         raise NotFoundError("gone")
 
-    with pytest.raises(NotFoundError):
-        workflow.waited_out(gone)
-    assert not slept
+    def damaged() -> dict[str, Any]:
+        raise DamagedError("damaged")
+
+    for fault, fails in ((NotFoundError, gone), (DamagedError, damaged)):
+        with pytest.raises(fault):
+            workflow.waited_out(fails)
+        assert not slept
 
 
 # Jobs that take their workers down
@@ -104,14 +109,41 @@ def test_a_job_that_takes_one_worker_down_after_the_other_is_set_aside(
         DBOS.start_workflow(part).get_result()
         with closing(sqlite3.connect(engine.data_folder / "jobs.sqlite3")) as jobs, jobs:
             jobs.execute("UPDATE workflow_status SET recovery_attempts = 0")
+        heart = take_over.Heartbeat(records.workers, "alive", "cpu")
         states = []
         for number in range(workflow.RECOVERIES + 1):
             died_in(engine, records, f"cpu-{number}")
-            take_over.take_over(records.workers)
+            take_over.take_over(heart)
             (found,) = DBOS.list_workflows(workflow_ids=["poison"])
             states.append(found.status)
     assert states == ["ENQUEUED"] * workflow.RECOVERIES + ["CANCELLED"]
     assert states[-1] in take_over.GIVEN_UP, "and told of"
+
+
+def test_who_was_cut_off_itself_lets_the_others_speak_first(
+    engine: ServiceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_s = 0.0
+    monkeypatch.setattr(take_over, "time", SimpleNamespace(monotonic=lambda: at_s))
+    with looking_into(engine.data_folder) as records, SetWorkflowID("healthy"):
+        DBOS.start_workflow(part).get_result()
+        heart = take_over.Heartbeat(records.workers, "alive", "cpu")
+
+        def state() -> str:
+            take_over.take_over(heart)
+            (found,) = DBOS.list_workflows(workflow_ids=["healthy"])
+            return str(found.status)
+
+        died_in(engine, records, "alive")
+        assert state() == "PENDING", "our own is ours, and goes on"
+        died_in(engine, records, "other")
+        at_s += take_over.SILENCE_S + 1.0  # the index was away
+        assert state() == "PENDING"
+        while at_s < 2.0 * take_over.SILENCE_S:
+            assert state() == "PENDING", "the other has not had its time"
+            at_s += take_over.EVERY_S
+        at_s += take_over.EVERY_S
+        assert state() == "ENQUEUED", "it is dead after all"
 
 
 # Who needs a password

@@ -14,6 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry
@@ -308,10 +309,12 @@ class Measures:
         return lag
 
     def _disk(self) -> Iterator[Metric]:
-        free = min(shutil.disk_usage(folder).free for folder in self._records.archive.disks)
+        free = min(map(_free_bytes, self._records.archive.disks))
         reserve = self._settings.disk_reserve_mib * MIB
         yield _gauge(
-            "disk_free_bytes", "Free on the fuller of the disks of data folder and store.", free
+            "disk_free_bytes",
+            "Free on the fuller of the disks of data folder and store; 0 when one is away.",
+            free,
         )
         yield _gauge("disk_reserve_bytes", "Below it nothing is taken in.", reserve)
 
@@ -378,6 +381,14 @@ class AuditChain:
                 if self._number % AUDIT_AT_ONCE == 0:
                     break
             return (1 if self._ok else 0), self._number
+
+
+def _free_bytes(folder: Path) -> int:
+    """A disk that is away has room for nothing; all else is measured all the same."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
 
 
 def _gauge(name: str, what: str, value: float) -> Metric:

@@ -63,6 +63,9 @@ class Index:
         with self.write() as at:
             self.in_turn(at, "schema")  # two that start at once make the tables one by one
             metadata.create_all(at)
+            for table in metadata.sorted_tables:  # of tables that are there, that adds none
+                for index in table.indexes:
+                    index.create(at, checkfirst=True)
             known = at.execute(select(schema_version.c.version)).scalar()
             if known is None:
                 at.execute(schema_version.insert().values(version=SCHEMA_VERSION))

@@ -73,12 +73,13 @@ arrival = Table(
     metadata,
     Column("number", Serial, primary_key=True, autoincrement=True),
     Column("sop_uid", String, nullable=False),
-    Column("series_uid", String, nullable=False, index=True),
+    Column("series_uid", String, nullable=False),
     Column("file_digest", String, nullable=False),
     Column("outcome", String, nullable=False),
     Column("door", String, nullable=False),
     Column("sender", String, nullable=False),
     Column("at", String, nullable=False),
+    Index("arrival_by_series", "series_uid", "number"),  # what came of a series since a number
     sqlite_autoincrement=True,
 )
 

@@ -90,7 +90,10 @@ def _digest(conflicts: Sequence[Conflict]) -> str:
 
 
 def dispute(at: Connection, *, series_uids: Collection[str], sop_uids: Collection[str]) -> None:
-    """A second content came of these: what was matched to them is matched anew."""
+    """A second content came of these: what was matched to them is matched anew.
+
+    The caller is in the turn of each patient whom it concerns (`turn_of`).
+    """
     match_again(
         at,
         or_(

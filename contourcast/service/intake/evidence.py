@@ -75,17 +75,24 @@ class Evidence:
         """Everything under a patient ID.
 
         One object that cannot be read is left out, and told in the log; it does not hide the rest.
+        One that the store lost is named, for it may have said something else than what is left.
         """
         with self.archive.index.read() as at:
             rows = at.execute(select(series).where(series.c.patient_key == patient_key)).all()
             courses, priors = _courses(at, patient_key), priors_of(at, patient_key)
         scans = [row for row in rows if row.modality == "CT"]
-        objects = [
-            self._of_object(kept.series_uid, kept.file_digest, kept.sop_class_uid)
-            for row in rows
-            if row.modality != "CT"
-            for kept in self.archive.instances_of(row.uid)
-        ]
+        objects: list[StructureSetFacts | PlanFacts | RegistrationFacts | None] = []
+        lost: list[str] = []
+        for row in rows:
+            for kept in self.archive.instances_of(row.uid) if row.modality != "CT" else ():
+                try:
+                    objects.append(
+                        self._object(kept.series_uid, kept.file_digest, kept.sop_class_uid)
+                    )
+                except LOST as error:  # as above
+                    log.warning("evidence_lost", kind=error.code, series=kept.series_uid)
+                    if kept.sop_class_uid in (STRUCTURE_SET, RT_PLAN):
+                        lost.append(kept.sop_uid)
         return Known(
             series=tuple(
                 _found(
@@ -98,6 +105,7 @@ class Evidence:
             registrations=tuple(o for o in objects if isinstance(o, RegistrationFacts)),
             courses=courses,
             priors=priors,
+            lost=tuple(lost),
         )
 
     def fractions_planned(self, course_id: str) -> int | None:
@@ -125,7 +133,7 @@ class Evidence:
     ) -> StructureSetFacts | PlanFacts | RegistrationFacts | None:
         try:
             return self._object(series_uid, file_digest, sop_class_uid)
-        except LOST as error:  # idem
+        except LOST as error:
             log.warning("evidence_lost", kind=error.code, series=series_uid)
             return None
 

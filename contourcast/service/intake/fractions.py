@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import Connection, Row, Select, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, select, update
 
 from contourcast.imaging.errors import ContourcastError, GeometryError, InputError
 from contourcast.propagate import is_network
@@ -33,7 +33,7 @@ from contourcast.service.intake.evidence import Evidence, priors_of
 from contourcast.service.intake.facts import PriorFacts, SeriesFacts
 from contourcast.service.intake.matching import match
 from contourcast.service.intake.outcomes import Answer, Item, Known, Match, NeedsPerson, NotOurs
-from contourcast.service.intake.rematching import match_again
+from contourcast.service.intake.rematching import match_again, turn_of
 from contourcast.service.intake.rules import SiteRules
 from contourcast.service.jobs.orders import MatchedOrder, order_id, order_of_match
 from contourcast.service.jobs.propagations import (
@@ -55,6 +55,8 @@ from contourcast.service.problems import (
 AT_A_LOOK: Final = 50
 # Of these at most: what an earlier look had to leave, so that it holds up nobody.
 AGAIN_AT_A_LOOK: Final = 10
+# While more are put off, nothing fresh is: neither memory nor a query grows without end.
+PUT_OFF_AT_MOST: Final = 1000
 # What went wrong is left alone for so long.
 FAILED_S: Final = 30.0
 ASKED_BY: Final = "intake"
@@ -62,6 +64,8 @@ ASKED_BY: Final = "intake"
 UNUSABLE: Final = (InputError, GeometryError, NotFoundError, DamagedError)
 
 log = structlog.get_logger()
+# Of a column of revisions: those that may be looked at now.
+May = Callable[[ColumnElement[str]], ColumnElement[bool]]
 
 
 class Fractions:
@@ -112,19 +116,24 @@ class Fractions:
         due = [one for one, at_s in self._put_off.items() if at_s <= time.monotonic()]
         again = due[:AGAIN_AT_A_LOOK]
         held = self._put_off.keys() - set(again)
+        full = len(held) > PUT_OFF_AT_MOST
+
+        def may(one: ColumnElement[str]) -> ColumnElement[bool]:
+            return one.in_(again) if full else one.not_in(held)
+
         with self.index.read() as at:
-            fresh = list(at.execute(self._fresh(at, held)).scalars())
-            asked = list(at.execute(self._open_again(held)).scalars())
+            fresh = list(at.execute(self._fresh(at, may)).scalars())
+            asked = list(at.execute(self._open_again(may)).scalars())
         for one in again:
             del self._put_off[one]
         return sum(self._attempt(revision_id) for revision_id in dict.fromkeys((*fresh, *asked)))
 
-    def _fresh(self, at: Connection, held: Collection[str]) -> Select[Any]:
+    def _fresh(self, at: Connection, may: May) -> Select[Any]:
         of_cohort = series.c.door == "cohort"
         query = (
             select(revision.c.id)
             .join(series, series.c.uid == revision.c.series_uid)
-            .where(revision.c.matched == 0, revision.c.id.not_in(held))
+            .where(revision.c.matched == 0, may(revision.c.id))
             .order_by(of_cohort, revision.c.made_at)
             .limit(AT_A_LOOK)
         )
@@ -199,6 +208,8 @@ class Fractions:
                     question="structure_set", why=str(error), reasons=outcome.reasons
                 )
         with self.index.write() as at:
+            # whoever signs, withdraws or disputes anything of the patient does so before or after
+            self.index.in_turn(at, turn_of(scan.patient_key))
             current = at.execute(
                 select(fraction).where(fraction.c.revision_id == revision_id).with_for_update()
             ).first()
@@ -220,7 +231,8 @@ class Fractions:
 
         Raises:
             NotFoundError: There is no such fraction.
-            ConflictError: It has no open question, or another one.
+            ConflictError: It has no open question, or another one, or somebody answered it and that
+                answer is not followed yet.
             InputError: The answer is none of the choices.
         """
         with self.index.write() as at:
@@ -234,6 +246,12 @@ class Fractions:
                 raise ConflictError(
                     "that question is not open", remedy="read the fraction again: it has changed"
                 )
+            matched = at.execute(select(revision.c.matched).where(revision.c.id == revision_id))
+            last = row.answers_json[-1]["question"] if row.answers_json else ""
+            if last == answer.question and not matched.scalar():
+                raise ConflictError(
+                    "somebody answered that question just now", remedy="read the fraction again"
+                )
             offered = {choice["value"] for choice in question["choices"]}
             if not answer.choice or not set(answer.choice) <= offered:
                 raise InputError(
@@ -241,7 +259,12 @@ class Fractions:
                 )
             if len(answer.choice) > 1 and not question["several"]:
                 raise InputError("only one may be chosen", remedy="choose one")
-            given = {"question": answer.question, "choice": list(answer.choice), "by": by}
+            given = {
+                "question": answer.question,
+                "choice": list(answer.choice),
+                "by": by,
+                "at": now().isoformat(),
+            }
             at.execute(
                 update(fraction)
                 .where(fraction.c.revision_id == revision_id)
@@ -256,21 +279,22 @@ class Fractions:
         return limit is not None and unfinished_before(at, EVALUATION) >= limit
 
     @staticmethod
-    def _open_again(held: Collection[str]) -> Select[Any]:
+    def _open_again(may: May) -> Select[Any]:
         """Open questions of patients of whom something has arrived since they were asked."""
-        news = (
-            select(arrival.c.number)
-            .join(series, series.c.uid == arrival.c.series_uid)
-            .where(
-                series.c.patient_key == fraction.c.patient_key,
-                arrival.c.number > fraction.c.looked_at,
-            )
+        # one look into the index of arrivals for each series, however many came of it
+        newest = (
+            select(func.max(arrival.c.number))
+            .where(arrival.c.series_uid == series.c.uid)
+            .scalar_subquery()
+        )
+        news = select(series.c.uid).where(
+            series.c.patient_key == fraction.c.patient_key, newest > fraction.c.looked_at
         )
         return (
             select(fraction.c.revision_id)
             .where(
                 fraction.c.state == "needs_person",
-                fraction.c.revision_id.not_in(held),
+                may(fraction.c.revision_id),
                 news.exists(),
             )
             .order_by(fraction.c.looked_at)

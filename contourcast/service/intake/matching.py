@@ -309,7 +309,7 @@ class _Matching:
         else:
             why = "no planning CT of this patient is here"
         later = [s for s in here if s not in earlier and any(x.drawn_on(s) for x in self._sets())]
-        return self._ask_planning_ct(why, later, missing=[*named, *unknown])
+        return self._ask_planning_ct(why, later, missing=[*named, *unknown, *self.known.lost])
 
     def _plans(self) -> list[PlanFacts]:
         """Plans that may have been in use on the day of the CBCT.
@@ -457,9 +457,15 @@ class _Matching:
             answered = [s for s in drawn if (s.sop_uid,) == choice]
             if answered:
                 self.tell("structure_set", "answered", f"a person chose {answered[0].sop_uid}")
+                if self.known.lost:
+                    self.doubts.append(f"{self._lost()}; a person chose another one without")
                 return answered[0]
             return self._ask_structure_set(
                 "the structure set was to be one that is not here, or not of that CT", drawn
+            )
+        if self.known.lost:  # it may be the newest of all, and what is left be stale
+            return self._ask_structure_set(
+                f"{self._lost()}: send again what is lost", drawn, missing=self.known.lost
             )
         if not drawn:
             return self._ask_structure_set(
@@ -470,8 +476,14 @@ class _Matching:
             return self._planned_set([p for p in plans if p.approved] or plans, drawn)
         return self._newest_set(drawn)
 
-    def _ask_structure_set(self, why: str, drawn: Iterable[StructureSetFacts]) -> NeedsPerson:
-        return self.ask("structure_set", why, choices=map(_set_choice, drawn))
+    def _lost(self) -> str:
+        lost = self.known.lost
+        return f"{len(lost)} structure sets or plans of this patient were lost, such as {lost[0]}"
+
+    def _ask_structure_set(
+        self, why: str, drawn: Iterable[StructureSetFacts], *, missing: Iterable[str] = ()
+    ) -> NeedsPerson:
+        return self.ask("structure_set", why, choices=map(_set_choice, drawn), missing=missing)
 
     def _planned_set(
         self, plans: Sequence[PlanFacts], drawn: Sequence[StructureSetFacts]
@@ -674,6 +686,7 @@ def _in_order(known: Known) -> Known:
         registrations=tuple(sorted(known.registrations, key=lambda r: r.sop_uid)),
         courses=tuple(sorted(known.courses, key=lambda c: c.planning_ct_uid)),
         priors=tuple(sorted(known.priors, key=lambda p: (p.decision, p.structure_set_uid))),
+        lost=tuple(sorted(known.lost)),
     )
 
 

@@ -29,7 +29,12 @@ NONE_OF_THESE: Final = "none"
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """All that is here under the patient ID of a CBCT, and may be asked as evidence."""
+    """All that is here under the patient ID of a CBCT, and may be asked as evidence.
+
+    Attributes:
+        lost: SOP Instance UIDs of structure sets and plans that came, and that the store lost: what
+            they said, nobody knows.
+    """
 
     series: tuple[SeriesFacts, ...] = ()
     structure_sets: tuple[StructureSetFacts, ...] = ()
@@ -37,6 +42,7 @@ class Known:
     registrations: tuple[RegistrationFacts, ...] = ()
     courses: tuple[CourseFacts, ...] = ()
     priors: tuple[PriorFacts, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,15 @@ from contourcast.service.index.tables import course, fraction, propagation, revi
 from contourcast.service.intake.states import SIGNED
 
 
+def turn_of(patient_key: str) -> str:
+    """The name under which what concerns one patient is decided one by one (`Index.in_turn`).
+
+    It is taken first in a transaction: a match that is being written is seen by nobody else yet, so
+    `match_again` could not reach it.
+    """
+    return f"patient-{patient_key}"
+
+
 def match_again(at: Connection, *conditions: ColumnElement[bool]) -> None:
     """Fractions of these courses that nobody has signed are matched anew."""
     signed = select(propagation.c.revision_id).where(

@@ -3,12 +3,14 @@
 The engine takes a job up again only under the name that it ran under. So each worker says every few
 seconds, by the database's clock, that it is alive; what belongs to one that was silent for too long
 is queued again, unless it took too many down already. A worker that was merely slow may still be at
-it: steps are harmless twice. What a worker of an older version left is begun again, for its steps
-were others.
+it: steps are harmless twice. While the database is away nobody can say anything; so whoever could
+not do so itself lets the others speak first. What a worker of an older version left is begun again,
+for its steps were others.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -31,6 +33,8 @@ from contourcast.service.problems import problem_of
 HEARTBEAT_S: Final = 5.0
 SILENCE_S: Final = 60.0
 EVERY_S: Final = 10.0
+# Whoever could not speak for so long was cut off, and others perhaps a little longer.
+INTERRUPTED_S: Final = SILENCE_S / 2
 # Under this name a workflow carries how often it was begun before it was last queued again.
 RUNS: Final = "runs"
 GIVEN_UP: Final = ("MAX_RECOVERY_ATTEMPTS_EXCEEDED", "ERROR", "CANCELLED", "SUCCESS")
@@ -38,9 +42,48 @@ GIVEN_UP: Final = ("MAX_RECOVERY_ATTEMPTS_EXCEEDED", "ERROR", "CANCELLED", "SUCC
 log = structlog.get_logger()
 
 
-def take_over(workers: Workers) -> None:
+class Heartbeat:
+    """What a worker says of itself; and, once the others could speak too, who of them does not.
+
+    Args:
+        workers: Who was seen when.
+        slot: Our own name.
+        queues: Ours, joined by commas.
+    """
+
+    def __init__(self, workers: Workers, slot: str, queues: str) -> None:
+        self.workers, self.slot, self._queues = workers, slot, queues
+        self._beat_s = time.monotonic()
+        self._judging_from_s = self._beat_s
+
+    def beat(self) -> None:
+        """We are alive."""
+        self.workers.seen(self.slot, self._queues)
+        at_s = time.monotonic()
+        if at_s - self._beat_s > INTERRUPTED_S:
+            self._judging_from_s = at_s + SILENCE_S
+        self._beat_s = at_s
+
+    def may_judge(self) -> bool:
+        """Whether silence is the others' own: they had as long as they may take to say something.
+
+        Raises:
+            BusyError: The database cannot be reached.
+        """
+        self.beat()
+        return time.monotonic() >= self._judging_from_s
+
+    def silent(self) -> set[str]:
+        """Others that were silent for too long."""
+        seen = self.workers.silent_s().items()
+        return {name for name, silent_s in seen if silent_s > SILENCE_S} - {self.slot}
+
+
+def take_over(heart: Heartbeat) -> None:
     """Queues again what silent workers had begun, and what waits for a GPU that is gone."""
-    silent = {name for name, silent_s in workers.silent_s().items() if silent_s > SILENCE_S}
+    if not heart.may_judge():
+        return
+    silent = heart.silent()
     if silent:
         left = DBOS.list_workflows(
             status="PENDING",
@@ -52,7 +95,7 @@ def take_over(workers: Workers) -> None:
         for workflow in left:
             if _queued_again(workflow, workflow.queue_name):
                 log.warning("taken_over", workflow=workflow.workflow_id, of=workflow.executor_id)
-    if not workers.listening(GPU, within_s=SILENCE_S):
+    if not heart.workers.listening(GPU, within_s=SILENCE_S):
         waiting = DBOS.list_workflows(
             status="ENQUEUED", queue_name=GPU, load_input=False, load_output=False
         )
@@ -61,22 +104,23 @@ def take_over(workers: Workers) -> None:
                 log.warning("gpu_gone", workflow=workflow.workflow_id)
 
 
-def start_anew(workers: Workers, propagations: Propagations, slot: str) -> None:
+def start_anew(heart: Heartbeat, propagations: Propagations) -> None:
     """What an older version left is begun again under ours, from what was promised.
 
     The engine gives work of another version to nobody, and the steps have changed. Workers of the
     older version that still live end what they run; their successors, of the same names, do not.
 
     Args:
-        workers: Who lives.
+        heart: Who lives; whatever an older version ran under our own name runs no more.
         propagations: What was promised.
-        slot: Our own name: whatever ran under it runs no more.
     """
+    if not heart.may_judge():
+        return
     older = [str(version) for version in range(1, int(WORKFLOW_VERSION))]
     left = DBOS.list_workflows(
         status=["PENDING", "ENQUEUED"], app_version=older, load_input=False, load_output=False
     )
-    gone = {name for name, silent_s in workers.silent_s().items() if silent_s > SILENCE_S} | {slot}
+    gone = heart.silent() | {heart.slot}
     ids = {w.workflow_id for w in left if w.status == "ENQUEUED" or w.executor_id in gone}
     if not ids:
         return

@@ -104,22 +104,23 @@ def at_work(
     slot, listen = settings.worker_slot, chosen(settings.queues)
     known: dict[str, Queue] = {}
     defined = define(steps, lambda: known)
+    heart = take_over.Heartbeat(records.workers, slot, ",".join(listen))
     duties = [
         Duty(
             name="heartbeat",
             every_s=take_over.HEARTBEAT_S,
-            run=lambda: records.workers.seen(slot, ",".join(listen)),
+            run=heart.beat,
             alone=False,
         ),
         Duty(
             name="take-over",
             every_s=take_over.EVERY_S,
-            run=lambda: take_over.take_over(records.workers),
+            run=lambda: take_over.take_over(heart),
         ),
         Duty(
             name="start-anew",
             every_s=take_over.EVERY_S,
-            run=lambda: take_over.start_anew(records.workers, records.propagations, slot),
+            run=lambda: take_over.start_anew(heart, records.propagations),
         ),
         Duty(
             name="given-up",

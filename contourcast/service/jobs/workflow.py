@@ -24,6 +24,7 @@ from contourcast.service.jobs.queues import COHORT, COURSE, CPU
 from contourcast.service.jobs.steps import Steps
 from contourcast.service.problems import (
     BusyError,
+    DamagedError,
     DiskFullError,
     StoreError,
     log_fault,
@@ -34,7 +35,8 @@ from contourcast.service.store.disk import writing
 
 # Times that a job may take its worker down before it is set aside.
 RECOVERIES: Final = 3
-# What is no fault of the job: a full disk, an index or a store that cannot be reached.
+# What is no fault of the job: a full disk, an index or a store that cannot be reached. A damaged
+# file is none of these: it does not mend while a place on a queue is held for it.
 MAY_PASS: Final = (BusyError, DiskFullError, StoreError)
 # Of one attempt at a delivery, which the outbox repeats: 2 + 4 + 8 … s, over eight minutes in all.
 ATTEMPTS: Final = 9
@@ -156,12 +158,15 @@ def waited_out(work: Callable[[], Outcome], **told: str) -> Outcome:
 
     Raises:
         BusyError, DiskFullError, StoreError: It did not pass within our patience.
+        DamagedError: One file is not what was put there.
     """
     wait_s, waited_s = RETRY_S, 0.0
     while True:
         try:
             with writing():
                 return work()
+        except DamagedError:
+            raise
         except MAY_PASS as error:
             if waited_s >= PATIENCE_S:
                 raise

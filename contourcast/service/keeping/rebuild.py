@@ -3,8 +3,9 @@
 Every instance is read and admitted anew; the rows that no header tells come from `records`. What
 is not brought back: when and by which door an instance came, receipts of deliveries (they are sent
 again, and archives answer that they have it), sign-ins and API keys (they are made anew), edits
-that nobody has signed, and the chain of the audit log (its exports stay what they are; a new chain
-begins). What the review page shows is made anew at the first look.
+that nobody has signed, structure sets that somebody began to sign and did not, and the chain of
+the audit log (its exports stay what they are; a new chain begins). What the review page shows is
+made anew at the first look.
 """
 
 from __future__ import annotations
@@ -17,15 +18,25 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import Table, select, update
 
-from contourcast.imaging.dicom.instance import read_header
-from contourcast.imaging.errors import InputError
+from contourcast.imaging.dicom.instance import STRUCTURE_SET, read_header
+from contourcast.imaging.dicom.modules import MANUFACTURER
+from contourcast.imaging.dicom.rtstruct_in import read_structure_set
+from contourcast.imaging.errors import GeometryError, InputError
 from contourcast.service.archive import Archive, Sent, Staged
 from contourcast.service.index.database import Index
-from contourcast.service.index.tables import event, fraction, instance, propagation
+from contourcast.service.index.tables import (
+    event,
+    fraction,
+    instance,
+    propagation,
+    review,
+    series,
+)
 from contourcast.service.ingest import TAKEN, say_the_same
 from contourcast.service.keeping.records import Record, read_records
 from contourcast.service.problems import ConflictError, DamagedError
-from contourcast.service.store.blobs import digest_in
+from contourcast.service.review.decisions import OURS, SIGNED_SERIES
+from contourcast.service.store.blobs import Blobs, digest_in
 
 # Those that were first under their UID, then those that contradicted them.
 PLACES: Final = ("instances/", "quarantine/")
@@ -43,6 +54,8 @@ class Rebuilt:
         conflicts: Set aside, as before.
         rows: By table.
         unread: Keys of files that cannot be read, each with the reason.
+        unsigned: Keys of structure sets that we wrote as signed and of which no decision tells;
+            they were left out.
         orphans: Propagations whose results are here and whose order is not; asked for again, they
             get the same UIDs.
     """
@@ -51,6 +64,7 @@ class Rebuilt:
     conflicts: int
     rows: dict[str, int]
     unread: tuple[tuple[str, str], ...]
+    unsigned: tuple[str, ...]
     orphans: tuple[str, ...]
 
 
@@ -68,13 +82,19 @@ def rebuild(archive: Archive, *, on_step: Callable[[int], object] = lambda _: No
     _require_empty(archive.index)
     outcomes: list[str] = []
     unread: list[tuple[str, str]] = []
+    unsigned: list[str] = []
+    vouched = _vouched_for(archive.blobs)
     for place in PLACES:
         for keys in _batches(archive.blobs.list(place)):
             staged = []
             for key in keys:
                 try:
-                    staged.append(_staged(key, archive.blobs.get(key)))
-                except (DamagedError, InputError) as error:
+                    file = _staged(key, archive.blobs.get(key))
+                    if vouched.isdisjoint(_uids(file)) and _is_signed_by_us(file):
+                        unsigned.append(key)
+                    else:
+                        staged.append(file)
+                except (DamagedError, InputError, GeometryError) as error:
                     unread.append((key, error.cause))
             outcomes += archive.admit(staged, say_the_same, sent=Sent(door="pull"))
             on_step(len(outcomes))
@@ -87,6 +107,7 @@ def rebuild(archive: Archive, *, on_step: Callable[[int], object] = lambda _: No
         conflicts=outcomes.count("conflict"),
         rows=rows,
         unread=tuple(unread),
+        unsigned=tuple(unsigned),
         orphans=_orphans(archive),
     )
 
@@ -102,6 +123,34 @@ def _staged(key: str, path: Path) -> Staged:
         header=header,
         modality=TAKEN[header.sop_class_uid],
     )
+
+
+def _vouched_for(blobs: Blobs) -> frozenset[str]:
+    """The UIDs of the sets that decisions name, and of the series that came from elsewhere.
+
+    The bytes of a signed set are here before its decision is, and stay when that comes to nothing;
+    one that another Contourcast signed has no decision here, and came in by a door.
+    """
+    return frozenset(
+        record.row["structures_uid"] if record.table is review else record.row["uid"]
+        for record in read_records(blobs, (series, review))
+        if record.table is review or record.row["door"] != OURS.door
+    )
+
+
+def _is_signed_by_us(file: Staged) -> bool:
+    """Whether this service, or its like, wrote it as signed."""
+    head = file.header
+    return (
+        head.sop_class_uid == STRUCTURE_SET
+        and head.manufacturer.strip() == MANUFACTURER
+        and head.series_description.strip() == SIGNED_SERIES
+        and read_structure_set(file.path).approval_status == "APPROVED"
+    )
+
+
+def _uids(file: Staged) -> tuple[str, str]:
+    return file.header.sop_instance_uid, file.header.series_instance_uid
 
 
 def _require_empty(index: Index) -> None:

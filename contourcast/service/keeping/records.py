@@ -191,14 +191,18 @@ def _events(at: Connection, ids: Sequence[str]) -> dict[str, list[dict[str, Any]
     return happened
 
 
-def read_records(blobs: Blobs) -> Iterator[Record]:
+def read_records(blobs: Blobs, tables: Sequence[Table] = RECORDED) -> Iterator[Record]:
     """The newest version of every row that was kept, in the order in which they can come back.
+
+    Args:
+        blobs: Where they are kept.
+        tables: Of these alone.
 
     Raises:
         DamagedError, StoreError: One cannot be read.
     """
     newest = dict(_versions(blobs))
-    for table in RECORDED:
+    for table in tables:
         begins = f"{RECORDS}{table.name}/"
         for where, version in newest.items():
             if where.startswith(begins):

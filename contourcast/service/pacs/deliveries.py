@@ -55,6 +55,7 @@ from contourcast.service.problems import (
     problem_of,
 )
 from contourcast.service.records import Records
+from contourcast.service.review.withdrawn import carries_withdrawn
 
 # After which an archive is asked whether it kept what it took (CLINICAL_SERVICE §6.1).
 CONFIRM_AFTER_S: Final = 60.0
@@ -172,9 +173,12 @@ class Deliveries:
         return self.destinations[seen.destination]
 
     def _is_gone(self, seen: Delivery) -> bool:
-        """Whether what it carries is no longer current; what is signed always is."""
-        if not seen.propagation or any(one["role"] == "signed" for one in seen.objects):
+        """Whether what it carries is no longer current; what is signed is, until it is rejected."""
+        if not seen.propagation:
             return False
+        if seen.is_signed:
+            with self.records.index.read() as at:
+                return carries_withdrawn(at, seen)
         return self.records.propagations.job(seen.propagation).state in GONE
 
     def _post(self, seen: Delivery, hook: WebhookDestination) -> Receipt:
@@ -240,6 +244,11 @@ class Deliveries:
         """Writes down what became of an attempt, and all that follows from it, as one."""
         later_s = wait_s(seen.id, seen.tries + 1) if state is DeliveryState.WAITING else 0.0
         next_at = moment_text(self.outbox.now(), later_s=later_s)
+        whole = state is DeliveryState.DELIVERED
+        there = _there(receipt or {})
+        told_before = seen.receipt.get("left", [])
+        # what stays there while the rest is tried again has its row at the first of the tries
+        left = there if whole else [uid for uid in there if uid not in told_before]
         with self.records.index.write() as at:
             self._lock(at, seen.propagation)
             if not self.outbox.change(
@@ -249,16 +258,20 @@ class Deliveries:
                 attempts=seen.attempts + 1,
                 next_at=next_at,
                 confirm_at=confirm_at,
-                receipt_json=_kept(seen) | dict(receipt or {}),
+                receipt_json=_kept(seen)
+                | dict(receipt or {})
+                | ({"left": [*told_before, *left]} if left and not whole else {}),
                 problem_json=problem_of(error).model_dump() if error else {},
                 **({"objects_json": list(objects)} if objects is not None else {}),
             ):
                 return
             if state is DeliveryState.DEAD:
                 self._tell_dead(at, seen, error)
+            if whole and carries_withdrawn(at, seen):  # it was rejected while it was on its way
+                self._tell_withdrawn(at, seen)
             self._settle(at, seen.propagation)
-            if state is DeliveryState.DELIVERED and objects is not None:
-                append(self.records.index, at, _left(at, seen, objects))
+            if left:
+                append(self.records.index, at, _left(at, seen, left, whole=whole))
         log.info(
             "delivery",
             delivery=seen.id,
@@ -282,6 +295,16 @@ class Deliveries:
             destination=seen.destination,
             propagation=seen.propagation,
             problem=f"/problems/{error.code}" if error else "",
+        )
+
+    def _tell_withdrawn(self, at: Connection, seen: Delivery) -> None:
+        """As `Reviews.reject` does of what was there before: only a person can remove it there."""
+        self.records.notices.tell(
+            at,
+            Kind.SIGNED_OVERTAKEN,
+            seen.propagation,
+            destination=seen.destination,
+            delivery=seen.id,
         )
 
     def _lock(self, at: Connection, propagation_id: str) -> None:
@@ -413,18 +436,28 @@ class Deliveries:
 
 def _kept(seen: Delivery) -> dict[str, Any]:
     """What a receipt still says after another attempt."""
-    return {name: seen.receipt[name] for name in ("tries_from",) if name in seen.receipt}
+    return {name: seen.receipt[name] for name in ("tries_from", "left") if name in seen.receipt}
 
 
-def _left(at: Connection, seen: Delivery, objects: Sequence[Mapping[str, Any]]) -> Happening:
-    """What went to an archive, for the audit log."""
+def _there(receipt: Mapping[str, Any]) -> list[str]:
+    """The UIDs of what an archive has, as it said; a webhook's answer names none."""
+    return [
+        one["sop_instance_uid"]
+        for one in receipt.get("instances", ())
+        if one["outcome"] in ("stored", "already") and one["sop_instance_uid"]
+    ]
+
+
+def _left(at: Connection, seen: Delivery, sop_uids: Sequence[str], *, whole: bool) -> Happening:
+    """What went to an archive, for the audit log: all of a delivery, or what it took of it."""
     patient = select(propagation.c.patient_key).where(propagation.c.id == seen.propagation)
     return Happening(
         what=What.EXPORT,
         who=f"archive:{seen.destination}",
         action="deliver",
         patient=at.execute(patient).scalar() or "",
-        objects=(seen.propagation, *(str(one["sop_uid"]) for one in objects)),
+        objects=(seen.propagation, *sop_uids),
+        outcome="success" if whole else "failed",
     )
 
 

@@ -32,7 +32,8 @@ class Kind(StrEnum):
     INCOMPLETE = "series.incomplete"  # slices are missing, and nobody sends them
     CONFLICT = "conflict"  # two contents under one UID, here or at a destination
     REVISION = "revision"  # slices came after a series was whole
-    SIGNED_OVERTAKEN = "signed.overtaken"  # a later arrival would supersede what is signed
+    # A later arrival would supersede what is signed; or it was rejected, and an archive has it.
+    SIGNED_OVERTAKEN = "signed.overtaken"
     DELIVERY_DEAD = "delivery.dead"
     DELIVERY_UNCONFIRMED = "delivery.unconfirmed"  # sent, and nobody vouches for it
 

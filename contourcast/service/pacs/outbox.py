@@ -38,7 +38,7 @@ class DeliveryState(StrEnum):
     HELD = "held"  # by a person
     DELIVERED = "delivered"
     DEAD = "dead"  # given up; a person may send it again
-    DROPPED = "dropped"  # what it carries was cancelled or superseded before it went out
+    DROPPED = "dropped"  # before it went out: cancelled or superseded, or its signature withdrawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,11 @@ class Delivery:
     def tries(self) -> int:
         """Attempts since it was made, or since a person sent it again."""
         return self.attempts - int(self.receipt.get("tries_from", 0))
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether it carries what a person signed."""
+        return any(one.get("role") == "signed" for one in self.objects)
 
     @property
     def looks(self) -> int:
@@ -262,6 +267,14 @@ class Outbox:
     def _select(self, query: Select[Any]) -> Sequence[Delivery]:
         with self.index.read() as at:
             return [_delivery(row) for row in at.execute(query)]
+
+
+def signed_and_taken(at: Connection, propagation: str) -> list[Delivery]:
+    """Deliveries of what was signed on a propagation that archives have taken."""
+    query = select(delivery).where(
+        delivery.c.propagation == propagation, delivery.c.state == DeliveryState.DELIVERED
+    )
+    return [one for one in map(_delivery, at.execute(query)) if one.is_signed]
 
 
 def wait_s(delivery_id: str, tries: int) -> float:

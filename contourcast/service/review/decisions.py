@@ -30,10 +30,12 @@ from contourcast.service.archive import Sent, Staged
 from contourcast.service.index.database import now
 from contourcast.service.index.tables import course, fraction, review
 from contourcast.service.ingest import TAKEN, say_the_same
-from contourcast.service.intake.rematching import match_again
+from contourcast.service.intake.rematching import match_again, turn_of
 from contourcast.service.intake.states import State
 from contourcast.service.jobs.orders import SIGNED_ROI
 from contourcast.service.jobs.propagations import Job
+from contourcast.service.pacs.notices import Kind
+from contourcast.service.pacs.outbox import signed_and_taken
 from contourcast.service.problems import ConflictError
 from contourcast.service.records import Records
 from contourcast.service.review.drafts import Draft, take_within
@@ -53,6 +55,7 @@ Why = Literal[
 # The how-manieth decision on its propagation, and the beginning of its SHA-256: what somebody
 # began to sign and did not, never lies under the name of what was signed.
 SIGNED_FILE: Final = "RS-signed-{number}-{digest:.16}.dcm"
+SIGNED_SERIES: Final = "Contourcast, signed"
 OURS: Final = Sent(door="ours")
 
 # Propagation, name of the signed file, SHA-256 of it.
@@ -124,7 +127,10 @@ class Reviews:
             return [_review(row) for row in at.execute(query)]
 
     def reject(self, job: Job, *, reviewer: str, seen: int, why: str, text: str = "") -> Review:
-        """None of the contours may be used.
+        """None of the contours may be used, what was signed neither.
+
+        What is signed and waits to be sent is not sent any more; where an archive has it, that is
+        told.
 
         Raises:
             InputError: The reason is none of the list, or ``other`` without words.
@@ -145,6 +151,7 @@ class Reviews:
             )
             if at.execute(signed).first() is not None:
                 _match_later_again(at, job)  # what was withdrawn is the prior of nobody any more
+                self._tell_withdrawn(at, job)
         return self._one(number)
 
     def approve(
@@ -220,7 +227,7 @@ class Reviews:
         scan = self._scan(job)
         require_same_frame(machine.frame_of_reference, scan.frame_of_reference)
         contours = machine.loops if draft is None else edited(machine, draft, scan.grid)
-        signed_roi = _signed_roi(machine, method, contours, draft)
+        signed_roi = _signed_roi(job, machine, contours, draft)
         figures = distance_of(machine, signed_roi, scan.grid, draft=draft)
         at_time = now().replace(microsecond=0)
         folder = self.records.archive.incoming().with_suffix("")
@@ -234,7 +241,8 @@ class Reviews:
                 rois=[signed_roi],
                 reference=scan,
                 label="CC " + at_time.strftime("%Y%m%d") + " S",
-                series_description="Contourcast, signed",
+                name=signed_roi.name,
+                series_description=SIGNED_SERIES,
                 description=_description(method, draft),
                 digest=hashlib.sha256("\0".join(parts).encode()).hexdigest(),
                 drawn_at=at_time,
@@ -265,6 +273,9 @@ class Reviews:
     def _deciding(self, job: Job, decision: Decision, seen: int) -> Iterator[Connection]:
         """The transaction of one decision, that nobody else is in on the same propagation."""
         with self.records.index.write() as at:
+            # As matching does, which reads what is signed and writes orders with it as prior:
+            # a decision between the two would leave it a prior that nobody looks for again.
+            self.records.index.in_turn(at, turn_of(job.origin.patient_key))
             self._spend(at)
             # it holds the propagation's row, so whoever comes at the same moment counts afterwards
             self.records.propagations.move(at, job.id, State(decision), f"{decision} by a reviewer")
@@ -274,6 +285,17 @@ class Reviews:
                     remedy="read it again, then decide",
                 )
             yield at
+
+    def _tell_withdrawn(self, at: Connection, job: Job) -> None:
+        """Nothing calls back what an archive has: somebody must hear that it is to be removed."""
+        for there in signed_and_taken(at, job.id):
+            self.records.notices.tell(
+                at,
+                Kind.SIGNED_OVERTAKEN,
+                job.id,
+                destination=there.destination,
+                delivery=there.id,
+            )
 
     def _scan(self, job: Job) -> Volume:
         cbct = job.order["cbct"]
@@ -349,7 +371,7 @@ def _contour_of(job: Job, made: StructureSet, method: str) -> Roi:
     return made.roi(f"#{methods.index(method) + 1}")
 
 
-def _signed_roi(machine: Roi, method: str, contours: Sequence[Contour], draft: Draft | None) -> Roi:
+def _signed_roi(job: Job, machine: Roi, contours: Sequence[Contour], draft: Draft | None) -> Roi:
     """The one ROI of a signed set, named as the contour that was carried."""
     edits = "" if draft is None else f", {_edits(draft)}"
     algorithm = "AUTOMATIC"
@@ -357,10 +379,10 @@ def _signed_roi(machine: Roi, method: str, contours: Sequence[Contour], draft: D
         algorithm = "SEMIAUTOMATIC" if machine.loops else "MANUAL"
     return Roi(
         number=SIGNED_ROI,
-        name=machine.name.removesuffix(method).strip() or machine.name,
+        name=str(job.figures.get("roi_name") or machine.name),
         contours=tuple(contours),
         frame_of_reference=machine.frame_of_reference,
-        interpreted_type=machine.interpreted_type or "GTV",
+        interpreted_type=machine.interpreted_type,
         generation_algorithm=algorithm,
         description=f"{machine.description}{edits}",
     )

@@ -9,6 +9,7 @@ from contourcast.service.index.tables import revision
 from contourcast.service.intake.states import State
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.problems import ChangedError
+from contourcast.service.review.withdrawn import is_withdrawn
 
 
 class StaleItem(BaseModel):
@@ -37,15 +38,25 @@ def stale_of(at: Connection, job: Job) -> StaleItem | None:
         return StaleItem(
             why="more slices of this CBCT have come since it was drawn on", propagation=None
         )
+    # matching draws its own anew with another prior; what a person asked for stays as it was asked
+    prior = job.order.get("prior")
+    if prior is not None and is_withdrawn(at, prior["sop_uid"]):
+        return StaleItem(
+            why="the signed contour that it was carried from was rejected later", propagation=None
+        )
     return None
 
 
 def require_current(at: Connection, job: Job) -> None:
-    """Nobody signs what a newer revision has overtaken.
+    """Nobody signs what a newer revision has overtaken, or what a withdrawn contour led to.
 
     Raises:
-        ChangedError: One has.
+        ChangedError: It is so.
     """
     stale = stale_of(at, job)
     if stale is not None:
-        raise ChangedError(stale.why, remedy="open the worklist again, and decide on the newer one")
+        raise ChangedError(
+            stale.why,
+            remedy="open the worklist again, and decide on the newer one; if there is none, ask "
+            "for one",
+        )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from contourcast.service.problems import DiskFullError, SettingsError
+from contourcast.service.problems import DiskFullError, SettingsError, StoreError
 
 
 def flush_folder(folder: Path) -> None:
@@ -26,8 +26,16 @@ def require_space(folder: Path, reserve_bytes: int) -> None:
 
     Raises:
         DiskFullError: It is.
+        StoreError: It cannot be reached.
     """
-    if shutil.disk_usage(folder).free < reserve_bytes:
+    try:
+        free_bytes = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise StoreError(
+            "a folder of the data or of the store cannot be reached",
+            remedy="look whether its disk is there and mounted; then send again",
+        ) from error
+    if free_bytes < reserve_bytes:
         raise DiskFullError(
             "free space is below the reserve",
             remedy="free space on the disks of the data folder and of the store, then send again",

@@ -79,7 +79,7 @@ class FolderStore:
             try:
                 if not path.is_file():
                     raise FileNotFoundError
-                if promised and digest_of(path) != promised:
+                if promised and not _is_whole(path, promised):
                     self._set_aside(key, path)
                     raise damaged()
             except FileNotFoundError as error:
@@ -188,6 +188,20 @@ class FolderStore:
                 with contextlib.suppress(FileNotFoundError):
                     if draft.stat().st_mtime < time.time() - STALE_S:
                         draft.unlink()
+
+
+def _is_whole(path: Path, promised: str) -> bool:
+    """Whether its bytes can be read and are the promised ones.
+
+    A disk that has lost these bytes alone says so of them alone; of one that is away, setting the
+    file aside tells.
+    """
+    try:
+        return digest_of(path) == promised
+    except OSError as error:
+        if error.errno not in (errno.EIO, errno.EACCES):
+            raise
+        return False
 
 
 def _walk(folder: Path, begins: str, prefix: str) -> Iterator[str]:

@@ -35,6 +35,8 @@ INSTANCES: Final = "instances/"
 NOTES: Final = "at-pacs/"
 IMAGE_SUFFIX: Final = ".dcm"
 NOTE_SUFFIX: Final = "-note.json"
+# Of one image, whatever the PACS says of others (RFC 9110 §15.5.5, §15.5.11).
+GONE: Final = ("answered with status 404", "answered with status 410")
 
 
 class Pacs(Protocol):
@@ -120,7 +122,7 @@ class PacsStore:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 self._fetch(note, Path(folder) / "theirs")
-            except DamagedError:
+            except (DamagedError, NotFoundError):
                 return False
             draft = Path(folder) / "note"
             draft.write_text(json.dumps(note, sort_keys=True))
@@ -141,6 +143,12 @@ class PacsStore:
         try:
             self._pacs.fetch(note["study"], note["series"], note["instance"], into)
         except PeerError as error:
+            if error.cause.endswith(GONE):
+                raise NotFoundError(
+                    "the PACS no longer has an image that it held for us",
+                    uid=note["instance"],
+                    remedy="send it to the PACS again",
+                ) from error
             raise StoreError(
                 "the PACS does not give out an image that it holds for us",
                 uid=note["instance"],

@@ -71,6 +71,15 @@ class QuestionItem(BaseModel):
     missing: list[str] = Field(description="UIDs that are referred to, and not here.")
 
 
+class AnswerItem(BaseModel):
+    """What a person said to a question."""
+
+    question: Question
+    choice: list[str]
+    by: str
+    at: str = ""
+
+
 class FractionItem(BaseModel):
     """A scan of a course."""
 
@@ -81,6 +90,7 @@ class FractionItem(BaseModel):
     state: str = Field(description="matched, needs_person, not_ours or superseded.")
     reasons: list[ReasonItem]
     question: QuestionItem | None
+    answers: list[AnswerItem] = Field(description="Of persons, in the order of being given.")
     propagations: list[str]
 
 
@@ -332,6 +342,7 @@ def _fraction(at: Connection, row: Row[Any]) -> FractionItem:
         state=row.state,
         reasons=[ReasonItem.model_validate(each) for each in row.reasons_json],
         question=QuestionItem.model_validate(row.question_json) if row.question_json else None,
+        answers=[AnswerItem.model_validate(each) for each in row.answers_json],
         propagations=list(drawn),
     )
 
