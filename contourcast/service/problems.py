@@ -89,6 +89,10 @@ class PeerError(ContourcastError):
     """Another system did not do what it was asked for."""
 
 
+class PeerGoneError(PeerError):
+    """Another system has no such thing, or no longer (RFC 9110 §15.5.5, §15.5.11)."""
+
+
 class PeerUnreachableError(PeerError):
     """Another system does not answer at all, or not in time."""
 

@@ -154,13 +154,13 @@ def test_the_same_request_after_the_end_is_the_same_result(finished: Finished) -
 def test_a_request_whose_parts_do_not_belong_together_fails_with_its_reason(
     finished: Finished,
 ) -> None:
-    """The CBCT given as planning CT: its frame is not that of the structure set."""
+    """The CBCT given as planning CT, too."""
     wrong = request_for(finished.course) | {"planning_ct": finished.course.cbct.series_uid}
     answer = finished.server.http.post("/v1/propagations", json=wrong)
     assert answer.status_code == 202
     job = finished.server.until(answer.json()["id"], lambda _: False)
     assert job["state"] == "failed"
-    assert finished.course.cbct.frame_of_reference in job["problem"]["where"]
+    assert job["problem"]["where"] in finished.course.cbct.sop_uids
     assert job["problem"]["remedy"]
     part = finished.server.http.get(f"/v1/propagations/{job['id']}/structure-set")
     assert part.status_code == 409

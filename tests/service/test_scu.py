@@ -473,8 +473,11 @@ def test_titles_that_are_none_are_refused(aet: str) -> None:
 
 
 @contextmanager
-def archive_of(*classes: str, **handlers: Callable[..., object]) -> Iterator[Peer]:
+def archive_of(
+    *classes: str, bounds: Bounds | None = None, **handlers: Callable[..., object]
+) -> Iterator[Peer]:
     """A peer of pynetdicom, with handlers by the names of its events."""
+    bounds = bounds or Bounds()
     ae = AE("ARCHIVE")
     for one in (*classes, Verification):
         ae.add_supported_context(one)
@@ -482,12 +485,12 @@ def archive_of(*classes: str, **handlers: Callable[..., object]) -> Iterator[Pee
         (getattr(evt, f"EVT_{name.upper()}"), handler) for name, handler in handlers.items()
     ]
     # Its sockets are ours, which are closed also when the other side was first to do so.
-    bindings.append((evt.EVT_CONN_OPEN, lambda event: bound(event.assoc, IMPATIENT)))
+    bindings.append((evt.EVT_CONN_OPEN, lambda event: bound(event.assoc, bounds)))
     server = ae.start_server((LOOPBACK, 0), block=False, evt_handlers=bindings)
     assert server is not None
     try:
         port = server.server_address[1]
-        yield Peer(aet="ARCHIVE", host=LOOPBACK, port=port, our_aet=AET, bounds=IMPATIENT)
+        yield Peer(aet="ARCHIVE", host=LOOPBACK, port=port, our_aet=AET, bounds=bounds)
     finally:
         server.shutdown()
 
@@ -570,7 +573,7 @@ def test_a_peer_that_falls_silent_is_given_up() -> None:
         over.wait(20)
         return 0
 
-    with archive_of(CTImageStorage, c_echo=wait) as there:
+    with archive_of(CTImageStorage, bounds=IMPATIENT, c_echo=wait) as there:
         with pytest.raises(PeerUnreachableError, match="did not answer our C-ECHO in time"):
             there.echo()
         over.set()

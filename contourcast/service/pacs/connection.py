@@ -19,7 +19,12 @@ from typing import Any, Final, Self, TypeVar
 
 import httpx
 
-from contourcast.service.problems import PeerError, PeerUnreachableError, SettingsError
+from contourcast.service.problems import (
+    PeerError,
+    PeerGoneError,
+    PeerUnreachableError,
+    SettingsError,
+)
 
 MIB: Final = 1024 * 1024
 PIECE: Final = MIB
@@ -220,7 +225,10 @@ class Connection:
             remedy = "redirects are not followed: put the address that it leads to in the settings"
         else:
             remedy = ""
-        return self.error(f"answered with status {status}", remedy=remedy)
+        refused = self.error(f"answered with status {status}", remedy=remedy)
+        if status in (404, 410):
+            return PeerGoneError(refused.cause, uid=refused.uid, remedy=refused.remedy)
+        return refused
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from contourcast.service.problems import (
     DamagedError,
     NotFoundError,
     PeerError,
+    PeerGoneError,
     StoreError,
 )
 from contourcast.service.store.blobs import Dated, Detail, digest_in, require_key, require_prefix
@@ -35,8 +36,6 @@ INSTANCES: Final = "instances/"
 NOTES: Final = "at-pacs/"
 IMAGE_SUFFIX: Final = ".dcm"
 NOTE_SUFFIX: Final = "-note.json"
-# Of one image, whatever the PACS says of others (RFC 9110 §15.5.5, §15.5.11).
-GONE: Final = ("answered with status 404", "answered with status 410")
 
 
 class Pacs(Protocol):
@@ -142,13 +141,13 @@ class PacsStore:
     def _fetch(self, note: dict[str, Any], into: Path) -> None:
         try:
             self._pacs.fetch(note["study"], note["series"], note["instance"], into)
+        except PeerGoneError as error:
+            raise NotFoundError(
+                "the PACS no longer has an image that it held for us",
+                uid=note["instance"],
+                remedy="send it to the PACS again",
+            ) from error
         except PeerError as error:
-            if error.cause.endswith(GONE):
-                raise NotFoundError(
-                    "the PACS no longer has an image that it held for us",
-                    uid=note["instance"],
-                    remedy="send it to the PACS again",
-                ) from error
             raise StoreError(
                 "the PACS does not give out an image that it holds for us",
                 uid=note["instance"],

@@ -164,7 +164,7 @@ export function worklist(app: App): Screen {
       cell(
         "patient",
         h("strong", {}, patientName(item.patient, app.preferences.names)),
-        item.patient !== null && app.preferences.names !== "id" && h("span", { class: "soft" }, item.patient.id),
+        item.patient !== null && app.preferences.names !== "id" && h("span", { class: "soft", title: item.patient.id }, item.patient.id),
       ),
       cell("fraction", item.fraction === null ? "–" : String(item.fraction)),
       cell("roi", item.roi),
