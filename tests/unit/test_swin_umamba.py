@@ -111,14 +111,15 @@ def test_windows_of_no_size_and_odd_stems_are_refused() -> None:
 @every
 def test_at_inference_nothing_is_left_out_and_no_image_minds_its_company(name: str) -> None:
     network = small(name, **({} if name == "swin-umamba-cffm" else {"drop_path": 0.9}))
-    x = torch.randn(2, 2, 16, 16)
+    network.double()  # where rounding is nothing
+    x = torch.randn(2, 2, 16, 16, dtype=torch.float64)
     if name != "swin-umamba-cffm":
         assert not torch.equal(network(x), network(x)), "stochastic depth in training"
     network.eval()
     with torch.no_grad():
         both, again, alone = network(x), network(x), network(x[:1])
     assert torch.equal(both, again)
-    assert torch.allclose(both[:1], alone, atol=1e-5)
+    assert torch.allclose(both[:1], alone, atol=1e-10)
 
 
 @every
