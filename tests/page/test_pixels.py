@@ -144,11 +144,14 @@ def pixels(someone: Person, plane: str, canvas: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(text), np.uint8).reshape(height, width, 4)
 
 
-def screen(someone: Person, plane: str, scan: Scan) -> Screen:
-    """The pane as it is now; how deep it cuts is what it says itself."""
+def screen(someone: Person, plane: str, scan: Scan, canvas: np.ndarray) -> Screen:
+    """The pane of which this is a canvas; how deep it cuts is what it says itself.
+
+    A bar may come above the panes at any time, and make them smaller.
+    """
     corner = someone.page.locator(f".cv-{plane} .cv-corner-slice").inner_text()
     depth = float(re.findall(r"(-?\d+\.\d+) mm", corner.replace("−", "-"))[-1])
-    height, width, _ = pixels(someone, plane, "picture").shape
+    height, width, _ = canvas.shape
     return Screen(name=plane, scan=scan, depth_mm=depth, width_px=width, height_px=height)
 
 
@@ -176,7 +179,7 @@ def test_every_pixel_of_the_three_planes_is_what_numpy_computes(
     ann, _, scan = looking
     for plane in LAID:
         found = pixels(ann, plane, "picture")
-        expected = grey(scan.at(screen(ann, plane, scan).world()), *SOFT_HU)
+        expected = grey(scan.at(screen(ann, plane, scan, found).world()), *SOFT_HU)
         assert (np.ptp(found[..., :3], axis=-1) == 0).all(), "grey"
         assert np.abs(found[..., 0] - expected).max() <= 0.51, plane
         mirrored = np.abs(found[:, ::-1, 0] - expected)
@@ -198,11 +201,11 @@ def test_the_planning_ct_lies_where_the_registration_puts_it(
     ann.page.keyboard.down("f")
     expect(ann.page.locator(".cv-axial .cv-corner-image")).to_contain_text("planning CT")
     for plane in LAID:
-        found = pixels(ann, plane, "picture")[..., 0]
-        hu = resampled.at(screen(ann, plane, scan).world())
+        found = pixels(ann, plane, "picture")
+        hu = resampled.at(screen(ann, plane, scan, found).world())
         seen = ~np.isnan(hu)
         assert seen.mean() > 0.2
-        away = np.abs(found - grey(hu, *SOFT_HU))[seen]
+        away = np.abs(found[..., 0] - grey(hu, *SOFT_HU))[seen]
         # values are sent as whole HU, of which a level has 1.6
         assert away.max() <= 1.0, plane
     ann.page.keyboard.up("f")
@@ -219,8 +222,9 @@ def test_a_contour_is_drawn_where_its_file_has_it(
         ann.page.keyboard.press(str(5 + number))
         ann.page.keyboard.press("Shift+O")
         ann.page.wait_for_timeout(200)
-        there = screen(ann, "axial", scan)
-        drawn = of_colour(pixels(ann, "axial", "overlay"), view["methods"][number]["colour"])
+        ink = pixels(ann, "axial", "overlay")
+        there = screen(ann, "axial", scan, ink)
+        drawn = of_colour(ink, view["methods"][number]["colour"])
         lines = [
             there.pixel(loop)
             for loop in loops(clinic, propagation, number)
@@ -229,8 +233,7 @@ def test_a_contour_is_drawn_where_its_file_has_it(
         assert lines, f"{name} has a contour on the slice that is shown first"
         points = np.concatenate([dense(line) for line in lines])
         y, x = np.nonzero(drawn)
-        ink = np.column_stack((x, y)) + 0.5
-        apart = np.linalg.norm(ink[:, None] - points, axis=-1)
+        apart = np.linalg.norm(np.column_stack((x, y))[:, None] + 0.5 - points, axis=-1)
         assert apart.min(axis=1).max() < 2.0, f"{name}: ink away from its line"
         inked = apart.min(axis=0) < 1.5
         assert inked.mean() > 0.3, f"{name}: a dashed line is a third ink at least"
