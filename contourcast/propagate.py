@@ -345,18 +345,24 @@ def _redrawn(
 
 def _shown(share: float, *, least: float) -> Figure:
     """How much of the carried prior the scan shows to the network; elsewhere the prior stands."""
-    odd = share < least
-    return Figure(
+    return _at_least(
+        least,
+        share,
         name="prior_shown",
-        value=share,
+        reason=f"the scan shows nothing at {100 * (1 - share):.0f} % of the carried prior, which "
+        "stands there as it was",
+    )
+
+
+def _at_least(least: float, value: float, *, name: str, reason: str) -> Figure:
+    """A figure below which somebody has to look, for that reason."""
+    odd = value < least
+    return Figure(
+        name=name,
+        value=value,
         limit=f"accept ≥ {least}",
         verdict=Verdict.LOOK if odd else Verdict.ACCEPT,
-        reason=(
-            f"the scan shows nothing at {100 * (1 - share):.0f} % of the carried prior, which "
-            "stands there as it was"
-            if odd
-            else ""
-        ),
+        reason=reason if odd else "",
     )
 
 
@@ -478,18 +484,12 @@ def _reservations(drawn: Drawn) -> list[Figure]:
 
 def _overlap_with_prior(drawn: Drawn, overlap: float) -> Figure:
     """Whether it drew this target: a network that never saw such a one draws something else."""
-    odd = overlap < LEAST_OF_PRIOR
-    return Figure(
+    return _at_least(
+        LEAST_OF_PRIOR,
+        overlap,
         name=f"{drawn.method}_overlap_with_prior",
-        value=overlap,
-        limit=f"accept ≥ {LEAST_OF_PRIOR}",
-        verdict=Verdict.LOOK if odd else Verdict.ACCEPT,
-        reason=(
-            f"{drawn.method} hardly overlaps the carried prior (Dice {overlap:.2f}): the target is "
-            "nearly gone, or it is of a kind that this network does not know"
-            if odd
-            else ""
-        ),
+        reason=f"{drawn.method} hardly overlaps the carried prior (Dice {overlap:.2f}): the target "
+        "is nearly gone, or it is of a kind that this network does not know",
     )
 
 

@@ -11,7 +11,7 @@ import structlog
 from contourcast.imaging.errors import ContourcastError
 from contourcast.service.access.audit import Happening, record
 from contourcast.service.access.roles import What
-from contourcast.service.access.strangers import Strangers
+from contourcast.service.access.seldom import STRANGERS_EVERY_S, Seldom
 from contourcast.service.children import until_abandoned
 from contourcast.service.doors import NodeDoor
 from contourcast.service.index.database import Index
@@ -70,7 +70,7 @@ def turning_away(index: Index, clock: Callable[[], float]) -> TurnedAway:
         index: With the log.
         clock: Seconds that only grow.
     """
-    strangers = Strangers(clock)
+    strangers = Seldom(STRANGERS_EVERY_S, clock)
 
     def turned_away(sender: Sender, why: str) -> None:
         times = strangers.came(sender.address)

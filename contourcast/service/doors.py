@@ -6,7 +6,6 @@ a row for each series of a sender and a while, before the sender hears that it i
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import ContourcastError
 from contourcast.service.access.audit import Happening, record
 from contourcast.service.access.roles import What
+from contourcast.service.access.seldom import Seldom
 from contourcast.service.archive import Archive, Sent, Staged
 from contourcast.service.ingest import TAKEN, Answer, say_the_same, take_files
 from contourcast.service.pacs import door, node
@@ -26,7 +26,6 @@ from contourcast.service.settings import ServiceSettings
 OURS: Final = "ours"
 # A series has hundreds of slices, which come one by one; all that came in so long is one row.
 ONE_ROW_S: Final = 600.0
-ROWS_REMEMBERED: Final = 10_000
 
 
 class _Imports:
@@ -35,31 +34,32 @@ class _Imports:
     def __init__(self, archive: Archive, action: str) -> None:
         self._archive = archive
         self._action = action
-        self._noted: dict[tuple[str, ...], float] = {}
+        self._rows = Seldom(ONE_ROW_S, time.monotonic)
 
     def note(self, series_uid: str, outcome: str, *, who: str, address: str = "") -> None:
-        """Adds a row, where this is not what the last one said.
+        """Adds a row, unless the same had one a while ago.
 
         Raises:
             BusyError: The index cannot be reached; then nobody may hear that it is here.
         """
-        what, now_s = (series_uid, outcome, who, address), time.monotonic()
-        if now_s - self._noted.get(what, -math.inf) < ONE_ROW_S:
+        what = (series_uid, outcome, who, address)
+        if self._rows.came(what) is None:
             return
         happening = Happening(
             what=What.IMPORT,
             who=who,
             address=address,
             action=self._action,
-            patient=self._archive.patient_of(series_uid) or "",
+            patient=self._archive.patient_of(series_uid),
             objects=(series_uid,),
             outcome="success" if outcome in ("stored", "already") else "refused",
             detail=outcome,
         )
-        record(self._archive.index, happening)
-        if len(self._noted) >= ROWS_REMEMBERED:
-            self._noted.clear()
-        self._noted[what] = now_s
+        try:
+            record(self._archive.index, happening)
+        except ContourcastError:
+            self._rows.forget(what)
+            raise
 
 
 class NodeDoor:

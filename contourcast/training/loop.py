@@ -171,8 +171,7 @@ def train(
         TrainingDivergedError: The loss was not finite ten steps in a row.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _keep_settings(folder, settings)
-    _keep_cohorts(folder, training=training, validation=validation)
+    _keep_settings(folder, settings, training=training, validation=validation)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
@@ -443,32 +442,27 @@ def _plain(settings: TrainSettings) -> dict[str, Any]:
     return plain
 
 
-def _keep_settings(folder: Path, settings: TrainSettings) -> None:
-    """Refuses to go on with other settings than a run began with; its length may change."""
+def _keep_settings(folder: Path, settings: TrainSettings, **cohorts: Sequence[Sample]) -> None:
+    """Refuses to go on with other settings than a run began with; its length may change.
+
+    And on other samples, where they are given: one that was learned from may now stand in the test.
+    """
     path = folder / SETTINGS_FILE
     now = _plain(replace(settings, threads=0, device=""))
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
-    now |= {COHORTS: before[COHORTS]} if COHORTS in before else {}
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else dict(now)
+    samples = {part: cohort_facts(of)["digest"] for part, of in cohorts.items()}
+    begun = before.pop(COHORTS, {} if (folder / STATE_FILE).exists() else samples)
     if before | {"epochs": settings.epochs} != now:
         raise InputError(
             "this folder holds a run with other settings", remedy="choose another folder"
         )
-    path.write_text(json.dumps(now, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _keep_cohorts(folder: Path, **cohorts: Sequence[Sample]) -> None:
-    """Refuses to go on with other samples: one that was learned from may now stand in the test."""
-    path = folder / SETTINGS_FILE
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    now = {part: cohort_facts(samples)["digest"] for part, samples in cohorts.items()}
-    before = kept.get(COHORTS, {} if (folder / STATE_FILE).exists() else now)
-    if other := [part for part, digest in now.items() if before.get(part) != digest]:
+    if other := [part for part, digest in samples.items() if begun.get(part) != digest]:
         raise InputError(
             f"the run in this folder has other samples for {' and '.join(other)}",
             file=f"{folder.name}/{SETTINGS_FILE}",
             remedy="go on with the samples it began with, or choose another folder: --out",
         )
-    plain = json.dumps(kept | {COHORTS: now}, indent=2, sort_keys=True)
+    plain = json.dumps(now | {COHORTS: begun}, indent=2, sort_keys=True)
     path.write_text(plain + "\n", encoding="utf-8")
 
 

@@ -91,6 +91,13 @@ export function patientName(patient: Patient | null, names: Names): string {
   return [family, given].filter(Boolean).join(", ");
 }
 
+/** Whose scan it is, in full. */
+export function fullName(patient: Patient | null): string {
+  if (patient === null) return t("patient.unknown");
+  const born = patient.birth_date && t("patient.born", { date: day(patient.birth_date) });
+  return [patientName(patient, "full"), t("patient.id", { id: patient.id }), born].filter(Boolean).join(" · ");
+}
+
 /** `local:ann` is ann. */
 export function personName(name: string): string {
   return name.replace(/^(local|oidc):/, "");

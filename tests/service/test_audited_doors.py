@@ -11,7 +11,7 @@ import pytest
 
 from contourcast.imaging.dicom.instance import read_header
 from contourcast.service import doors
-from contourcast.service.access import strangers
+from contourcast.service.access import seldom
 from contourcast.service.access.audit import rows, verify
 from contourcast.service.dicom_node import turning_away
 from contourcast.service.doors import ArchiveDoor, NodeDoor
@@ -20,7 +20,7 @@ from contourcast.service.pacs.destinations import DicomWebDestination
 from contourcast.service.pacs.node import Node, Sender
 from contourcast.service.pacs.outbox import LONGEST_WAIT_S, DeliveryState
 from contourcast.service.pacs.scu import Peer
-from contourcast.service.problems import PeerError
+from contourcast.service.problems import BusyError, PeerError
 from contourcast.service.settings import ServiceSettings
 from support.dicom_factory import make_ct_series
 from support.dimse import AET, LINAC, LOOPBACK, node
@@ -43,7 +43,7 @@ def linac(ours: Node, our_aet: str = LINAC) -> Peer:
 
 
 def test_a_series_that_is_sent_is_one_row_for_its_sender_and_a_while(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     ct = make_ct_series(tmp_path / "ct")
     with looking_into(tmp_path / "data") as records, node(NodeDoor(records.archive)) as ours:
@@ -52,9 +52,34 @@ def test_a_series_that_is_sent_is_one_row_for_its_sender_and_a_while(
         assert told(records.index, "C-STORE") == [row]
         (found,) = (r.happening for r in rows(records.index))
         assert found["patient"] == records.archive.patient_of(ct.series_uid)
-        monkeypatch.setattr(doors, "ONE_ROW_S", 0.0)
-        linac(ours).store(ct.paths[:1])
+        for _ in range(2):
+            linac(ours).store(ct.paths[:1])
         assert told(records.index, "C-STORE") == [row, (*row[:-1], "already")]
+
+
+def test_a_row_that_could_not_be_written_is_written_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ct = make_ct_series(tmp_path / "ct")
+    with looking_into(tmp_path / "data") as records, node(NodeDoor(records.archive)) as ours:
+
+        def away(*_: object) -> int:
+            raise BusyError("the index cannot be reached")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(doors, "record", away)
+            (refused,) = linac(ours).store(ct.paths[:1])
+            assert refused.status.may_pass, "whoever sends keeps it"
+        linac(ours).store(ct.paths[:1])
+        assert [row[-1] for row in told(records.index, "C-STORE")] == ["already"]
+
+
+def test_a_while_later_it_is_a_row_again() -> None:
+    clock = [0.0]
+    rows_of = seldom.Seldom(600.0, lambda: clock[0])
+    assert [rows_of.came("a"), rows_of.came("a"), rows_of.came("b")] == [1, None, 1]
+    clock[0] = 600.0
+    assert rows_of.came("a") == 2, "with the one that went without"
 
 
 def test_who_may_not_call_is_a_row_and_a_flood_of_them_is_not(tmp_path: Path) -> None:
@@ -69,7 +94,7 @@ def test_who_may_not_call_is_a_row_and_a_flood_of_them_is_not(tmp_path: Path) ->
             written.release()
 
         with node(door, turned_away=turned_away) as ours:
-            for seconds in (0, 0, 0, 0, 0, strangers.EVERY_S):
+            for seconds in (0, 0, 0, 0, 0, seldom.STRANGERS_EVERY_S):
                 clock[0] += seconds
                 with pytest.raises(PeerError):
                     linac(ours, "STRANGER").echo()

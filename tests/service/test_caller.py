@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from starlette.types import Message
 
 from contourcast.service import problems
-from contourcast.service.access import strangers
+from contourcast.service.access import seldom
 from contourcast.service.access.accounts import make_account
 from contourcast.service.access.audit import guard, rows, verify
 from contourcast.service.access.caller import (
@@ -412,7 +412,7 @@ def test_strangers_do_not_fill_the_log(index: Index, door: Door) -> None:
     for _ in range(4):
         assert http.get(f"/v1/series/{SERIES}").status_code == 401
     assert len(happenings(index)) == 1
-    CLOCK[0] += strangers.EVERY_S
+    CLOCK[0] += seldom.STRANGERS_EVERY_S
     http.get(f"/v1/series/{SERIES}")
     assert [row["detail"] for row in happenings(index)] == [
         "unauthorized",

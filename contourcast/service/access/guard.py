@@ -26,7 +26,7 @@ from contourcast.service.access.audit import Happening, Outcome, record
 from contourcast.service.access.caller import Caller, Gate
 from contourcast.service.access.pace import Pace
 from contourcast.service.access.roles import What, allowed, methods_of, rule_of, template_of
-from contourcast.service.access.strangers import Strangers
+from contourcast.service.access.seldom import STRANGERS_EVERY_S, Seldom
 from contourcast.service.index.database import Index
 from contourcast.service.index.tables import course, propagation, series
 from contourcast.service.problems import (
@@ -86,7 +86,7 @@ class Guard:
         self.app, self.gate = app, gate
         self._pace = Pace(each_minute, clock)
         self._internal_port = internal_port
-        self._strangers = Strangers(clock)
+        self._strangers = Seldom(STRANGERS_EVERY_S, clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs the application for whoever may call the route."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import structlog
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, Row, select
 
 from contourcast.imaging.dicom.instance import (
     CT_IMAGE,
@@ -42,6 +42,7 @@ from contourcast.service.intake.facts import (
     structure_set_facts,
 )
 from contourcast.service.intake.outcomes import Known
+from contourcast.service.intake.withdrawn import WITHDRAWN
 from contourcast.service.problems import DamagedError, NotFoundError
 
 # One file is not in the store, or not what was put there; of a store that is away it is neither.
@@ -81,18 +82,7 @@ class Evidence:
             rows = at.execute(select(series).where(series.c.patient_key == patient_key)).all()
             courses, priors = _courses(at, patient_key), priors_of(at, patient_key)
         scans = [row for row in rows if row.modality == "CT"]
-        objects: list[StructureSetFacts | PlanFacts | RegistrationFacts | None] = []
-        lost: list[str] = []
-        for row in rows:
-            for kept in self.archive.instances_of(row.uid) if row.modality != "CT" else ():
-                try:
-                    objects.append(
-                        self._object(kept.series_uid, kept.file_digest, kept.sop_class_uid)
-                    )
-                except LOST as error:  # as above
-                    log.warning("evidence_lost", kind=error.code, series=kept.series_uid)
-                    if kept.sop_class_uid in (STRUCTURE_SET, RT_PLAN):
-                        lost.append(kept.sop_uid)
+        objects, lost = self._objects([row.uid for row in rows if row.modality != "CT"])
         return Known(
             series=tuple(
                 _found(
@@ -105,7 +95,7 @@ class Evidence:
             registrations=tuple(o for o in objects if isinstance(o, RegistrationFacts)),
             courses=courses,
             priors=priors,
-            lost=tuple(lost),
+            lost=lost,
         )
 
     def fractions_planned(self, course_id: str) -> int | None:
@@ -116,11 +106,8 @@ class Evidence:
             uids = list(at.execute(select(series.c.uid).where(its)).scalars())
         plans = [
             plan
-            for uid in uids
-            for kept in self.archive.instances_of(uid)
-            if isinstance(
-                plan := self._of_object(uid, kept.file_digest, kept.sop_class_uid), PlanFacts
-            )
+            for plan in self._objects(uids)[0]
+            if isinstance(plan, PlanFacts)
             and plan.structure_set_uid == treated.structures_uid
             and plan.treats
         ]
@@ -128,14 +115,19 @@ class Evidence:
         said = {plan.fractions for plan in in_use}
         return said.pop() if len(said) == 1 else None
 
-    def _of_object(
-        self, series_uid: str, file_digest: str, sop_class_uid: str
-    ) -> StructureSetFacts | PlanFacts | RegistrationFacts | None:
-        try:
-            return self._object(series_uid, file_digest, sop_class_uid)
-        except LOST as error:
-            log.warning("evidence_lost", kind=error.code, series=series_uid)
-            return None
+    def _objects(
+        self, series_uids: Iterable[str]
+    ) -> tuple[list[StructureSetFacts | PlanFacts | RegistrationFacts | None], tuple[str, ...]]:
+        """What is in these series; and the SOP Instance UIDs of sets and plans that are lost."""
+        found, lost = [], []
+        for kept in (kept for uid in series_uids for kept in self.archive.instances_of(uid)):
+            try:
+                found.append(self._object(kept.series_uid, kept.file_digest, kept.sop_class_uid))
+            except LOST as error:  # as of series
+                log.warning("evidence_lost", kind=error.code, series=kept.series_uid)
+                if kept.sop_class_uid in (STRUCTURE_SET, RT_PLAN):
+                    lost.append(kept.sop_uid)
+        return found, tuple(lost)
 
     def _is_left(self, series_uid: str, file_digest: str) -> bool:
         try:
@@ -207,26 +199,15 @@ def _courses(at: Connection, patient_key: str) -> tuple[CourseFacts, ...]:
 
 def priors_of(at: Connection, patient_key: str) -> tuple[PriorFacts, ...]:
     """What was signed here and still stands: each with the course and the ROI it belongs to."""
-    last = (
-        select(func.max(review.c.number))
-        .join(propagation, propagation.c.id == review.c.propagation)
-        .where(propagation.c.patient_key == patient_key)
-        .group_by(review.c.propagation)
-    )
-    withdrawn = select(review.c.propagation).where(
-        review.c.number.in_(last), review.c.decision == "rejected"
-    )
     query = (
         select(review, propagation.c.order_json, propagation.c.cbct_series_uid)
         .join(propagation, propagation.c.id == review.c.propagation)
-        .where(
-            propagation.c.patient_key == patient_key,
-            review.c.structures_uid.is_not(None),
-            review.c.propagation.not_in(withdrawn),
-        )
+        .where(propagation.c.patient_key == patient_key, review.c.structures_uid.is_not(None))
         .order_by(review.c.number)
     )
-    return tuple(_prior(row) for row in at.execute(query))
+    its = select(propagation.c.id).where(propagation.c.patient_key == patient_key)
+    withdrawn = set(at.execute(WITHDRAWN.where(review.c.propagation.in_(its))).scalars())
+    return tuple(_prior(row) for row in at.execute(query) if row.structures_uid not in withdrawn)
 
 
 def _prior(row: Row[Any]) -> PriorFacts:

@@ -173,16 +173,11 @@ class Fractions:
             # what arrives from here on is looked at again
             seen = _last_arrival(at, scan.patient_key)
         facts = self.evidence.of_series(row.series_uid, _ae_title(scan))
-        known = Known() if facts is None else self.evidence.of_patient(scan.patient_key)
-        if facts is None:
-            outcome: Match | NeedsPerson | NotOurs = NotOurs(reason="it cannot be read")
-        else:
-            outcome = match(
-                facts,
-                known,
-                self.rules,
-                answers=_answers(asked),
-            )
+        known = Known()
+        outcome: Match | NeedsPerson | NotOurs = NotOurs(reason="it cannot be read")
+        if facts is not None:
+            known = self.evidence.of_patient(scan.patient_key)
+            outcome = match(facts, known, self.rules, answers=_answers(asked))
         orders: list[tuple[Item, dict[str, Any]]] = []
         conflicts: list[Conflict] = []
         if isinstance(outcome, Match):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float
 
 from contourcast.imaging.dicom.ct_series import read_ct_series
 from contourcast.imaging.dicom.registration_in import (
@@ -177,7 +176,7 @@ def _home_by_images(
         with contextlib.suppress(InputError, FrameMismatchError):
             uid = registration.sop_instance_uid
             found[uid] = registration.between_images(target=here, source=drawn_on, frame=frame)
-    return _agreed(found, _box_of(planning_ct))
+    return _agreed(found, planning_ct)
 
 
 def _tie_of_prior(
@@ -189,8 +188,7 @@ def _tie_of_prior(
         FrameMismatchError: No registration ties the two frames; nobody can vouch for a place.
     """
     frame = planning_ct.frame_of_reference
-    near = _box_of(planning_ct)
-    tie = _tie(known, target_frame=frame, source_frame=prior.frame_of_reference, near=near)
+    tie = _tie(known, planning_ct, source_frame=prior.frame_of_reference)
     if tie is None:
         raise FrameMismatchError(
             "the prior is drawn in another frame of reference than the planning CT's",
@@ -214,12 +212,7 @@ def _start(
 ) -> RigidTransform | None:
     if planning_ct.frame_of_reference == cbct.frame_of_reference:
         return _between_images(known, planning_ct, cbct)
-    return _tie(
-        known,
-        target_frame=planning_ct.frame_of_reference,
-        source_frame=cbct.frame_of_reference,
-        near=_box_of(planning_ct),
-    )
+    return _tie(known, planning_ct, source_frame=cbct.frame_of_reference)
 
 
 def _between_images(
@@ -231,7 +224,7 @@ def _between_images(
         with contextlib.suppress(InputError, FrameMismatchError):
             uid = registration.sop_instance_uid
             found[uid] = registration.between_scans(target=planning_ct, source=cbct)
-    return _agreed(found, _box_of(planning_ct))
+    return _agreed(found, planning_ct)
 
 
 def _require_useful(
@@ -262,48 +255,36 @@ def _require_useful(
 
 
 def _tie(
-    known: Sequence[SpatialRegistration],
-    *,
-    target_frame: str,
-    source_frame: str,
-    near: Float[np.ndarray, "n 3"],
+    known: Sequence[SpatialRegistration], planning_ct: Volume, *, source_frame: str
 ) -> RigidTransform | None:
-    if target_frame == source_frame:  # one UID for both scans is a claim, and no registration
+    """What brings points of another frame to the planning CT's."""
+    frame = planning_ct.frame_of_reference
+    if frame == source_frame:  # one UID for both scans is a claim, and no registration
         return None
     found = {
-        registration.sop_instance_uid: registration.between(
-            target_frame=target_frame, source_frame=source_frame
-        )
-        for registration in known
-        if {target_frame, source_frame} <= set(registration.frames)
+        each.sop_instance_uid: each.between(target_frame=frame, source_frame=source_frame)
+        for each in known
+        if {frame, source_frame} <= set(each.frames)
     }
-    return _agreed(found, near)
+    return _agreed(found, planning_ct)
 
 
-def _agreed(
-    found: Mapping[str, RigidTransform], near_xyz_mm: Float[np.ndarray, "n 3"]
-) -> RigidTransform | None:
-    """What registrations say of one tie, by their UIDs, if any does; the order does not matter.
+def _agreed(found: Mapping[str, RigidTransform], planning_ct: Volume) -> RigidTransform | None:
+    """What registrations say of one tie to the planning CT, by UID; their order does not matter.
 
     Raises:
-        InputError: Two put the same point to different places.
+        InputError: Two bring one point to places apart, anywhere in the planning CT.
     """
     said = sorted(found.items())
+    corners = product(*((0, size - 1) for size in planning_ct.grid.shape_zyx[::-1]))
+    corners_xyz_mm = planning_ct.grid.world(np.array(list(corners)))
     for uid, other in said[1:]:
         first_uid, first = said[0]
-        apart_mm = np.abs(
-            first.inverse().apply(near_xyz_mm) - other.inverse().apply(near_xyz_mm)
-        ).max()
-        if apart_mm > SAME_PLACE_MM:
+        apart_xyz_mm = first.inverse().apply(corners_xyz_mm) - other.inverse().apply(corners_xyz_mm)
+        if (apart_mm := np.linalg.norm(apart_xyz_mm, axis=1).max()) > SAME_PLACE_MM:
             raise InputError(
                 f"two registrations contradict each other by up to {apart_mm:.1f} mm",
                 uid=f"{first_uid} and {uid}",
                 remedy="give the one that is right",
             )
     return said[0][1] if said else None
-
-
-def _box_of(scan: Volume) -> Float[np.ndarray, "8 3"]:
-    """The corners of a scan, LPS mm."""
-    corners = np.array(list(product(*((0, size - 1) for size in scan.grid.shape_zyx[::-1]))))
-    return scan.grid.world(corners)

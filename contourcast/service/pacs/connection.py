@@ -212,11 +212,11 @@ class Connection:
                 )
             yield piece
 
-    def error(self, what: str, *, uid: str = "", remedy: str = "") -> PeerError:
+    def error(
+        self, what: str, *, uid: str = "", remedy: str = "", kind: type[PeerError] = PeerError
+    ) -> PeerError:
         """An error that names this peer."""
-        return PeerError(
-            f"'{self.peer.name}' {what}", uid=uid, remedy=remedy or "look into its own log"
-        )
+        return kind(f"'{self.peer.name}' {what}", uid=uid, remedy=remedy or "look into its own log")
 
     def _refused(self, status: int) -> PeerError:
         if status in (401, 403):
@@ -225,10 +225,8 @@ class Connection:
             remedy = "redirects are not followed: put the address that it leads to in the settings"
         else:
             remedy = ""
-        refused = self.error(f"answered with status {status}", remedy=remedy)
-        if status in (404, 410):
-            return PeerGoneError(refused.cause, uid=refused.uid, remedy=refused.remedy)
-        return refused
+        kind = PeerGoneError if status in (404, 410) else PeerError
+        return self.error(f"answered with status {status}", remedy=remedy, kind=kind)
 
 
 @contextmanager

@@ -20,8 +20,9 @@ from contourcast.imaging.dicom.uids import derived_uid
 from contourcast.imaging.errors import ContourcastError
 from contourcast.service.access.audit import Happening, append
 from contourcast.service.access.roles import What
-from contourcast.service.index.tables import propagation
+from contourcast.service.index.tables import instance, propagation, review
 from contourcast.service.intake.states import State
+from contourcast.service.intake.withdrawn import WITHDRAWN
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.pacs import ways, webhooks
 from contourcast.service.pacs.destinations import (
@@ -55,7 +56,6 @@ from contourcast.service.problems import (
     problem_of,
 )
 from contourcast.service.records import Records
-from contourcast.service.review.withdrawn import carries_withdrawn
 
 # After which an archive is asked whether it kept what it took (CLINICAL_SERVICE §6.1).
 CONFIRM_AFTER_S: Final = 60.0
@@ -178,7 +178,7 @@ class Deliveries:
             return False
         if seen.is_signed:
             with self.records.index.read() as at:
-                return carries_withdrawn(at, seen)
+                return _carries_withdrawn(at, seen)
         return self.records.propagations.job(seen.propagation).state in GONE
 
     def _post(self, seen: Delivery, hook: WebhookDestination) -> Receipt:
@@ -267,8 +267,10 @@ class Deliveries:
                 return
             if state is DeliveryState.DEAD:
                 self._tell_dead(at, seen, error)
-            if whole and carries_withdrawn(at, seen):  # it was rejected while it was on its way
-                self._tell_withdrawn(at, seen)
+            if whole and _carries_withdrawn(at, seen):  # it was rejected while it was on its way
+                self.records.notices.tell_withdrawn(
+                    at, seen.propagation, destination=seen.destination, delivery=seen.id
+                )
             self._settle(at, seen.propagation)
             if left:
                 append(self.records.index, at, _left(at, seen, left, whole=whole))
@@ -295,16 +297,6 @@ class Deliveries:
             destination=seen.destination,
             propagation=seen.propagation,
             problem=f"/problems/{error.code}" if error else "",
-        )
-
-    def _tell_withdrawn(self, at: Connection, seen: Delivery) -> None:
-        """As `Reviews.reject` does of what was there before: only a person can remove it there."""
-        self.records.notices.tell(
-            at,
-            Kind.SIGNED_OVERTAKEN,
-            seen.propagation,
-            destination=seen.destination,
-            delivery=seen.id,
         )
 
     def _lock(self, at: Connection, propagation_id: str) -> None:
@@ -446,6 +438,17 @@ def _there(receipt: Mapping[str, Any]) -> list[str]:
         for one in receipt.get("instances", ())
         if one["outcome"] in ("stored", "already") and one["sop_instance_uid"]
     ]
+
+
+def _carries_withdrawn(at: Connection, seen: Delivery) -> bool:
+    """Whether it is of a signed set that was rejected later."""
+    if not seen.is_signed:
+        return False
+    digests = {digest for one in seen.objects for digest in one["files"].values()}
+    query = WITHDRAWN.join(instance, instance.c.sop_uid == review.c.structures_uid).where(
+        review.c.propagation == seen.propagation, instance.c.file_digest.in_(digests)
+    )
+    return at.execute(query).first() is not None
 
 
 def _left(at: Connection, seen: Delivery, sop_uids: Sequence[str], *, whole: bool) -> Happening:

@@ -99,6 +99,25 @@ class Notices:
                 self._outbox.put(at, destination=hook.name, objects=[{"notice": number}])
         return number
 
+    def tell_withdrawn(
+        self, at: Connection, propagation_id: str, *, destination: str, delivery: str
+    ) -> None:
+        """What was signed is in an archive and was rejected after all: only a person can remove it.
+
+        Args:
+            at: The transaction in which that came about.
+            propagation_id: On which it was signed.
+            destination: The archive's name.
+            delivery: By which it went there.
+        """
+        self.tell(
+            at,
+            Kind.SIGNED_OVERTAKEN,
+            propagation_id,
+            destination=destination,
+            delivery=delivery,
+        )
+
     def of_state(self, at: Connection, propagation_id: str, state: State) -> None:
         """Tells what is worth telling of a propagation that came into a state."""
         row = at.execute(select(propagation).where(propagation.c.id == propagation_id)).one()

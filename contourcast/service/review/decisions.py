@@ -34,7 +34,6 @@ from contourcast.service.intake.rematching import match_again, turn_of
 from contourcast.service.intake.states import State
 from contourcast.service.jobs.orders import SIGNED_ROI
 from contourcast.service.jobs.propagations import Job
-from contourcast.service.pacs.notices import Kind
 from contourcast.service.pacs.outbox import signed_and_taken
 from contourcast.service.problems import ConflictError
 from contourcast.service.records import Records
@@ -151,7 +150,10 @@ class Reviews:
             )
             if at.execute(signed).first() is not None:
                 _match_later_again(at, job)  # what was withdrawn is the prior of nobody any more
-                self._tell_withdrawn(at, job)
+                for there in signed_and_taken(at, job.id):
+                    self.records.notices.tell_withdrawn(
+                        at, job.id, destination=there.destination, delivery=there.id
+                    )
         return self._one(number)
 
     def approve(
@@ -285,17 +287,6 @@ class Reviews:
                     remedy="read it again, then decide",
                 )
             yield at
-
-    def _tell_withdrawn(self, at: Connection, job: Job) -> None:
-        """Nothing calls back what an archive has: somebody must hear that it is to be removed."""
-        for there in signed_and_taken(at, job.id):
-            self.records.notices.tell(
-                at,
-                Kind.SIGNED_OVERTAKEN,
-                job.id,
-                destination=there.destination,
-                delivery=there.id,
-            )
 
     def _scan(self, job: Job) -> Volume:
         cbct = job.order["cbct"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import BaseModel
+from sqlalchemy import Connection, select
+
+from contourcast.service.index.tables import series
 
 
 class PatientItem(BaseModel):
@@ -19,6 +22,12 @@ class PatientItem(BaseModel):
     def without_name(self) -> PatientItem:
         """For those who may know the ID alone."""
         return self.model_copy(update={"name": "", "birth_date": ""})
+
+
+def facts_of(at: Connection, series_uids: Collection[str]) -> dict[str, dict[str, Any]]:
+    """What the headers of scans say (`series.facts_json`), by Series Instance UID."""
+    query = select(series.c.uid, series.c.facts_json).where(series.c.uid.in_(series_uids))
+    return {row.uid: row.facts_json for row in at.execute(query)}
 
 
 def patient_of_scan(patient_key: str, facts: Mapping[str, Any] | None) -> PatientItem | None:

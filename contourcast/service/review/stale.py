@@ -7,9 +7,9 @@ from sqlalchemy import Connection, select
 
 from contourcast.service.index.tables import revision
 from contourcast.service.intake.states import State
+from contourcast.service.intake.withdrawn import is_withdrawn
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.problems import ChangedError
-from contourcast.service.review.withdrawn import is_withdrawn
 
 
 class StaleItem(BaseModel):

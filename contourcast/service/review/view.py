@@ -7,11 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 from pydantic import BaseModel, Field
-from sqlalchemy import Connection, select
 
 from contourcast.imaging.transform import RigidTransform
 from contourcast.propagate import color_rgb
-from contourcast.service.index.tables import series
 from contourcast.service.intake.states import DECIDED, State
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.outputs.report import JudgedFigure, MethodReport, Report
@@ -20,7 +18,7 @@ from contourcast.service.review.decisions import Review
 from contourcast.service.review.drafts import Draft
 from contourcast.service.review.figures import change_percent, recommended
 from contourcast.service.review.pages import PRIOR, Page
-from contourcast.service.review.patient import PatientItem, patient_of_scan
+from contourcast.service.review.patient import PatientItem, facts_of, patient_of_scan
 from contourcast.service.review.signed import APPROVED, Signed
 from contourcast.service.review.stale import StaleItem, stale_of
 
@@ -216,9 +214,9 @@ def build_view(
         reviewer: Whether the caller's role lets it edit.
         person: Whether the caller has signed in, so that it may sign.
     """
+    scan = job.order["cbct"]["series"]
     with records.index.read() as at:
-        who = _patient(at, job)
-        machine = _machine(at, job)
+        about = facts_of(at, {scan}).get(scan, {})
         stale = stale_of(at, job)
     drawn = {} if report is None else {each.method: each for each in report.methods}
     best = recommended({m: each.volume_cc for m, each in drawn.items()})
@@ -229,7 +227,7 @@ def build_view(
     return View(
         propagation=job.id,
         state=job.state,
-        patient=who,
+        patient=patient_of_scan(job.origin.patient_key, about),
         course=course,
         fraction=number,
         # a scan that was taken anew is one more than was planned
@@ -237,8 +235,8 @@ def build_view(
         roi=str(job.order["roi"]) if report is None else report.prior.roi_name,
         acquired_at=job.origin.acquired_at,
         arrived_at=job.made_at.isoformat(),
-        machine=machine,
-        cbct_series=job.order["cbct"]["series"],
+        machine=f"{about.get('manufacturer', '')} {about.get('model', '')}".strip(),
+        cbct_series=scan,
         frame_of_reference=page.cbct["frame_of_reference"],
         stale=stale,
         verdict=VerdictItem(
@@ -275,17 +273,6 @@ def _edit(draft: Draft | None) -> DraftItem | None:
         method=draft.method,
         edited_slices=len(draft.loops),
     )
-
-
-def _patient(at: Connection, job: Job) -> PatientItem | None:
-    facts = select(series.c.facts_json).where(series.c.uid == job.order["cbct"]["series"])
-    return patient_of_scan(job.origin.patient_key, at.execute(facts).scalar())
-
-
-def _machine(at: Connection, job: Job) -> str:
-    uid = job.order["cbct"]["series"]
-    facts = at.execute(select(series.c.facts_json).where(series.c.uid == uid)).scalar() or {}
-    return f"{facts.get('manufacturer', '')} {facts.get('model', '')}".strip()
 
 
 def _judged(report: Report | None) -> list[JudgedFigure]:

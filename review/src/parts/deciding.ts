@@ -2,10 +2,10 @@
 
 import type { App } from "../app";
 import { Problem, Unreachable } from "../api/problem";
-import type { Decision, Draft, Patient, Reviewed, Session, View } from "../api/types";
+import type { Decision, Draft, Reviewed, Session, View } from "../api/types";
 import { t, told } from "../catalogue";
 import { h, show } from "../dom";
-import { cc, day, duration, local, mm, number, patientName, personName, taken } from "../format";
+import { cc, duration, fullName, local, mm, number, patientName, personName, taken } from "../format";
 import { fractionOf } from "./banner";
 import { reasonsOf } from "./figures";
 import { openDialog, type Dialog } from "./dialog";
@@ -111,13 +111,6 @@ export function openSigning(app: App, subject: Subject, screen: Deciding): void 
 async function tellDraft(place: HTMLElement, screen: Deciding): Promise<void> {
   const draft = await screen.draft();
   if (draft !== null) show(place, h("p", { class: "callout callout-look" }, draftWords(draft), " ", t("sign.draft_not_signed")));
-}
-
-/** Whose scan it is, in full. */
-export function fullName(patient: Patient | null): string {
-  if (patient === null) return t("patient.unknown");
-  const born = patient.birth_date && t("patient.born", { date: day(patient.birth_date) });
-  return [patientName(patient, "full"), t("patient.id", { id: patient.id }), born].filter(Boolean).join(" · ");
 }
 
 function repeated(app: App, { view, method, edit }: Subject): HTMLElement {

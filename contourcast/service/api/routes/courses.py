@@ -13,11 +13,11 @@ from contourcast.service.api.asked import caller_of
 from contourcast.service.api.conditional import etag, require_unchanged
 from contourcast.service.api.context import Context, in_thread
 from contourcast.service.api.paging import USUAL, Cursor, Limit, after, lead_on
-from contourcast.service.index.tables import course, fraction, propagation, review, series
+from contourcast.service.index.tables import course, fraction, propagation, review
 from contourcast.service.intake.outcomes import Answer, Question
 from contourcast.service.problems import NotFoundError, document_for
 from contourcast.service.review.history import PassedItem, passed
-from contourcast.service.review.patient import PatientItem, patient_of_scan
+from contourcast.service.review.patient import PatientItem, facts_of, patient_of_scan
 
 
 class CourseItem(BaseModel):
@@ -271,6 +271,7 @@ def _course(at: Connection, row: Row[Any]) -> CourseDetail:
         .where(fraction.c.course_id == row.id)
         .order_by(fraction.c.acquired_at, fraction.c.revision_id)
     ).all()
+    facts = facts_of(at, {each.series_uid for each in fractions})
     signed = at.execute(
         select(review)
         .where(review.c.course_id == row.id, review.c.structures_uid.is_not(None))
@@ -284,7 +285,7 @@ def _course(at: Connection, row: Row[Any]) -> CourseDetail:
         made_at=row.made_at,
         question=None,
         rois=[RoiItem.model_validate(roi) for roi in row.rois_json],
-        fractions=[_fraction(at, each) for each in fractions],
+        fractions=[_fraction(at, each, facts) for each in fractions],
         priors=[
             PriorItem(
                 structures=each.structures_uid,
@@ -308,7 +309,7 @@ def _unmatched(at: Connection, row: Row[Any]) -> CourseDetail:
         made_at=row.made_at,
         question=row.question_json.get("question"),
         rois=[],
-        fractions=[_fraction(at, row)],
+        fractions=[_fraction(at, row, facts_of(at, {row.series_uid}))],
         priors=[],
     )
 
@@ -324,19 +325,18 @@ def _for_caller(context: Context, request: Request, told: FractionItem) -> Fract
 def _fraction_of(context: Context, revision_id: str) -> FractionItem:
     with context.records.index.read() as at:
         row = at.execute(select(fraction).where(fraction.c.revision_id == revision_id)).one()
-        return _fraction(at, row)
+        return _fraction(at, row, facts_of(at, {row.series_uid}))
 
 
-def _fraction(at: Connection, row: Row[Any]) -> FractionItem:
+def _fraction(at: Connection, row: Row[Any], facts: dict[str, dict[str, Any]]) -> FractionItem:
     drawn = at.execute(
         select(propagation.c.id)
         .where(propagation.c.revision_id == row.revision_id)
         .order_by(propagation.c.number)
     ).scalars()
-    facts = select(series.c.facts_json).where(series.c.uid == row.series_uid)
     return FractionItem(
         id=row.revision_id,
-        patient=patient_of_scan(row.patient_key, at.execute(facts).scalar()),
+        patient=patient_of_scan(row.patient_key, facts.get(row.series_uid)),
         series=row.series_uid,
         acquired_at=row.acquired_at,
         state=row.state,

@@ -32,7 +32,7 @@ from contourcast.service.index.tables import fraction, propagation, series
 from contourcast.service.intake.states import DECIDED, State
 from contourcast.service.outputs.report import JudgedFigure
 from contourcast.service.review.figures import first_doubt, first_reason, volumes_cc
-from contourcast.service.review.patient import PatientItem, patient_of_scan
+from contourcast.service.review.patient import PatientItem, facts_of, patient_of_scan
 from contourcast.service.review.presence import open_by
 
 Verdict = Literal["accept", "look", "reject"]
@@ -214,12 +214,7 @@ def _items(at: Connection, shown: list[Row[Any]] | Any) -> list[WorklistItem]:
     rows: dict[str, Row[Any]] = {row.id: row for row in at.execute(drawn)}
     rows |= {row.revision_id: row for row in at.execute(asked)}
     scans = {_scan(row) for row in rows.values()}
-    facts = {
-        row.uid: row.facts_json
-        for row in at.execute(
-            select(series.c.uid, series.c.facts_json).where(series.c.uid.in_(scans))
-        )
-    }
+    facts = facts_of(at, scans)
     numbers = fraction_numbers(at, {row.course_id for row in rows.values() if row.course_id})
     looking = open_by(at, ids["propagation"])
     return [

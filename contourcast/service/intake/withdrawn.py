@@ -9,8 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Select, exists, select
 
-from contourcast.service.index.tables import instance, review
-from contourcast.service.pacs.outbox import Delivery
+from contourcast.service.index.tables import review
 
 _later = review.alias("later")
 # The SOP Instance UIDs of all of them, to be narrowed by conditions on `review`.
@@ -27,15 +26,4 @@ WITHDRAWN: Final[Select[Any]] = select(review.c.structures_uid).where(
 def is_withdrawn(at: Connection, structures_uid: str) -> bool:
     """Whether a structure set was signed here and rejected later."""
     query = WITHDRAWN.where(review.c.structures_uid == structures_uid)
-    return at.execute(query).first() is not None
-
-
-def carries_withdrawn(at: Connection, delivery: Delivery) -> bool:
-    """Whether a delivery is of a signed set that was rejected later."""
-    if not delivery.is_signed:
-        return False
-    digests = {digest for one in delivery.objects for digest in one["files"].values()}
-    query = WITHDRAWN.join(instance, instance.c.sop_uid == review.c.structures_uid).where(
-        review.c.propagation == delivery.propagation, instance.c.file_digest.in_(digests)
-    )
     return at.execute(query).first() is not None
