@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from httpx import Client
+from sqlalchemy import update
 
 from contourcast.service.access.keys import make_key
 from contourcast.service.access.roles import Role
@@ -31,12 +33,12 @@ IN_ORDER = [
     ("accepted", "awaiting_review", "accept", 0),
     ("being drawn", "drawing", "", 2),
 ]
+WHO = {"patient_id": "7", "issuer": "", "name": "A^B", "birth_date": "19500101"}
 QUESTION = {"question": "roi", "why": "two targets", "choices": [], "several": True, "missing": []}
 
 
 def fill(index: Index) -> None:
     """One patient, one course, a scan in each state; last made first."""
-    who = {"patient_id": "7", "issuer": "", "name": "A^B", "birth_date": "19500101"}
     add(index, course, id="c1", patient_key="key")
     for number, (cause, state, verdict, minute) in enumerate(reversed(IN_ORDER), start=1):
         at = f"2026-03-02T08:{minute:02}:00+00:00"
@@ -49,7 +51,7 @@ def fill(index: Index) -> None:
             facts_json={
                 "manufacturer": "Elekta",
                 "model": "XVI" if number % 2 else "HexaPOD",
-                "patient": who,
+                "patient": WHO,
             },
         )
         asked = state == "needs_person"
@@ -107,20 +109,27 @@ def doubt(reason: str) -> dict[str, Any]:
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.peer)])
-def http(request: pytest.FixtureRequest, folder: Path) -> Iterator[Client]:
+def settings(request: pytest.FixtureRequest, folder: Path) -> Iterator[ServiceSettings]:
     if request.param == "sqlite":
-        with served(create_app(ServiceSettings(data_folder=folder))) as client:
-            with looking_into(folder) as records:
-                fill(records.index)
-            yield client
+        yield ServiceSettings(data_folder=folder)
         return
     with postgres() as cluster:
-        settings = ServiceSettings(data_folder=folder, database_url=cluster.database("worklist"))
-        with served(create_app(settings)) as client:
-            index = Index(settings.index_url)
-            fill(index)
-            index.close()
-            yield client
+        yield ServiceSettings(data_folder=folder, database_url=cluster.database("worklist"))
+
+
+@pytest.fixture
+def http(settings: ServiceSettings) -> Iterator[Client]:
+    with served(create_app(settings)) as client:
+        yield client
+
+
+@pytest.fixture
+def index(settings: ServiceSettings, http: Client) -> Iterator[Index]:
+    """Of the service that runs."""
+    opened = Index(settings.index_url)
+    fill(opened)
+    yield opened
+    opened.close()
 
 
 def test_names_are_for_the_roles_that_the_site_says(folder: Path) -> None:
@@ -148,6 +157,7 @@ def items(http: Client, **wanted: Any) -> list[dict[str, Any]]:
     return list(answer.json()["items"])
 
 
+@pytest.mark.usefixtures("index")
 def test_what_is_urgent_comes_first_and_inside_what_waited_longest(http: Client) -> None:
     found = items(http)
     assert [item["id"] for item in found] == [cause for cause, *_ in IN_ORDER]
@@ -205,3 +215,86 @@ def test_what_is_urgent_comes_first_and_inside_what_waited_longest(http: Client)
     # what no database can hold names nothing
     assert http.get("/v1/series/%00").status_code in (404, 422)
     assert http.get("/v1/propagations", params={"cbct": "\0"}).status_code in (200, 422)
+
+
+def test_of_scans_of_one_fraction_the_last_stands_there_with_the_others_under_it(
+    http: Client, index: Index
+) -> None:
+    verdicts = ("reject", "look", "accept", "accept")
+    for number, (minute, verdict) in enumerate(zip((0, 20, 50, 400), verdicts, strict=True)):
+        scanned(index, f"s{number}", minute=minute, verdict=verdict)
+    shown = items(http, course="twice")
+    assert [(i["id"], i["fraction"], i["scan"]) for i in shown] == [("s2", 1, 3), ("s3", 2, 1)]
+    under = shown[0]["earlier"]
+    assert [(i["id"], i["fraction"], i["scan"]) for i in under] == [("s1", 1, 2), ("s0", 1, 1)]
+    assert under[1]["verdict"] == "reject"
+    # under what passes the filter, and else by itself
+    assert [i["id"] for i in items(http, course="twice", verdict=["look", "reject"])] == ["s1"]
+    assert [i["id"] for i in items(http, course="twice", verdict="reject")] == ["s0"]
+    # another ROI of the same scans is a matter of its own
+    scanned(index, "node", minute=0, verdict="look", roi_number=2, scan="s0")
+    assert [i["id"] for i in items(http, course="twice")] == ["node", "s2", "s3"]
+    # once the last is signed, nobody waits for the ones before
+    decide(index, "s2", "approved")
+    assert [i["id"] for i in items(http, course="twice")] == ["node", "s3"]
+    # and what was decided is never under what waits
+    decide(index, "s2", "awaiting_review")
+    decide(index, "s1", "approved")
+    found = {i["id"]: [e["id"] for e in i["earlier"]] for i in items(http, course="twice")}
+    assert found == {"node": [], "s2": ["s0"], "s3": []}
+    (alone,) = items(http, course="twice", state="approved")
+    assert (alone["id"], alone["earlier"]) == ("s1", [])
+
+
+def test_times_that_cannot_be_are_no_reason_to_fold(http: Client, index: Index) -> None:
+    for scan in ("a", "b"):  # as an archive writes them that takes dates away
+        scanned(index, scan, minute=0, verdict="accept")
+    for scan in ("c", "d"):
+        scanned(index, scan, minute=None, verdict="accept")
+    found = items(http, course="twice")
+    assert sorted(i["fraction"] for i in found) == [1, 2, 3, 4]
+    assert {i["scan"] for i in found} == {1}
+
+
+def scanned(
+    index: Index,
+    name: str,
+    *,
+    minute: int | None,
+    verdict: str,
+    roi_number: int = 1,
+    scan: str = "",
+) -> None:
+    """A propagation of that name, in the course ``twice``."""
+    began = datetime(2026, 3, 2, 8)
+    at = "" if minute is None else (began + timedelta(minutes=minute)).isoformat()
+    common = {"patient_key": "key", "course_id": "twice", "acquired_at": at}
+    if not scan:
+        add(index, series, uid=f"9.{name}", modality="CT", facts_json={"patient": WHO})
+        add(
+            index,
+            fraction,
+            **common,
+            revision_id=name,
+            series_uid=f"9.{name}",
+            state="matched",
+            reasons_json=[],
+        )
+    add(
+        index,
+        propagation,
+        **common,
+        id=name,
+        number=1000 + ord(name[-1]),
+        state="awaiting_review",
+        verdict=verdict,
+        made_at=f"2026-03-02T09:00:00.{name}",
+        cbct_series_uid=f"9.{scan or name}",
+        order_json={"roi": "GTV", "roi_number": roi_number},
+        figures_json={"roi_name": "GTV"},
+    )
+
+
+def decide(index: Index, name: str, state: str) -> None:
+    with index.write() as at:
+        at.execute(update(propagation).where(propagation.c.id == name).values(state=state))

@@ -136,6 +136,12 @@ class SiteRules(BaseModel):
         default="latest_approved",
         description="Which contour is carried: the one last signed in this course, or the plan's.",
     )
+    repeat_minutes: float = Field(
+        default=180.0,
+        ge=0,
+        le=1440,
+        description="A scan so soon after another of its course is of the same fraction.",
+    )
 
     def names_target(self, roi_name: str) -> bool:
         """Whether a ROI of that name is a target, in any letter case."""

@@ -14,6 +14,7 @@ from contourcast.service.index.tables import propagation, review
 from contourcast.service.intake.states import State
 from contourcast.service.outputs.report import JudgedFigure
 from contourcast.service.review.figures import first_doubt, first_reason, recommended, volumes_cc
+from contourcast.service.review.numbering import Taken
 
 # Replaced, or given up: they say nothing of how the course went.
 _GONE: Final = (State.SUPERSEDED, State.CANCELLED)
@@ -38,7 +39,9 @@ class PassedItem(BaseModel):
     """One propagation of a course."""
 
     fraction: int | None
+    scan: int | None = Field(description="1, 2 … of that fraction.")
     propagation: str
+    roi: str = Field(description="Its name; until it is drawn, as it was asked for.")
     acquired_at: str
     state: State
     verdict: str
@@ -67,7 +70,7 @@ class MethodEditing(BaseModel):
 
 
 def passed(
-    at: Connection, course_id: str, numbers: Mapping[tuple[str, str], int]
+    at: Connection, course_id: str, numbers: Mapping[tuple[str, str], Taken]
 ) -> list[PassedItem]:
     """Every current propagation of a course, in the order of being taken."""
     rows: Sequence[Any] = at.execute(
@@ -79,6 +82,7 @@ def passed(
             propagation.c.verdict,
             propagation.c.figures_json,
             propagation.c.problem_json,
+            propagation.c.order_json["roi"].as_string().label("roi"),
         )
         .where(propagation.c.course_id == course_id, propagation.c.state.not_in(_GONE))
         .order_by(propagation.c.acquired_at, propagation.c.number)
@@ -117,12 +121,14 @@ def editing(at: Connection) -> tuple[list[MethodEditing], str | None]:
     return found, rows[0].at if rows else None
 
 
-def _passed(row: Row[Any], number: int | None, decision: Row[Any] | None) -> PassedItem:
+def _passed(row: Row[Any], taken: Taken | None, decision: Row[Any] | None) -> PassedItem:
     figures = row.figures_json
     told = {} if decision is None else decision.figures_json
     return PassedItem(
-        fraction=number,
+        fraction=taken.fraction if taken else None,
+        scan=taken.scan if taken else None,
         propagation=row.id,
+        roi=figures.get("roi_name", row.roi),
         acquired_at=row.acquired_at,
         state=State(row.state),
         verdict=row.verdict,

@@ -17,6 +17,7 @@ from contourcast.service.records import Records
 from contourcast.service.review.decisions import Review
 from contourcast.service.review.drafts import Draft
 from contourcast.service.review.figures import change_percent, recommended
+from contourcast.service.review.numbering import Taken
 from contourcast.service.review.pages import PRIOR, Page
 from contourcast.service.review.patient import PatientItem, facts_of, patient_of_scan
 from contourcast.service.review.signed import APPROVED, Signed
@@ -165,6 +166,8 @@ class View(BaseModel):
     course: str | None
     fraction: int | None
     fractions: int | None
+    scan: int | None = Field(description="1, 2 … of that fraction: of one, several may be taken.")
+    scans: int | None
     roi: str
     acquired_at: str
     arrived_at: str
@@ -194,7 +197,7 @@ def build_view(
     signed: Signed | None,
     reviews: Sequence[Review],
     draft: Draft | None,
-    number: int | None,
+    taken: Taken | None,
     planned: int | None,
     reviewer: bool,
     person: bool,
@@ -209,7 +212,7 @@ def build_view(
         signed: The contour that was signed last, if any.
         reviews: Every decision on it.
         draft: What somebody began to edit, if anybody did.
-        number: The how-manieth fraction of its course it is, as far as that is known.
+        taken: Which fraction of its course it is of, as far as that is known.
         planned: How many fractions the course has by its plan, if that says so.
         reviewer: Whether the caller's role lets it edit.
         person: Whether the caller has signed in, so that it may sign.
@@ -229,9 +232,11 @@ def build_view(
         state=job.state,
         patient=patient_of_scan(job.origin.patient_key, about),
         course=course,
-        fraction=number,
-        # a scan that was taken anew is one more than was planned
-        fractions=planned if (number or 0) <= (planned or 0) else None,
+        fraction=taken.fraction if taken else None,
+        # more were scanned than were planned: what was planned is no help in counting
+        fractions=planned if taken and planned and taken.fraction <= planned else None,
+        scan=taken.scan if taken else None,
+        scans=taken.scans if taken else None,
         roi=str(job.order["roi"]) if report is None else report.prior.roi_name,
         acquired_at=job.origin.acquired_at,
         arrived_at=job.made_at.isoformat(),

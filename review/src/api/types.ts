@@ -33,6 +33,8 @@ export interface WorklistItem {
   patient: Patient | null;
   course: string | null;
   fraction: number | null;
+  /** Of that fraction, the how-manieth. */
+  scan: number | null;
   cbct: string;
   acquired_at: string;
   arrived_at: string;
@@ -46,6 +48,8 @@ export interface WorklistItem {
   volume_change_percent: number | null;
   open_by?: string[];
   agreement?: number | null;
+  /** Scans of the same fraction before it, the latest first. */
+  earlier?: WorklistItem[];
 }
 
 export interface Figure {
@@ -107,6 +111,8 @@ export interface View {
   course: string | null;
   fraction: number | null;
   fractions: number | null;
+  scan: number | null;
+  scans: number | null;
   roi: string;
   acquired_at: string;
   arrived_at: string;
@@ -182,6 +188,8 @@ export interface Adjusted {
 
 export interface FractionHistory {
   fraction: number | null;
+  scan: number | null;
+  roi: string;
   propagation: string;
   acquired_at: string;
   state: string;

@@ -10,12 +10,14 @@ import { reasonsOf } from "./figures";
 import { corner } from "./header";
 import { badge } from "./marks";
 
-/** `fraction 7/30`, as far as it is known. */
-export function fractionOf(view: Pick<View, "fraction" | "fractions">): string {
+/** `fraction 7/30, scan 2 of 2`, as far as it is known and there is more than one. */
+export function fractionOf(view: Pick<View, "fraction" | "fractions" | "scan" | "scans">): string {
   if (view.fraction === null) return "";
-  return view.fractions === null
-    ? t("review.fraction_alone", { n: view.fraction })
-    : t("review.fraction", { n: view.fraction, of: view.fractions });
+  const words =
+    view.fractions === null
+      ? t("review.fraction_alone", { n: view.fraction })
+      : t("review.fraction", { n: view.fraction, of: view.fractions });
+  return (view.scans ?? 1) > 1 ? `${words}, ${t("review.scan", { n: view.scan ?? "", of: view.scans ?? "" })}` : words;
 }
 
 export function banner(app: App, view: View): HTMLElement {

@@ -1,6 +1,6 @@
 /** A course in two small charts: volume and shift over fractions. */
 
-import type { History, Method, Verdict } from "../api/types";
+import type { FractionHistory, Method, Verdict } from "../api/types";
 import { t } from "../catalogue";
 import { h } from "../dom";
 import { length_mm } from "../format";
@@ -10,14 +10,14 @@ import { shape } from "./marks";
 
 const INK = "currentColor";
 
-/** The charts; `method` is the one whose volumes are drawn as a line. */
+/** The charts of one ROI; volumes of `methods` are drawn as lines. */
 export function coursePlots(
-  history: History,
+  history: readonly FractionHistory[],
   methods: readonly Pick<Method, "method" | "colour" | "dash">[],
   current: number | null,
   size: { width: number; height: number },
 ): HTMLElement {
-  const numbered = history.fractions.filter((each) => each.fraction !== null);
+  const numbered = history.filter((each) => each.fraction !== null);
   const fractions = numbered.map((each) => each.fraction ?? 0);
   if (fractions.length === 0) return h("p", { class: "soft" }, t("history.none"));
   const volumes: Series[] = methods.map((method) => ({

@@ -52,6 +52,8 @@ const view = (more: Partial<View> = {}): View => ({
   course: null,
   fraction: 7,
   fractions: 30,
+  scan: 1,
+  scans: 1,
   roi: "GTV",
   acquired_at: "",
   arrived_at: "",

@@ -70,6 +70,7 @@ function historyOf(app: App, history: History, shown: View | null): HTMLElement 
   const looks = new Map(shown?.methods.map((each) => [each.method, each]));
   const methods = names.map((method) => looks.get(method) ?? { method, colour: "currentColor", dash: [] });
   const patient = shown?.patient ?? null;
+  const rois = [...new Set(history.fractions.map((each) => each.roi))];
   return h(
     "section",
     { class: "card full" },
@@ -84,37 +85,37 @@ function historyOf(app: App, history: History, shown: View | null): HTMLElement 
       methods.map(({ method, colour, dash }) => h("li", {}, line(colour, dash), method)),
       h("li", {}, "◆ ", t("history.signed")),
     ),
-    coursePlots(history, methods, null, PLOT),
+    rois.map((roi) => {
+      const its = history.fractions.filter((each) => each.roi === roi);
+      return [rois.length > 1 && h("h3", {}, roi), coursePlots(its, methods, null, PLOT), tableOf(its, names)];
+    }),
+  );
+}
+
+function tableOf(fractions: readonly FractionHistory[], names: readonly string[]): HTMLElement {
+  const heads = [
+    t("course.fraction"),
+    t("course.taken"),
+    t("course.verdict"),
+    t("course.reason"),
+    ...names,
+    t("history.signed"),
+    t("course.shift"),
+    t("course.decision"),
+    t("course.surface_dice"),
+    t("course.mean_surface"),
+    t("course.edits"),
+    t("course.seconds"),
+  ];
+  const inWords = (index: number): boolean => index === 2 || index === 3 || heads[index] === t("course.decision");
+  return h(
+    "div",
+    { class: "scroll" },
     h(
-      "div",
-      { class: "scroll" },
-      h(
-        "table",
-        { class: "figures-table course-table" },
-        h(
-          "thead",
-          {},
-          h(
-            "tr",
-            {},
-            [
-              t("course.fraction"),
-              t("course.taken"),
-              t("course.verdict"),
-              t("course.reason"),
-              ...names,
-              t("history.signed"),
-              t("course.shift"),
-              t("course.decision"),
-              t("course.surface_dice"),
-              t("course.mean_surface"),
-              t("course.edits"),
-              t("course.seconds"),
-            ].map((words, index) => h("th", { scope: "col", class: index === 2 || index === 3 || words === t("course.decision") ? "words" : null }, words)),
-          ),
-        ),
-        h("tbody", {}, history.fractions.map((each) => fractionRow(each, names))),
-      ),
+      "table",
+      { class: "figures-table course-table" },
+      h("thead", {}, h("tr", {}, heads.map((words, index) => h("th", { scope: "col", class: inWords(index) ? "words" : null }, words)))),
+      h("tbody", {}, fractions.map((each) => fractionRow(each, names))),
     ),
   );
 }
@@ -128,7 +129,7 @@ function fractionRow(each: FractionHistory, names: readonly string[]): HTMLEleme
   return h(
     "tr",
     {},
-    h("th", { scope: "row" }, h("a", { href: `#/propagations/${each.propagation}` }, each.fraction === null ? "–" : String(each.fraction))),
+    h("th", { scope: "row" }, h("a", { href: `#/propagations/${each.propagation}` }, placeIn(each))),
     h("td", {}, taken(each.acquired_at)),
     h("td", { class: "words short" }, badge(each.verdict)),
     h("td", { class: "words" }, reasonOf(each)),
@@ -141,6 +142,12 @@ function fractionRow(each: FractionHistory, names: readonly string[]): HTMLEleme
     h("td", {}, review?.edited_slices ?? "–"),
     h("td", {}, duration(review?.seconds)),
   );
+}
+
+/** `7`, or `7, scan 2` where it was scanned again. */
+function placeIn({ fraction, scan }: FractionHistory): string {
+  if (fraction === null) return "–";
+  return (scan ?? 1) > 1 ? `${fraction}, ${t("worklist.scan", { n: scan ?? "" })}` : String(fraction);
 }
 
 function statisticsOf(statistics: EditingStatistics): HTMLElement {

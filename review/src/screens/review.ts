@@ -166,7 +166,8 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
     if (view.course === null) return show(history, heading, h("p", { class: "soft" }, t("review.no_course")));
     try {
       const told = await app.client.history(view.course);
-      show(history, heading, coursePlots(told, view.methods.filter((each) => each.method === selected()), view.fraction, PLOT));
+      const mine = told.fractions.filter((each) => each.roi === view.roi);
+      show(history, heading, coursePlots(mine, view.methods.filter((each) => each.method === selected()), view.fraction, PLOT));
     } catch (error) {
       show(history, heading, h("p", { class: "soft" }, inOneLine(error)));
     }

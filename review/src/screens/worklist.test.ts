@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import type { WorklistItem } from "../api/types";
-import { nextOf, placeOfItem, rowOf, worklistPath } from "./worklist";
+import { nextOf, placeOfItem, rowOf, rowsOf, worklistPath } from "./worklist";
 
 const item = (id: string, more: Partial<WorklistItem> = {}): WorklistItem => ({
   kind: "propagation",
@@ -9,6 +9,7 @@ const item = (id: string, more: Partial<WorklistItem> = {}): WorklistItem => ({
   patient: null,
   course: null,
   fraction: 1,
+  scan: 1,
   cbct: "1.2",
   acquired_at: "",
   arrived_at: "",
@@ -53,6 +54,13 @@ test("today begins at this clock's midnight", () => {
 });
 
 test("what was selected stays so wherever it goes, and nothing is where it is gone", () => {
-  const items = [item("b"), item("a")];
-  expect([rowOf(items, "a"), rowOf(items, "gone"), rowOf(items, undefined)]).toEqual([1, -1, 0]);
+  const rows = rowsOf([item("b"), item("a")], new Set());
+  expect([rowOf(rows, "a"), rowOf(rows, "gone"), rowOf(rows, undefined)]).toEqual([1, -1, 0]);
+});
+
+test("earlier scans of a fraction lie under the last one, where it is open", () => {
+  const items = [item("b", { scan: 3, earlier: [item("b2", { scan: 2 }), item("b1")] }), item("a")];
+  const told = (open: string[]): string[] => rowsOf(items, new Set(open)).map((row) => `${row.under ? "-" : ""}${row.item.id}`);
+  expect(told([])).toEqual(["b", "a"]);
+  expect(told(["b", "gone"])).toEqual(["b", "-b2", "-b1", "a"]);
 });

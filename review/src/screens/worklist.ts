@@ -42,6 +42,20 @@ export function worklistPath(wanted: Filters, limit: number, today: Date = new D
   return `/v1/worklist?${query.toString()}`;
 }
 
+/** A row: an item of the list, or an earlier scan of the same fraction under it. */
+export interface Row {
+  item: WorklistItem;
+  under: boolean;
+}
+
+/** The rows of a list, with what lies under those that are open. */
+export function rowsOf(items: readonly WorklistItem[], open: ReadonlySet<string>): Row[] {
+  return items.flatMap((item) => [
+    { item, under: false },
+    ...(open.has(item.id) ? (item.earlier ?? []).map((each) => ({ item: each, under: true })) : []),
+  ]);
+}
+
 /** Where a row leads. */
 export function placeOfItem(item: WorklistItem): Place {
   return item.kind === "question" ? { screen: "course", id: item.id } : { screen: "review", id: item.id };
@@ -69,6 +83,8 @@ export async function openNext(app: App, but: string): Promise<void> {
 
 export function worklist(app: App): Screen {
   let items: WorklistItem[] = [];
+  let rows: Row[] = [];
+  const open = new Set<string>();
   let next: string | null = null;
   let loading = false;
   // Only the answer to what was asked last counts.
@@ -79,10 +95,10 @@ export function worklist(app: App): Screen {
   const count = h("span", { class: "hint", role: "status" });
   const trouble = h("div", {});
   const empty = h("p", { class: "empty", hidden: true });
-  const list = new WindowList(ROW_PX, (index) => row(index), (index) => items[index]?.id ?? "", (last) => {
-    if (last > items.length - AHEAD_ROWS) void more();
+  const list = new WindowList(ROW_PX, (index) => row(index), (index) => rows[index]?.item.id ?? "", (last) => {
+    if (last > rows.length - AHEAD_ROWS) void more();
   });
-  const table = h("div", { class: "table worklist-table", role: "grid", "aria-label": t("worklist.title") }, headRow(), list.element);
+  const table = h("div", { class: "table worklist-table", role: "treegrid", "aria-label": t("worklist.title") }, headRow(), list.element);
 
   const load = async (quiet: boolean): Promise<void> => {
     if (quiet && loading) return;
@@ -92,14 +108,15 @@ export function worklist(app: App): Screen {
     try {
       const page = await app.client.worklist(worklistPath(filters, Math.max(FIRST_PAGE, Math.min(items.length, FURTHER_PAGE))));
       if (left || mine !== asked) return;
-      const kept = items[selected]?.id;
+      const kept = rows[selected]?.item.id;
       const { focused } = list;
       items = page.items;
+      rows = rowsOf(items, open);
       next = page.next;
-      selected = selected < 0 ? -1 : rowOf(items, kept);
+      selected = selected < 0 ? -1 : rowOf(rows, kept);
       show(trouble);
       refreshed();
-      list.set(items.length);
+      list.set(rows.length);
       // Where it went out of view, the view follows.
       if (focused !== null && focused === kept && list.focused === null && selected >= 0) select(selected, true);
     } catch (error) {
@@ -119,6 +136,7 @@ export function worklist(app: App): Screen {
       const page = await app.client.worklist(url.pathname + url.search);
       if (left || mine !== asked) return;
       items = items.concat(page.items);
+      rows = rowsOf(items, open);
       next = page.next;
       refreshed();
     } catch (error) {
@@ -128,14 +146,14 @@ export function worklist(app: App): Screen {
     } finally {
       if (mine === asked) loading = false;
     }
-    list.set(items.length);
+    list.set(rows.length);
   };
 
   const refreshed = (): void => {
     const before = machines.size;
     for (const item of items) if (item.machine) machines.add(item.machine);
     if (machines.size !== before) fillMachines();
-    table.setAttribute("aria-rowcount", String(next === null ? items.length + 1 : -1));
+    table.setAttribute("aria-rowcount", String(next === null ? rows.length + 1 : -1));
     const key = next === null ? "worklist.count" : "worklist.count_more";
     show(count, `${t(key, { count: items.length })} · ${t("worklist.refreshed", { time: local(new Date().toISOString()).slice(11) })}`);
     const filtered = filters.verdict !== "" || filters.machine !== "" || filters.today || filters.states !== "undecided";
@@ -144,18 +162,21 @@ export function worklist(app: App): Screen {
   };
 
   const row = (index: number): HTMLElement => {
-    const item = items[index];
-    if (item === undefined) return h("div", { role: "row" });
-    const open = (): void => app.go(placeOfItem(item));
+    const shown = rows[index];
+    if (shown === undefined) return h("div", { role: "row" });
+    const { item, under } = shown;
+    const earlier = under ? 0 : (item.earlier?.length ?? 0);
     const cell = (name: string, ...children: (Node | string | null | false)[]): HTMLElement =>
       h("div", { role: "gridcell", class: `cell-${name}` }, children);
     const made = h(
       "div",
       {
         role: "row",
-        class: "row",
+        class: under ? "row row-under" : "row",
         "aria-rowindex": index + 2,
-        onclick: open,
+        "aria-level": under ? 2 : 1,
+        "aria-expanded": earlier > 0 ? String(open.has(item.id)) : null,
+        onclick: () => app.go(placeOfItem(item)),
         onfocus: () => {
           if (selected !== index) select(index, false);
         },
@@ -166,7 +187,7 @@ export function worklist(app: App): Screen {
         h("strong", {}, patientName(item.patient, app.preferences.names)),
         item.patient !== null && app.preferences.names !== "id" && h("span", { class: "soft", title: item.patient.id }, item.patient.id),
       ),
-      cell("fraction", item.fraction === null ? "–" : String(item.fraction)),
+      cell("fraction", earlier > 0 && unfolder(index, earlier), fractionCell(shown)),
       cell("roi", item.roi),
       cell("taken", taken(item.acquired_at)),
       cell("arrived", local(item.arrived_at)),
@@ -180,9 +201,42 @@ export function worklist(app: App): Screen {
     return made;
   };
 
+  /** Shows or hides what lies under a row. */
+  const fold = (index: number, unfold: boolean): void => {
+    const shown = rows[index];
+    if (shown === undefined) return;
+    const over = shown.under ? items.findIndex((item) => item.earlier?.includes(shown.item)) : -1;
+    const top = over < 0 ? shown.item : items[over];
+    if (top === undefined || !(top.earlier?.length ?? 0) || open.has(top.id) === unfold) return;
+    if (unfold) open.add(top.id);
+    else open.delete(top.id);
+    rows = rowsOf(items, open);
+    selected = rowOf(rows, top.id);
+    table.setAttribute("aria-rowcount", String(next === null ? rows.length + 1 : -1));
+    list.set(rows.length);
+    select(selected, true);
+  };
+  const unfolder = (index: number, earlier: number): HTMLElement => {
+    const words = t("worklist.earlier", { count: earlier });
+    return h(
+      "button",
+      {
+        class: "quiet small",
+        title: words,
+        "aria-label": words,
+        tabindex: -1,
+        onclick: (event: Event) => {
+          event.stopPropagation();
+          fold(index, !open.has(rows[index]?.item.id ?? ""));
+        },
+      },
+      `${open.has(rows[index]?.item.id ?? "") ? "−" : "+"}${earlier}`,
+    );
+  };
+
   const select = (index: number, focus: boolean): void => {
     dress(list.at(Math.max(0, selected)), false, false);
-    selected = Math.max(0, Math.min(items.length - 1, index));
+    selected = Math.max(0, Math.min(rows.length - 1, index));
     list.reveal(selected);
     dress(list.at(selected), true, true);
     if (focus) list.at(selected)?.focus({ preventScroll: true });
@@ -203,6 +257,7 @@ export function worklist(app: App): Screen {
     filters = { ...filters, ...change };
     dressFilters();
     items = [];
+    rows = [];
     next = null;
     selected = 0;
     list.element.scrollTop = 0;
@@ -254,8 +309,8 @@ export function worklist(app: App): Screen {
   });
 
   const openSelected = (): void => {
-    const item = items[selected];
-    if (item) app.go(placeOfItem(item));
+    const shown = rows[selected];
+    if (shown) app.go(placeOfItem(shown.item));
   };
   return {
     title: t("worklist.title"),
@@ -268,7 +323,9 @@ export function worklist(app: App): Screen {
       { id: "page_down", keys: ["PageDown"], run: () => select(selected + list.page, true) },
       { id: "page_up", keys: ["PageUp"], run: () => select(selected - list.page, true) },
       { id: "first", keys: ["Home"], run: () => select(0, true) },
-      { id: "last", keys: ["End"], run: () => select(items.length - 1, true) },
+      { id: "last", keys: ["End"], run: () => select(rows.length - 1, true) },
+      { id: "unfold", keys: ["ArrowRight"], run: () => fold(selected, true) },
+      { id: "fold", keys: ["ArrowLeft"], run: () => fold(selected, false) },
       { id: "refresh", keys: ["r"], run: () => void load(false) },
     ],
     answered: (yes) => {
@@ -282,8 +339,14 @@ export function worklist(app: App): Screen {
 }
 
 /** The row that was selected, wherever it is now; -1 where it is gone: Enter opens no other in its place. */
-export function rowOf(items: readonly WorklistItem[], kept: string | undefined): number {
-  return kept === undefined ? 0 : items.findIndex((item) => item.id === kept);
+export function rowOf(rows: readonly Row[], kept: string | undefined): number {
+  return kept === undefined ? 0 : rows.findIndex(({ item }) => item.id === kept);
+}
+
+/** The fraction; of a scan under another one, which of its scans it is. */
+function fractionCell({ item, under }: Row): string {
+  if (under) return t("worklist.scan", { n: item.scan ?? "" });
+  return item.fraction === null ? "–" : String(item.fraction);
 }
 
 /** The row that Enter opens, and the one that Tab comes to: the same, where any is selected. */

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Connection, Row, func, select, union_all
+from sqlalchemy import Connection, Row, select, union_all
 from sqlalchemy import literal_column as literal
 
 from contourcast.service.api.asked import caller_of
@@ -17,6 +17,7 @@ from contourcast.service.index.tables import course, fraction, propagation, revi
 from contourcast.service.intake.outcomes import Answer, Question
 from contourcast.service.problems import NotFoundError, document_for
 from contourcast.service.review.history import PassedItem, passed
+from contourcast.service.review.numbering import numbers_of
 from contourcast.service.review.patient import PatientItem, facts_of, patient_of_scan
 
 
@@ -178,11 +179,14 @@ def routes(context: Context) -> APIRouter:
                 row = at.execute(select(course).where(course.c.id == course_id)).first()
                 if row is None:
                     raise NotFoundError("no course has that id", remedy="see /v1/courses")
+                numbers = numbers_of(
+                    at, {course_id}, repeat_minutes=context.fractions.rules.repeat_minutes
+                )
                 return HistoryAnswer(
                     course=course_id,
                     patient=row.patient_key,
                     roi=", ".join(roi["name"] for roi in row.rois_json),
-                    fractions=passed(at, course_id, fraction_numbers(at, {course_id})),
+                    fractions=passed(at, course_id, numbers),
                 )
 
         return await in_thread(find)
@@ -345,23 +349,3 @@ def _fraction(at: Connection, row: Row[Any], facts: dict[str, dict[str, Any]]) -
         answers=[AnswerItem.model_validate(each) for each in row.answers_json],
         propagations=list(drawn),
     )
-
-
-def fraction_numbers(at: Connection, courses: set[str]) -> dict[tuple[str, str], int]:
-    """Of each course and series: the how-manieth fraction it is, in the order of being taken.
-
-    Later revisions of a series are the same fraction.
-    """
-    rows = at.execute(
-        select(fraction.c.course_id, func.min(fraction.c.acquired_at), fraction.c.series_uid)
-        .where(fraction.c.course_id.in_(courses))
-        .group_by(fraction.c.course_id, fraction.c.series_uid)
-    ).all()
-    taken: dict[str, list[tuple[str, str]]] = {}
-    for course_id, acquired_at, series_uid in rows:
-        taken.setdefault(course_id, []).append((acquired_at, series_uid))
-    return {
-        (course_id, series_uid): number
-        for course_id, scans in taken.items()
-        for number, (_, series_uid) in enumerate(sorted(scans), start=1)
-    }

@@ -14,11 +14,11 @@ from contourcast.service.access.roles import Role
 from contourcast.service.api.asked import caller_of, remember
 from contourcast.service.api.conditional import etag, takes_gzip
 from contourcast.service.api.context import Context, also, in_thread
-from contourcast.service.api.routes.courses import fraction_numbers
 from contourcast.service.api.routes.propagations import shown
 from contourcast.service.problems import document_for
 from contourcast.service.review.again import begin_again
 from contourcast.service.review.drafts import Drafts
+from contourcast.service.review.numbering import numbers_of
 from contourcast.service.review.pages import Adjusted, Page
 from contourcast.service.review.presence import look_at
 from contourcast.service.review.signed import Signed, last_signed
@@ -109,11 +109,12 @@ def routes(context: Context) -> APIRouter:
             tag = etag(shown(job, records))
             reviews = context.reviews.of(job.id)
             page = pages.of(job)
-            number, planned = None, None
+            taken, planned = None, None
             if course := job.origin.course_id:
+                repeat_minutes = context.fractions.rules.repeat_minutes
                 with records.index.read() as at:
-                    numbers = fraction_numbers(at, {course})
-                number = numbers.get((course, job.order["cbct"]["series"]))
+                    numbers = numbers_of(at, {course}, repeat_minutes=repeat_minutes)
+                taken = numbers.get((course, job.order["cbct"]["series"]))
                 planned = context.fractions.evidence.fractions_planned(course)
             view = build_view(
                 records,
@@ -123,7 +124,7 @@ def routes(context: Context) -> APIRouter:
                 signed=last_signed(records, page, reviews),
                 reviews=reviews,
                 draft=Drafts(records.index).begun(job.id),
-                number=number,
+                taken=taken,
                 planned=planned,
                 reviewer=bool(caller.roles & EDITORS),
                 person=caller.session is not None,

@@ -2,16 +2,20 @@
 
 Rejected first, then questions and failures, then what should be looked at, then what the machine
 would accept, then what is still on its way; inside each, what has waited longest comes first.
+Of several scans of one fraction the last one stands there, with the others under it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, Field
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Row,
     Select,
@@ -27,14 +31,15 @@ from contourcast.service.access.guard import note
 from contourcast.service.api.asked import caller_of
 from contourcast.service.api.context import Context, in_thread
 from contourcast.service.api.paging import USUAL, Cursor, Limit, after, lead_on
-from contourcast.service.api.routes.courses import fraction_numbers
 from contourcast.service.index.tables import fraction, propagation, series
-from contourcast.service.intake.states import DECIDED, State
+from contourcast.service.intake.states import DECIDED, SIGNED, State
 from contourcast.service.outputs.report import JudgedFigure
 from contourcast.service.review.figures import first_doubt, first_reason, volumes_cc
+from contourcast.service.review.numbering import Taken, numbers_of
 from contourcast.service.review.patient import PatientItem, facts_of, patient_of_scan
 from contourcast.service.review.presence import open_by
 
+Kind = Literal["propagation", "question"]
 Verdict = Literal["accept", "look", "reject"]
 # A person is through with these; they are shown when asked for by state.
 _THROUGH: Final = DECIDED | {State.SUPERSEDED, State.CANCELLED}
@@ -54,12 +59,13 @@ _SHOWN: Final = (
 class WorklistItem(BaseModel):
     """One scan that somebody has to look at."""
 
-    kind: Literal["propagation", "question"]
+    kind: Kind
     id: str = Field(description="Of the propagation; of the fraction, where it is a question.")
     link: str
     patient: PatientItem | None
     course: str | None
     fraction: int | None = Field(description="1, 2 … in the order of being taken.")
+    scan: int | None = Field(description="1, 2 … of that fraction.")
     cbct: str
     acquired_at: str = Field(description="As its machine wrote it: no zone.")
     arrived_at: str = Field(description="When it was first asked for, or in question.")
@@ -75,6 +81,11 @@ class WorklistItem(BaseModel):
     )
     agreement: float | None = Field(description="Mean Dice of the methods; null where unknown.")
     open_by: list[str] = Field(description="Who has it open just now.")
+    earlier: list[WorklistItem] = Field(
+        default=[],
+        description="Of the same fraction and ROI, taken before it, the latest first: they are "
+        "listed here alone, and not at all once a later one is signed.",
+    )
 
 
 class WorklistAnswer(BaseModel):
@@ -111,15 +122,22 @@ def routes(context: Context) -> APIRouter:
 
         def find() -> tuple[list[WorklistItem], tuple[Any, ...] | None]:
             with index.read() as at:
-                return _page(at, wanted, after(cursor, int, str, str), limit)
+                return _page(
+                    at,
+                    wanted,
+                    after(cursor, int, str, str),
+                    limit,
+                    repeat_minutes=context.fractions.rules.repeat_minutes,
+                )
 
         items, last = await in_thread(find)
         if last is not None:
             lead_on(request, response, *last)
         if not context.settings.access.shows_names(caller_of(request).roles):
             for item in items:
-                item.patient = item.patient and item.patient.without_name()
-        note(request, objects=[item.id for item in items])
+                for each in (item, *item.earlier):
+                    each.patient = each.patient and each.patient.without_name()
+        note(request, objects=[each.id for item in items for each in (item, *item.earlier)])
         return WorklistAnswer(items=items)
 
     return router
@@ -163,6 +181,8 @@ def _page(
     wanted: tuple[list[Any], list[Any] | None],
     last: tuple[Any, ...] | None,
     limit: int,
+    *,
+    repeat_minutes: float,
 ) -> tuple[list[WorklistItem], tuple[Any, ...] | None]:
     """One page, and the key of its last item where there is another."""
     drawn, asked = wanted
@@ -200,28 +220,79 @@ def _page(
     found = at.execute(query).all()
     shown = found[:limit]
     more = (shown[-1].rank, shown[-1].at, shown[-1].id) if len(found) > limit else None
-    return _items(at, shown), more
+    return _items(at, shown, and_(*drawn), repeat_minutes), more
 
 
-def _items(at: Connection, shown: list[Row[Any]] | Any) -> list[WorklistItem]:
+def _items(
+    at: Connection, shown: Sequence[Row[Any]], listed: ColumnElement[bool], repeat_minutes: float
+) -> list[WorklistItem]:
     ids = {kind: [r.id for r in shown if r.kind == kind] for kind in ("propagation", "question")}
-    drawn = select(
+    rows = _drawn(at, ids["propagation"])
+    courses = {row.course_id for row in rows.values()} - {None}
+    numbers = numbers_of(at, courses, repeat_minutes=repeat_minutes)
+    earlier = _earlier(at, numbers, listed)
+    folded = {each for under in earlier.values() for each in under}
+    rows |= _drawn(at, folded - rows.keys())
+    asked = select(fraction).where(fraction.c.revision_id.in_(ids["question"]))
+    rows |= {row.revision_id: row for row in at.execute(asked)}
+    facts = facts_of(at, {_scan(row) for row in rows.values()})
+    looking = open_by(at, [*ids["propagation"], *folded])
+
+    def item(kind: Kind, each: str) -> WorklistItem:
+        under = [item(kind, one) for one in earlier.get(each, ()) if one in rows]
+        return _item(kind, rows[each], facts, numbers, looking.get(each, []), under)
+
+    return [item(r.kind, r.id) for r in shown if r.id in rows and r.id not in folded]
+
+
+def _drawn(at: Connection, ids: Iterable[str]) -> dict[str, Row[Any]]:
+    query = select(
         propagation.c.id,
         propagation.c.order_json["roi"].as_string().label("roi"),
         *(propagation.c[name] for name in _SHOWN),
-    ).where(propagation.c.id.in_(ids["propagation"]))
-    asked = select(fraction).where(fraction.c.revision_id.in_(ids["question"]))
-    rows: dict[str, Row[Any]] = {row.id: row for row in at.execute(drawn)}
-    rows |= {row.revision_id: row for row in at.execute(asked)}
-    scans = {_scan(row) for row in rows.values()}
-    facts = facts_of(at, scans)
-    numbers = fraction_numbers(at, {row.course_id for row in rows.values() if row.course_id})
-    looking = open_by(at, ids["propagation"])
-    return [
-        _item(each.kind, rows[each.id], facts, numbers, looking.get(each.id, []))
-        for each in shown
-        if each.id in rows
-    ]
+    )
+    return {row.id: row for row in at.execute(query.where(propagation.c.id.in_(ids)))}
+
+
+def _earlier(
+    at: Connection, numbers: Mapping[tuple[str, str], Taken], listed: ColumnElement[bool]
+) -> dict[str, list[str]]:
+    """Under the last of a fraction, listed or signed: what is listed of its earlier scans."""
+    again = [key for key, taken in numbers.items() if taken.scans > 1]
+    if not again:
+        return {}
+    rows = at.execute(
+        select(
+            propagation.c.id,
+            propagation.c.course_id,
+            propagation.c.cbct_series_uid,
+            propagation.c.order_json["roi_number"].as_integer().label("roi_number"),
+            propagation.c.state,
+            listed.label("listed"),
+        )
+        .where(
+            propagation.c.course_id.in_({course_id for course_id, _ in again}),
+            propagation.c.cbct_series_uid.in_({scan for _, scan in again}),
+            listed | propagation.c.state.in_(SIGNED),
+        )
+        .order_by(propagation.c.number.desc())
+    ).all()
+    fractions: dict[tuple[Any, ...], list[tuple[int, Row[Any]]]] = {}
+    for row in rows:
+        taken = numbers[row.course_id, row.cbct_series_uid]
+        key = (row.course_id, row.roi_number, taken.fraction)
+        fractions.setdefault(key, []).append((taken.scan, row))
+    found: dict[str, list[str]] = {}
+    for together in fractions.values():
+        together.sort(key=itemgetter(0), reverse=True)  # newest propagation first inside each
+        number, last = together[0]
+        # what is decided is folded under what is decided too, and under nothing else
+        found[last.id] = [
+            row.id
+            for scan, row in together[1:]
+            if scan < number and row.listed and (last.listed or row.state not in _THROUGH)
+        ]
+    return found
 
 
 def _scan(row: Row[Any]) -> str:
@@ -229,19 +300,22 @@ def _scan(row: Row[Any]) -> str:
 
 
 def _item(
-    kind: Literal["propagation", "question"],
+    kind: Kind,
     row: Row[Any],
     facts: dict[str, dict[str, Any]],
-    numbers: dict[tuple[str, str], int],
+    numbers: Mapping[tuple[str, str], Taken],
     looking: list[str],
+    earlier: list[WorklistItem],
 ) -> WorklistItem:
     scan = _scan(row)
+    taken = numbers.get((row.course_id, scan))
     about = facts.get(scan, {})
     common: dict[str, Any] = {
         "kind": kind,
         "patient": patient_of_scan(row.patient_key, about),
         "course": row.course_id,
-        "fraction": numbers.get((row.course_id, scan)),
+        "fraction": taken.fraction if taken else None,
+        "scan": taken.scan if taken else None,
         "cbct": scan,
         "acquired_at": row.acquired_at,
         "arrived_at": row.made_at,
@@ -276,4 +350,5 @@ def _item(
         volume_change_percent=figures.get("volume_change_percent"),
         agreement=figures.get("agreement"),
         open_by=looking,
+        earlier=earlier,
     )
