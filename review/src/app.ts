@@ -7,6 +7,7 @@ import { h, show } from "./dom";
 import { actionFor, belongsTo, chordOf, type Action } from "./keys";
 import { dialogIsOpen } from "./parts/dialog";
 import { linesOf, openHelp, type KeyGroup } from "./parts/help";
+import { inOneLine } from "./parts/problem";
 import { say } from "./parts/toast";
 import { browserShelf, keep, recall, type Preferences } from "./preferences";
 import { hashOf, placeOf, type Place } from "./router";
@@ -34,6 +35,8 @@ export class App {
   preferences: Preferences;
   private readonly shelf = browserShelf();
   private screen: Screen | null = null;
+  /** How often a place was asked for: only the last one is opened. */
+  private asked = 0;
   private reachable = true;
   private readonly bar = h("div", { class: "bar bar-bad", role: "alert", hidden: true });
   private readonly main = h("main", { id: "content", tabindex: "-1" });
@@ -86,6 +89,19 @@ export class App {
     if (this.preferences.language !== language) void this.open();
   }
 
+  /** Ends the sign-in, once what was drawn is saved; who stays signed in is told. */
+  async signOut(): Promise<void> {
+    await this.screen?.leave?.();
+    try {
+      await this.client.signOut();
+      this.session = null;
+      window.location.hash = hashOf({ screen: "worklist" });
+    } catch (error) {
+      say(`${t("page.still_signed_in")} ${inOneLine(error)}`);
+    }
+    await this.open();
+  }
+
   /** Whether somebody who is signed in has a role. */
   has(role: string): boolean {
     return this.session?.roles.includes(role) ?? false;
@@ -98,7 +114,9 @@ export class App {
   }
 
   private async open(): Promise<void> {
+    const mine = ++this.asked;
     await this.screen?.leave?.();
+    if (mine !== this.asked) return;
     const asked = placeOf(window.location.hash);
     const place: Place = this.session === null && asked.screen !== "settings" ? { screen: "sign-in", from: hashOf(asked) } : asked;
     const screen = this.screens[place.screen](this, place);

@@ -22,6 +22,7 @@ test("volumes and times bear their unit", () => {
   expect(cc(31.44)).toBe("31.4 cm³");
   expect(duration(42.4)).toBe("42 s");
   expect(duration(130)).toBe("2 min 10 s");
+  expect(duration(119.5)).toBe("2 min 0 s");
 });
 
 test("a shift is told in the patient's directions: DICOM's x grows to the left, y to the back, z to the head", () => {
@@ -43,4 +44,12 @@ test("a name is shown as far as was chosen; without one the ID stands for it", (
   expect(patientName(patient, "id")).toBe("P-7");
   expect(patientName({ ...patient, name: "" }, "full")).toBe("P-7");
   expect(patientName({ ...patient, name: "=王^小東" }, "full")).toBe("王, 小東");
+});
+
+test("in full is all that tells two people apart", () => {
+  const named = (name: string): string => patientName({ key: "k", id: "P-7", name, birth_date: "" }, "full");
+  expect(named("Smith^John^Paul^^Jr")).toBe("Smith, John Paul, Jr");
+  expect(named("Wang^XiaoDong=王^小东")).toBe("Wang, XiaoDong (王, 小东)");
+  speak("zh");
+  expect(named("Wang^XiaoDong=王^小东")).toBe("王, 小东 (Wang, XiaoDong)");
 });

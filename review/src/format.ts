@@ -1,6 +1,6 @@
 /** Numbers and names as people read them; every number goes with its unit. */
 
-import { t } from "./catalogue";
+import { speaksAsTheService, t } from "./catalogue";
 import type { Patient, Triple } from "./api/types";
 import type { Names } from "./preferences";
 
@@ -54,8 +54,8 @@ export function towards(xyz_mm: Triple): string {
 /** Seconds of work as a person counts them. */
 export function duration(seconds: number | null | undefined): string {
   if (seconds === null || seconds === undefined) return NOT_KNOWN;
-  if (seconds < 60) return `${Math.round(seconds)} s`;
-  return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+  const whole = Math.round(seconds);
+  return whole < 60 ? `${whole} s` : `${Math.floor(whole / 60)} min ${whole % 60} s`;
 }
 
 /** When a machine took a scan, in its own words made readable: it names no zone, so none is added. */
@@ -80,15 +80,22 @@ export function day(date: string): string {
   return taken(date).slice(0, 10);
 }
 
-/** A DICOM name (family^given) as people write it, as far as it may be shown. */
+/** A DICOM name (PS3.5 §6.2.1) as people write it, as far as it may be shown: in the page's own writing first, the other beside it. */
 export function patientName(patient: Patient | null, names: Names): string {
   if (patient === null) return t("patient.unknown");
-  const alphabetic = patient.name.split("=").find((group) => group.trim()) ?? "";
-  const parts = alphabetic.split("^").map((part) => part.trim());
-  const [family = "", given = ""] = parts;
-  if (names === "id" || !(family || given)) return patient.id || t("patient.unknown");
-  if (names === "initials") return [family, given].filter(Boolean).map((part) => `${[...part][0] ?? ""}.`).join(" ");
-  return [family, given].filter(Boolean).join(", ");
+  const [alphabetic = "", ideographic = ""] = patient.name.split("=");
+  const groups = (speaksAsTheService() ? [alphabetic, ideographic] : [ideographic, alphabetic])
+    .map((group) => group.split("^").map((part) => part.trim()))
+    .filter((parts) => parts.some(Boolean));
+  const [first, second] = groups;
+  if (names === "id" || first === undefined) return patient.id || t("patient.unknown");
+  if (names === "initials") return first.slice(0, 2).filter(Boolean).map((part) => `${[...part][0] ?? ""}.`).join(" ");
+  return second === undefined ? inFull(first) : `${inFull(first)} (${inFull(second)})`;
+}
+
+/** Everything that tells father and son apart. */
+function inFull([family = "", given = "", middle = "", prefix = "", suffix = ""]: readonly string[]): string {
+  return [family, [given, middle].filter(Boolean).join(" "), prefix, suffix].filter(Boolean).join(", ");
 }
 
 /** Whose scan it is, in full. */

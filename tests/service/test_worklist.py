@@ -246,6 +246,18 @@ def test_of_scans_of_one_fraction_the_last_stands_there_with_the_others_under_it
     assert (alone["id"], alone["earlier"]) == ("s1", [])
 
 
+def test_a_machine_is_found_by_what_its_rows_call_it(http: Client, index: Index) -> None:
+    for number, (maker, model) in enumerate((("Varian", ""), ("", "XVI"), ("E" * 64, "M" * 64))):
+        scanned(index, f"m{number}", minute=1000 * number, verdict="look")
+        with index.write() as at:
+            facts = {"patient": WHO, "manufacturer": maker, "model": model}
+            at.execute(
+                update(series).where(series.c.uid == f"9.m{number}").values(facts_json=facts)
+            )
+    for item in items(http, course="twice"):
+        assert [i["id"] for i in items(http, machine=item["machine"])] == [item["id"]]
+
+
 def test_times_that_cannot_be_are_no_reason_to_fold(http: Client, index: Index) -> None:
     for scan in ("a", "b"):  # as an archive writes them that takes dates away
         scanned(index, scan, minute=0, verdict="accept")

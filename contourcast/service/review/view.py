@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -125,6 +125,9 @@ class GhostItem(BaseModel):
 
     ghost: str = Field(description="prior or approved.")
     label: str
+    carried_from: Literal["planning", "signed"] | None = Field(
+        description="Whose contour the prior was: the plan's, or the one last signed."
+    )
     colour: str
     dash: list[int]
     volume_cc: float | None
@@ -145,6 +148,7 @@ class MayItem(BaseModel):
 
     sign: bool
     edit: bool
+    reject: bool = Field(description="Also of what is out of date, so that it need not stay.")
     why_not: str
 
 
@@ -368,21 +372,24 @@ def _method(each: MethodReport, page: Page, prior_cc: float, *, recommended: boo
 
 
 def _ghosts(job: Job, page: Page, prior_cc: float, signed: Signed | None) -> list[GhostItem]:
-    ghosts = []
+    ghosts: list[tuple[str, str, Literal["planning", "signed"] | None, float | None]] = []
     if PRIOR in page.contours:
-        label = "prior: planning contour" if job.order["prior"] is None else "prior: last approved"
-        ghosts.append((PRIOR, f"{label}, carried rigidly", prior_cc))
+        if job.order["prior"] is None:
+            ghosts.append((PRIOR, "prior: planning contour, carried rigidly", "planning", prior_cc))
+        else:
+            ghosts.append((PRIOR, "prior: last approved, carried rigidly", "signed", prior_cc))
     if signed is not None:
-        ghosts.append((APPROVED, f"approved by {signed.reviewer}", signed.volume_cc))
+        ghosts.append((APPROVED, f"approved by {signed.reviewer}", None, signed.volume_cc))
     return [
         GhostItem(
             ghost=name,
             label=label,
+            carried_from=carried_from,
             colour=GHOST_COLOURS[name],
             dash=DASHES[name],
             volume_cc=None if cc is None else round(cc, 4),
         )
-        for name, label, cc in ghosts
+        for name, label, carried_from, cc in ghosts
     ]
 
 
@@ -408,17 +415,21 @@ def _may(
     reviewer: bool,
     person: bool,
 ) -> MayItem:
-    why_not = ""
+    here = job.state in DECIDED | {State.AWAITING_REVIEW}
     if not reviewer:
         why_not = "your role is to look, not to decide"
     elif stale is not None:
         why_not = stale.why
-    elif job.state not in DECIDED | {State.AWAITING_REVIEW}:
+    elif not here:
         why_not = f"it is {job.state.value.replace('_', ' ')}"
+    else:
+        why_not = ""
     edit = not why_not and any(each.state == "drawn" for each in drawn.values())
     if not why_not and not person:
         why_not = "a signature needs a person who has signed in"
-    return MayItem(sign=not why_not, edit=edit, why_not=why_not)
+    return MayItem(
+        sign=not why_not, edit=edit, reject=reviewer and person and here, why_not=why_not
+    )
 
 
 def _xyz(values: np.ndarray) -> Xyz:

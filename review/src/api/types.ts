@@ -89,6 +89,8 @@ export interface Method {
 
 export interface Ghost {
   ghost: "prior" | "approved";
+  /** Whose contour the prior was; null: it is none. */
+  carried_from: "planning" | "signed" | null;
   label: string;
   colour: string;
   dash: readonly number[];
@@ -100,6 +102,7 @@ export interface Registration {
   translation_xyz_mm: Triple;
   rotation_xyz_deg: Triple;
   at: string;
+  at_xyz_mm: Triple;
   figures: Figure[];
   planning_from_cbct: readonly (readonly number[])[];
 }
@@ -131,7 +134,7 @@ export interface View {
   approved: Approved | null;
   /** An edit that somebody began and nobody signed: no part of what is shown. */
   draft?: Draft | null;
-  may: { sign: boolean; edit: boolean; why_not: string };
+  may: { sign: boolean; edit: boolean; reject: boolean; why_not: string };
 }
 
 export interface Approved {

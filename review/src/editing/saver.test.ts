@@ -424,10 +424,41 @@ describe("after a reload", () => {
         throw new DOMException("no", "SecurityError");
       },
     };
-    const { draw, clock, saved } = begin(new Service(), full);
+    const { draw, clock, saved, saver, service } = begin(new Service(), full);
     draw();
     await clock.advance(1000);
     expect(saved()).toBe(1);
+    // and without the service, nobody is told that anything is kept
+    service.fault = () => Promise.reject(new TypeError("Failed to fetch"));
+    draw();
+    await clock.advance(1000);
+    expect(saver.state).toMatchObject({ state: "offline", kept: false });
+  });
+
+  test("a browser that keeps it says so", async () => {
+    const { draw, clock, saver, service } = begin();
+    service.fault = () => Promise.reject(new TypeError("Failed to fetch"));
+    draw();
+    await clock.advance(1000);
+    expect(saver.state).toMatchObject({ state: "offline", kept: true });
+  });
+
+  test("of two tabs of one person, the one in conflict keeps its draft when the other one saves", async () => {
+    const [service, storage] = [new Service(), new Memory()];
+    const [one, other] = [begin(service, storage), begin(service, storage)];
+    one.draw();
+    await one.clock.advance(1000);
+    other.draw();
+    other.draw();
+    await other.clock.advance(1000);
+    expect(other.saver.state.state).toBe("conflict");
+    one.draw();
+    one.draw();
+    one.draw();
+    await one.clock.advance(1000);
+    expect(one.saver.state.state).toBe("saved");
+    other.saver.close();
+    expect([...storage.items.values()].join()).toContain("[2,0]");
   });
 });
 

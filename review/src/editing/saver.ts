@@ -15,7 +15,8 @@ const LONGEST_PAUSE_MS: number = 15_000;
 
 export type Saving =
   | { readonly state: "saved" | "unsaved" | "saving" }
-  | { readonly state: "offline"; readonly since: Date; readonly attempts: number }
+  /** `kept`: a copy lies in the browser. */
+  | { readonly state: "offline"; readonly since: Date; readonly attempts: number; readonly kept: boolean }
   | { readonly state: "conflict"; readonly by: string }
   | { readonly state: "refused"; readonly title: string; readonly detail: string };
 
@@ -68,6 +69,9 @@ export class DraftSaver {
   /** Counts changes; what was sent and what is kept are told by it. */
   private change = 0;
   private kept = 0;
+  /** The copy in the browser that is ours: another tab may have one under the same key. */
+  private copied: string | null = null;
+  private room = true;
   private acknowledged = 0;
   private flight: Promise<void> | null = null;
   private began_ms = -Infinity;
@@ -112,8 +116,8 @@ export class DraftSaver {
   /** The copy that a page left that ended before the service had it. */
   copy(): LocalDraft | null {
     try {
-      const text = this.options.storage?.getItem(this.key);
-      return text ? (JSON.parse(text) as LocalDraft) : null;
+      this.copied = this.options.storage?.getItem(this.key) ?? null;
+      return this.copied ? (JSON.parse(this.copied) as LocalDraft) : null;
     } catch {
       // A browser may forbid its storage, or another version may have written there: then there is no copy.
       return null;
@@ -197,6 +201,7 @@ export class DraftSaver {
 
   /** Ends the saving; a copy of what is not saved stays. */
   close(): void {
+    if (this.saving.state === "conflict") this.kept = -1; // another tab may have written over it
     this.keep();
     this.closed = true;
     this.cancel?.();
@@ -254,7 +259,7 @@ export class DraftSaver {
       this.attempts++;
       this.unanswered = [this.unanswered[0] ?? body, body];
       const since = this.saving.state === "offline" ? this.saving.since : new Date(this.now());
-      this.tell({ state: "offline", since, attempts: this.attempts });
+      this.tell({ state: "offline", since, attempts: this.attempts, kept: this.room });
       if (!this.cancel && !this.closed) this.schedule(EVERY_MS);
     } else {
       this.tell({ state: "refused", title: failure.message, detail: failure.detail });
@@ -298,19 +303,24 @@ export class DraftSaver {
       base_etag: this.etag,
       saved_at: new Date(this.now()).toISOString(),
     };
+    const text = JSON.stringify(copy);
     try {
-      this.options.storage?.setItem(this.key, JSON.stringify(copy));
+      this.options.storage?.setItem(this.key, text);
+      this.room = this.options.storage !== null;
+      this.copied = text;
     } catch {
-      // Full or forbidden: the service is still told, and says so itself when it is gone.
+      this.room = false; // full or forbidden: who draws is told as soon as the service is gone, too
     }
   }
 
+  /** Takes our copy away, and no other tab's. */
   private forget(): void {
     try {
-      this.options.storage?.removeItem(this.key);
+      if (this.copied !== null && this.options.storage?.getItem(this.key) === this.copied) this.options.storage.removeItem(this.key);
     } catch {
       // As above.
     }
+    this.copied = null;
   }
 
   private async ask(method: string, body?: string, headers: Record<string, string> = {}): Promise<Response> {

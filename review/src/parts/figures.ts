@@ -10,6 +10,7 @@ const OF_A_METHOD = /^(.+)_(drawn|volume_over_prior|overlap_with_prior|quality)$
 // The rigid method is the registration, which has a panel of its own.
 const REGISTRATION = "rigid ";
 const MOST_REASONS = 2;
+const MOST_MORE_PLACES = 3;
 
 /** A figure's name in words: `lncc`, `translation lncc`, `target prior_in_view`, `dir-l_volume_over_prior`. */
 export function figureName(name: string): string {
@@ -19,9 +20,14 @@ export function figureName(name: string): string {
   return of === "" ? words : `${told("part", of)}: ${words}`;
 }
 
-/** A figure's value with as many places as say something. */
-export function figureValue(figure: Figure): string {
-  return number(figure.value, /_(mm|deg)$/.test(figure.name) ? 1 : 2);
+/** A figure's value with as many places as say something: what is out of bounds never reads as if it were on them. */
+export function figureValue({ name, value, limit, verdict }: Figure): string {
+  const places = /_(mm|deg)$/.test(name) ? 1 : 2;
+  if (value === null || verdict === null || verdict === "accept") return number(value, places);
+  const bounds = (limit.match(/-?\d+(\.\d+)?/g) ?? []).map(Number);
+  let more = 0;
+  while (more < MOST_MORE_PLACES && bounds.includes(Number(value.toFixed(places + more)))) more += 1;
+  return number(value, places + more);
 }
 
 /** A limit in words: `accept ≥ 0.6, reject < 0.3`, `at most 15 mm and 5°`, `accept 0.25 to 2`. */

@@ -25,14 +25,8 @@ export function corner(app: App): HTMLElement {
     h("button", { class: "quiet", title: `${t("page.keys")} (?)`, onclick: () => app.help() }, "?"),
     h("a", { class: "button quiet", href: "#/settings" }, t("page.settings")),
     name !== "" && h("span", { class: "who", title: t("page.signed_in_as", { name: personName(name) }) }, personName(name)),
-    app.session?.kind === "person" && h("button", { class: "quiet", onclick: () => void leave(app) }, t("page.sign_out")),
+    app.session?.kind === "person" && h("button", { class: "quiet", onclick: () => void app.signOut() }, t("page.sign_out")),
   );
-}
-
-async function leave(app: App): Promise<void> {
-  await app.client.signOut();
-  app.session = null;
-  app.go({ screen: "worklist" });
 }
 
 /** What a user would assume otherwise. */

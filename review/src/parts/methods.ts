@@ -1,6 +1,6 @@
 /** Every contour in its colour and dash, with the figures that set them apart. */
 
-import type { Method, View } from "../api/types";
+import type { Ghost, Method, View } from "../api/types";
 import { t } from "../catalogue";
 import { h, press, show } from "../dom";
 import { length_mm, number, signed, towards } from "../format";
@@ -15,6 +15,16 @@ export interface ContourChoice {
 export interface MethodsPanel {
   readonly root: HTMLElement;
   update(choice: ContourChoice): void;
+}
+
+/** What a ghost is, and of a prior whose contour it was: the plan's, or the one that was signed last. */
+export function ghostName(ghost: Pick<Ghost, "ghost" | "carried_from">): string {
+  return t(ghost.ghost === "approved" ? "ghost.approved" : `ghost.prior_${ghost.carried_from ?? "planning"}`);
+}
+
+function changeHint(view: View): string {
+  const prior = view.ghosts.find(({ ghost }) => ghost === "prior");
+  return prior === undefined ? t("methods.change_hint") : `${t("methods.change_hint")}: ${ghostName(prior)}`;
 }
 
 /** How alike two methods' contours are, whichever of the two says so. */
@@ -52,7 +62,7 @@ export function methodsPanel(view: View, choose: (change: Partial<ContourChoice>
           {},
           h("th", { scope: "col" }, t("methods.method")),
           head(t("methods.volume"), t("methods.volume_hint")),
-          head(t("methods.change"), t("methods.change_hint")),
+          head(t("methods.change"), changeHint(view)),
           head(t("methods.shift"), t("methods.shift_head_hint")),
           head(t("methods.dice"), t("methods.dice_hint")),
           head(t("methods.surface"), t("methods.surface_hint")),
@@ -82,7 +92,7 @@ export function methodsPanel(view: View, choose: (change: Partial<ContourChoice>
             onclick: () => choose({ ghosts: on ? others : [...others, ghost.ghost] }),
           },
           line(ghost.colour, ghost.dash, 2),
-          h("span", {}, t(`ghost.${ghost.ghost}`)),
+          h("span", {}, ghostName(ghost)),
           h("span", { class: "soft" }, ghost.volume_cc === null ? "" : `${number(ghost.volume_cc, 1)} cm³`),
         );
       }),

@@ -69,6 +69,13 @@ function clock(at: string): string {
   return then.slice(0, 10) === today.slice(0, 10) ? then.slice(11) : then;
 }
 
+/** Why it cannot be rejected now; empty: it can, also where it is out of date and nothing newer stands in its place. */
+export function whyNotReject(view: View, changed: boolean): string {
+  if (changed) return t("review.changed");
+  if (view.stale !== null && view.stale.propagation !== null) return t("review.stale", { why: view.stale.why });
+  return view.may.reject ? "" : t("review.may_not", { why: view.may.why_not });
+}
+
 /** Why nothing can be signed now; empty: it can. */
 export function whyNotSign(view: View, changed: boolean): string {
   if (view.stale !== null) return t("review.stale", { why: view.stale.why });

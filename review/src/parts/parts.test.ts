@@ -6,10 +6,10 @@ import { scaleOf, ticks, type Series } from "./charts";
 import { fullName } from "../format";
 import { kindOf, sliceList } from "./deciding";
 import { byWeight, figureName, figureValue, limitWords, reasonOf, reasonsOf } from "./figures";
-import { likeness } from "./methods";
-import { draftWords, noticesOf, whyNotSign } from "./notices";
-import { isNothing, mayAdjust, NO_CHANGE } from "./registration";
-import { restoredWords, savingWords } from "./tools";
+import { ghostName, likeness } from "./methods";
+import { draftWords, noticesOf, whyNotReject, whyNotSign } from "./notices";
+import { draggedTo, isNothing, mayAdjust, NO_CHANGE } from "./registration";
+import { restoredWords, savingWords, wouldBeLost } from "./tools";
 import { rowsInView } from "./window-list";
 
 beforeEach(() => speak("en"));
@@ -62,7 +62,7 @@ const view = (more: Partial<View> = {}): View => ({
   frame_of_reference: "1.2",
   stale: null,
   verdict: { verdict: "accept", reasons: [], figures: [] },
-  registration: { direction: "", translation_xyz_mm: [0, 0, 0], rotation_xyz_deg: [0, 0, 0], at: "", figures: [], planning_from_cbct: [] },
+  registration: { direction: "", translation_xyz_mm: [0, 0, 0], rotation_xyz_deg: [0, 0, 0], at: "", at_xyz_mm: [0, 0, 0], figures: [], planning_from_cbct: [] },
   images: { cbct: IMAGE, planning: IMAGE, planning_why_not: "" },
   target: null,
   methods: [method("rigid"), method("diff-umamba")],
@@ -70,7 +70,7 @@ const view = (more: Partial<View> = {}): View => ({
   worst_slice: null,
   ghosts: [],
   approved: null,
-  may: { sign: true, edit: true, why_not: "" },
+  may: { sign: true, edit: true, reject: true, why_not: "" },
   ...more,
 });
 
@@ -136,7 +136,7 @@ describe("notices", () => {
     const outside = figure("prior_in_view", "look", "40% lies outside");
     expect(words({ verdict: { verdict: "look", reasons: [], figures: [outside] } })).toContain("40% lies outside");
     expect(words({ images: { cbct: IMAGE, planning: null, planning_why_not: "deleted" } })).toContain("deleted");
-    expect(words({ may: { sign: false, edit: false, why_not: "your role is to look" } })).toContain("your role is to look");
+    expect(words({ may: { sign: false, edit: false, reject: false, why_not: "your role is to look" } })).toContain("your role is to look");
   });
 
   test("what is still being drawn is no failure", () => {
@@ -148,19 +148,41 @@ describe("notices", () => {
 
 test("a signature is barred by staleness, by a change, and by who one is, in this order", () => {
   const stale = { why: "later", propagation: null };
-  const may = { sign: false, edit: false, why_not: "a viewer" };
+  const may = { sign: false, edit: false, reject: false, why_not: "a viewer" };
   expect(whyNotSign(view({ stale, may }), true)).toContain("later");
   expect(whyNotSign(view({ may }), true)).toContain("changed");
   expect(whyNotSign(view({ may }), false)).toContain("a viewer");
   expect(whyNotSign(view(), false)).toBe("");
 });
 
+test("what is out of date can be rejected, where nothing newer stands in its place", () => {
+  const stale = { why: "later", propagation: null };
+  const may = { sign: false, edit: false, reject: true, why_not: "later" };
+  expect(whyNotReject(view({ stale, may }), false)).toBe("");
+  expect(whyNotReject(view({ stale: { ...stale, propagation: "q" }, may }), false)).toContain("later");
+  expect(whyNotReject(view({ stale, may }), true)).toContain("changed");
+  expect(whyNotReject(view({ stale, may: { ...may, reject: false, why_not: "a viewer" } }), false)).toContain("a viewer");
+});
+
 test("a registration is adjusted by whoever may decide, also where nothing was drawn", () => {
-  expect(mayAdjust(view({ may: { sign: true, edit: false, why_not: "" } }))).toBe(true);
-  expect(mayAdjust(view({ may: { sign: false, edit: false, why_not: "a viewer" } }))).toBe(false);
+  expect(mayAdjust(view({ may: { sign: true, edit: false, reject: true, why_not: "" } }))).toBe(true);
+  expect(mayAdjust(view({ may: { sign: false, edit: false, reject: false, why_not: "a viewer" } }))).toBe(false);
   expect(mayAdjust(view({ registration: null }))).toBe(false);
   expect(isNothing(NO_CHANGE)).toBe(true);
   expect(isNothing({ ...NO_CHANGE, rotation_xyz_deg: [0, 0.5, 0] })).toBe(false);
+});
+
+test("the planning CT goes where a hand drags it, and turns about its centre as it lies now", () => {
+  const push = { from_xyz_mm: [10, 20, 30], to_xyz_mm: [12, 20, 27], axis: 1, turns: false } as const;
+  expect(draggedTo(NO_CHANGE, push, [0, 0, 0]).translation_xyz_mm).toEqual([2, 0, -3]);
+  expect(draggedTo(NO_CHANGE, { ...push, to_xyz_mm: [90, 20, 30] }, [0, 0, 0]).translation_xyz_mm, "never out of reach").toEqual([30, 0, 0]);
+  // a tenth to the back, a whole to the left of the centre: about the axis to the head, from left to back is positive
+  const moved = { ...NO_CHANGE, translation_xyz_mm: [5, 5, 5] } as const;
+  const turn = { from_xyz_mm: [16, 6, 6], to_xyz_mm: [16, 7, 6], axis: 2, turns: true } as const;
+  expect(draggedTo(moved, turn, [1, 1, 1]).rotation_xyz_deg[2]).toBeCloseTo((Math.atan(0.1) * 180) / Math.PI, 9);
+  expect(draggedTo(moved, turn, [1, 1, 1]).translation_xyz_mm).toEqual([5, 5, 5]);
+  const aboutX = { from_xyz_mm: [1, 16, 6], to_xyz_mm: [1, 16, 7], axis: 0, turns: true } as const;
+  expect(draggedTo(moved, aboutX, [1, 1, 1]).rotation_xyz_deg[0]).toBeCloseTo((Math.atan(0.1) * 180) / Math.PI, 9);
 });
 
 test("figures out of bounds come first, and are told in words", () => {
@@ -172,6 +194,16 @@ test("figures out of bounds come first, and are told in words", () => {
   expect(figureName("never_heard_of")).toBe("never heard of");
   expect(figureValue({ ...figure("shift_mm", null), value: 6.71 })).toBe("6.7");
   expect(figureValue({ ...figure("lncc", null), value: 0.8954 })).toBe("0.90");
+  const below = { ...figure("near_bone_ncc", "look"), value: 0.4478, limit: "accept ≥ 0.45, reject < 0.30" };
+  expect(figureValue(below), "no look at what reads as accepted").toBe("0.448");
+  expect(figureValue({ ...below, value: 0.4499996 })).toBe("0.45000");
+  expect(figureValue({ ...below, value: 0.4512, verdict: "accept" })).toBe("0.45");
+});
+
+test("of a prior is said whose contour it was", () => {
+  expect(ghostName({ ghost: "prior", carried_from: "planning" })).toContain("the plan's");
+  expect(ghostName({ ghost: "prior", carried_from: "signed" })).toContain("last signed");
+  expect(ghostName({ ghost: "approved", carried_from: null })).toBe("last approved");
 });
 
 test("how alike two methods are is known whichever of them says so", () => {
@@ -206,7 +238,11 @@ test("of ten thousand rows those in view are drawn, with a few to spare", () => 
 
 test("whether an edit is safe is told, and what is not safe is marked", () => {
   expect(savingWords({ saving: { state: "saved" } })).toEqual({ words: "saved", bad: false });
-  expect(savingWords({ saving: { state: "offline", since: new Date(0), attempts: 3 } }).bad).toBe(true);
+  expect(savingWords({ saving: { state: "offline", since: new Date(0), attempts: 3, kept: true } }).bad).toBe(true);
+  const lost = { saving: { state: "offline", since: new Date(0), attempts: 3, kept: false } } as const;
+  expect(savingWords(lost).words).toMatch(/^NOT kept/);
+  expect(wouldBeLost(lost)).toBe(true);
+  expect(wouldBeLost({ saving: { ...lost.saving, kept: true } })).toBe(false);
   expect(savingWords({ saving: { state: "conflict", by: "local:bob" } }).words).toBe("bob saved another draft meanwhile");
 });
 

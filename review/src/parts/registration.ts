@@ -1,10 +1,11 @@
 /** Where the planning CT lies today: six numbers, how good, and a way to change it and begin again. */
 
 import type { App } from "../app";
-import type { Adjusted, Change, Figure, Triple, View } from "../api/types";
+import type { Adjusted, Change, Figure, Registration, Triple, View } from "../api/types";
 import { t, told } from "../catalogue";
 import { h, show } from "../dom";
 import { number, signed, towards } from "../format";
+import type { Dragged } from "../viewer";
 import { openDialog } from "./dialog";
 import { figureName, figureValue, limitWords } from "./figures";
 import { shape } from "./marks";
@@ -31,27 +32,29 @@ export interface RegistrationPanel {
   readonly adjusting: () => boolean;
   begin(): void;
   leave(): void;
+  /** A hand moved the planning CT in a plane. */
+  dragged(by: Dragged): void;
 }
 
 export function registrationPanel(app: App, view: View, screen: Adjusting): RegistrationPanel {
   const { registration } = view;
   const root = h("section", { class: "panel registration", "aria-labelledby": "registration-title" });
   let adjusting = false;
-  let stop: (() => void) | null = null;
+  let open: Sliders | null = null;
 
   const begin = (): void => {
     if (registration === null || adjusting || !mayAdjust(view)) return;
     adjusting = true;
     screen.begin();
-    const made = sliders(app, view, told("at", registration.at), screen, leave);
-    stop = made.stop;
-    show(root, panelHead(t("registration.adjusting")), made.root);
+    open = sliders(app, view, registration, screen, leave);
+    show(root, panelHead(t("registration.adjusting")), open.root);
     root.querySelector("input")?.focus();
   };
   const leave = (): void => {
     if (!adjusting) return;
     adjusting = false;
-    stop?.();
+    open?.stop();
+    open = null;
     screen.preview(null);
     screen.end();
     rest();
@@ -77,7 +80,7 @@ export function registrationPanel(app: App, view: View, screen: Adjusting): Regi
     );
   };
   rest();
-  return { root, adjusting: () => adjusting, begin, leave };
+  return { root, adjusting: () => adjusting, begin, leave, dragged: (by) => open?.dragged(by) };
 }
 
 function panelHead(words: string, ...more: HTMLElement[]): HTMLElement {
@@ -96,10 +99,18 @@ function chip(figure: Figure): HTMLElement {
   );
 }
 
-function sliders(app: App, view: View, at: string, screen: Adjusting, leave: () => void): { root: HTMLElement; stop(): void } {
+interface Sliders {
+  readonly root: HTMLElement;
+  dragged(by: Dragged): void;
+  stop(): void;
+}
+
+function sliders(app: App, view: View, { at, at_xyz_mm }: Registration, screen: Adjusting, leave: () => void): Sliders {
   const inputs: Record<"mm" | "deg", HTMLInputElement[]> = { mm: [], deg: [] };
   const trouble = h("div", {});
   const doing = h("span", { class: "soft", role: "status" });
+  // What a hand dragged to, between the sliders' steps.
+  let exact = NO_CHANGE;
   let timer = 0;
   let flight: AbortController | null = null;
 
@@ -144,11 +155,19 @@ function sliders(app: App, view: View, at: string, screen: Adjusting, leave: () 
       value: 0,
       oninput: () => {
         output.value = signed(input.valueAsNumber, 1);
+        exact = change();
         later();
       },
     });
     inputs[unit].push(input);
     return h("div", { class: "slider" }, h("label", { for: id }, t(`registration.${axis}_${unit}`)), input, output);
+  };
+  const dragged = (by: Dragged): void => {
+    const to = draggedTo(exact, by, at_xyz_mm);
+    inputs.mm.forEach((input, axis) => (input.value = String(to.translation_xyz_mm[axis])));
+    inputs.deg.forEach((input, axis) => (input.value = String(to.rotation_xyz_deg[axis])));
+    for (const input of [...inputs.mm, ...inputs.deg]) input.dispatchEvent(new Event("input"));
+    exact = to;
   };
   const reset = (): void => {
     for (const input of [...inputs.mm, ...inputs.deg]) {
@@ -160,7 +179,7 @@ function sliders(app: App, view: View, at: string, screen: Adjusting, leave: () 
   const root = h(
     "div",
     {},
-    h("p", { class: "hint" }, t("registration.pivot", { at })),
+    h("p", { class: "hint" }, t("registration.pivot", { at: told("at", at) })),
     AXES.map((axis) => slider("mm", axis)),
     AXES.map((axis) => slider("deg", axis)),
     trouble,
@@ -175,12 +194,32 @@ function sliders(app: App, view: View, at: string, screen: Adjusting, leave: () 
   );
   return {
     root,
+    dragged,
     stop: () => {
       window.clearTimeout(timer);
       flight?.abort();
       flight = null;
     },
   };
+}
+
+/** A change after a hand dragged the planning CT: pushed along with it, or turned about its centre as it lies now; never out of reach. */
+export function draggedTo(change: Change, { from_xyz_mm: from, to_xyz_mm: to, axis, turns }: Dragged, pivot_xyz_mm: Triple): Change {
+  const within = (reach: number, values: readonly number[]): Triple => {
+    const [x = 0, y = 0, z = 0] = values.map((value) => Math.min(reach, Math.max(-reach, value)));
+    return [x, y, z];
+  };
+  const { translation_xyz_mm: moved, rotation_xyz_deg: turned } = change;
+  if (!turns) return { ...change, translation_xyz_mm: within(REACH.mm, moved.map((value, n) => value + (to[n] ?? 0) - (from[n] ?? 0))) };
+  // As seen along the axis; the turn about z is the outermost of R = Rz Ry Rx, the others are so nearly, for angles as small as these.
+  const [u, v] = [(axis + 1) % 3, (axis + 2) % 3] as const;
+  const angle = (at: Triple): number => {
+    const centre = (n: number): number => (pivot_xyz_mm[n] ?? 0) + (moved[n] ?? 0);
+    return Math.atan2((at[v] ?? 0) - centre(v), (at[u] ?? 0) - centre(u));
+  };
+  const by = angle(to) - angle(from);
+  const deg = (Math.atan2(Math.sin(by), Math.cos(by)) * 180) / Math.PI;
+  return { ...change, rotation_xyz_deg: within(REACH.deg, turned.map((value, n) => value + (n === axis ? deg : 0))) };
 }
 
 /** Whoever may decide may begin anew; also where nothing was drawn. */

@@ -171,12 +171,17 @@ export function savingWords(editing: Pick<EditingState, "saving">): { words: str
     case "saving":
       return { words: t(`saving.${saving.state}`), bad: false };
     case "offline":
-      return { words: t("saving.offline"), bad: true };
+      return { words: t(saving.kept ? "saving.offline" : "saving.lost"), bad: true };
     case "conflict":
       return { words: t("saving.conflict", { by: personName(saving.by) }), bad: true };
     case "refused":
       return { words: t("saving.refused", { title: saving.detail || saving.title }), bad: true };
   }
+}
+
+/** Whether closing the page now would lose what was drawn. */
+export function wouldBeLost({ saving }: Pick<EditingState, "saving">): boolean {
+  return saving.state === "refused" || (saving.state === "offline" && !saving.kept);
 }
 
 /** That an earlier draft was taken up, and whose; `me` is who is signed in. */

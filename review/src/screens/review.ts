@@ -13,12 +13,12 @@ import { openDialog } from "../parts/dialog";
 import { figuresPanel } from "../parts/figures";
 import { disclaimer } from "../parts/header";
 import type { KeyGroup } from "../parts/help";
-import { methodsPanel, type ContourChoice } from "../parts/methods";
-import { draftWords, noticesOf, whyNotSign, type Notice } from "../parts/notices";
+import { ghostName, methodsPanel, type ContourChoice } from "../parts/methods";
+import { draftWords, noticesOf, whyNotReject, whyNotSign, type Notice } from "../parts/notices";
 import { inOneLine, parts, problemBox } from "../parts/problem";
 import { mayAdjust, registrationPanel } from "../parts/registration";
 import { say } from "../parts/toast";
-import { editTools, imageTools, restoredWords } from "../parts/tools";
+import { editTools, imageTools, restoredWords, wouldBeLost } from "../parts/tools";
 import type { Place } from "../router";
 import { createViewer, KEYS, type Probe, type Viewer, type ViewerState, type ViewerTexts } from "../viewer";
 import { openNext } from "./worklist";
@@ -34,15 +34,18 @@ export function review(app: App, place: Place): Screen {
   const root = h("div", { class: "screen review" }, h("p", { class: "empty", role: "status" }, t("page.loading")));
   let open: Opened | null = null;
   let left = false;
+  let asked = 0;
 
   const load = async (): Promise<void> => {
+    const mine = ++asked;
     try {
       const { body, etag } = await app.client.view(id);
-      if (left) return;
+      if (left || mine !== asked) return;
       await open?.close();
+      if (left || mine !== asked) return;
       open = openView(app, root, body, etag, () => void load());
     } catch (error) {
-      if (left) return;
+      if (left || mine !== asked) return;
       const again = h("button", { onclick: () => void load() }, t("page.again"));
       const back = h("a", { class: "button", href: "#/worklist" }, t("page.worklist"));
       show(root, h("div", { class: "card wide" }, problemBox(error, again, back)), disclaimer());
@@ -153,9 +156,11 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
       // What is moved has to be seen.
       before = viewer.state.compare.blend_percent;
       if (before < SEEN_PERCENT) viewer.setCompare({ blend_percent: SEEN_PERCENT });
+      viewer.setTool("move");
     },
     end: () => {
       side.classList.remove("side-adjusting");
+      viewer.setTool("navigate");
       viewer.setCompare({ blend_percent: before });
     },
     preview: (adjusted) => (adjusted === null ? viewer.preview(null) : viewer.preview(adjusted.image, adjusted.contours)),
@@ -198,7 +203,7 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
   };
   const sources = [
     ...view.methods.filter((each) => !each.empty).map((each) => ({ name: each.method, words: each.method })),
-    ...view.ghosts.map((each) => ({ name: each.ghost, words: t(`ghost.${each.ghost}`) })),
+    ...view.ghosts.map((each) => ({ name: each.ghost, words: ghostName(each) })),
   ];
   /** Asks before something is lost; what is chosen is done, and what fails is said. */
   const ask = (title: string, text: string, ...choices: readonly [string, () => Promise<void>][]): void => {
@@ -290,7 +295,7 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
     openSigning(app, subject, deciding);
   };
   const reject = (): void => {
-    const why = whyNotSign(view, changed);
+    const why = whyNotReject(view, changed);
     if (why !== "") return say(why);
     openRejecting(app, view, etag, deciding);
   };
@@ -304,8 +309,9 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
     const edit = viewer.state.editing;
     const method = edit?.method ?? selected();
     const nothing = (edit?.edited_slices.length ?? 0) === 0 && (view.methods.find((each) => each.method === method)?.empty ?? true);
-    rejectButton.disabled = blocked !== "";
-    rejectButton.title = blocked || "x";
+    const kept = whyNotReject(view, changed);
+    rejectButton.disabled = kept !== "";
+    rejectButton.title = kept || "x";
     approveButton.disabled = blocked !== "" || unseen() !== "" || nothing;
     approveButton.title = blocked || unseen() || (nothing ? t("sign.nothing", { method }) : "y");
     editButton.disabled = edit === null && !view.may.edit;
@@ -361,6 +367,7 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
   viewer.on("editing", () => follow(viewer.state));
   viewer.on("probe", (told) => show(probe, told === null ? t("tools.probe_none") : probeWords(told)));
   viewer.on("restored", (told) => say(restoredWords(told, app.session?.name ?? "")));
+  viewer.on("dragged", registration.dragged);
   viewer.on("distance", ({ length_mm }) => say(mm(length_mm)));
   viewer.on("loading", ({ image, loaded_slices, slices }) => {
     if (loaded_slices === slices) performance.mark(`review-${image}-loaded`);
@@ -401,6 +408,10 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
     }
   };
   const timer = window.setInterval(() => void lookWhetherChanged(), LOOK_EVERY_MS);
+  const unloading = (event: BeforeUnloadEvent): void => {
+    if (viewer.state.editing !== null && wouldBeLost(viewer.state.editing)) event.preventDefault();
+  };
+  window.addEventListener("beforeunload", unloading);
   void lookWhetherChanged();
 
   const back = (): void => {
@@ -437,6 +448,7 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
       if (closed) return;
       closed = true;
       window.clearInterval(timer);
+      window.removeEventListener("beforeunload", unloading);
       registration.leave();
       if (viewer.state.editing !== null) await leaveEditing();
       viewer.destroy();

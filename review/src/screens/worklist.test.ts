@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import type { WorklistItem } from "../api/types";
-import { nextOf, placeOfItem, rowOf, rowsOf, worklistPath } from "./worklist";
+import { findNext, nextOf, placeOfItem, rowOf, rowsOf, worklistPath } from "./worklist";
 
 const item = (id: string, more: Partial<WorklistItem> = {}): WorklistItem => ({
   kind: "propagation",
@@ -63,4 +63,17 @@ test("earlier scans of a fraction lie under the last one, where it is open", () 
   const told = (open: string[]): string[] => rowsOf(items, new Set(open)).map((row) => `${row.under ? "-" : ""}${row.item.id}`);
   expect(told([])).toEqual(["b", "a"]);
   expect(told(["b", "gone"])).toEqual(["b", "-b2", "-b1", "a"]);
+});
+
+test("the next one is looked for to the end of the list", async () => {
+  const failed = Array.from({ length: 100 }, (_, n) => item(`f${n}`, { state: "failed" }));
+  const asked: string[] = [];
+  const client = {
+    worklist: async (path: string) => {
+      asked.push(path);
+      return path.includes("cursor") ? { items: [item("a")], next: null } : { items: failed, next: "/v1/worklist?cursor=2" };
+    },
+  };
+  expect((await findNext(client, "", "ann"))?.id).toBe("a");
+  expect(asked[0]).toContain("state=awaiting_review&state=needs_person");
 });

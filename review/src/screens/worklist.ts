@@ -1,6 +1,7 @@
 /** Which patients need a look: the service's order of triage, one row a fraction. */
 
 import type { App, Screen } from "../app";
+import type { Page } from "../api/client";
 import type { WorklistItem } from "../api/types";
 import { t, told } from "../catalogue";
 import { h, press, show } from "../dom";
@@ -67,11 +68,22 @@ export function nextOf(items: readonly WorklistItem[], but: string, me: string):
   return others.find((item) => (item.open_by ?? []).every((name) => personName(name) === me)) ?? others[0] ?? null;
 }
 
+/** The next one that can be decided or answered, however far down the list; null: there is none. */
+export async function findNext(client: Pick<App["client"], "worklist">, but: string, me: string): Promise<WorklistItem | null> {
+  let path: string | null = `/v1/worklist?limit=${FIRST_PAGE}&state=awaiting_review&state=needs_person`;
+  while (path !== null) {
+    const page: Page<WorklistItem> = await client.worklist(path);
+    const found = nextOf(page.items, but, me);
+    if (found !== null) return found;
+    path = page.next;
+  }
+  return null;
+}
+
 /** Opens the next undecided one. */
 export async function openNext(app: App, but: string): Promise<void> {
   try {
-    const page = await app.client.worklist(worklistPath({ verdict: "", states: "undecided", machine: "", today: false }, FIRST_PAGE));
-    const next = nextOf(page.items, but, personName(app.session?.name ?? ""));
+    const next = await findNext(app.client, but, personName(app.session?.name ?? ""));
     if (next === null) {
       say(t("worklist.empty"));
       app.go({ screen: "worklist" });
@@ -230,7 +242,7 @@ export function worklist(app: App): Screen {
           fold(index, !open.has(rows[index]?.item.id ?? ""));
         },
       },
-      `${open.has(rows[index]?.item.id ?? "") ? "−" : "+"}${earlier}`,
+      `${open.has(rows[index]?.item.id ?? "") ? "▾" : "▸"} ${earlier}`,
     );
   };
 
@@ -301,7 +313,7 @@ export function worklist(app: App): Screen {
 
   const root = h("div", { class: "screen worklist" }, header(app, t("worklist.title"), openFirst), bar, trouble, table, empty, disclaimer());
   const again = window.setInterval(() => {
-    if (!document.hidden && list.top_px < ROW_PX * FIRST_PAGE && items.length <= FURTHER_PAGE) void load(true);
+    if (!document.hidden && list.top_px < ROW_PX * FIRST_PAGE) void load(true);
   }, REFRESH_MS);
   void load(false).then(() => {
     performance.mark("worklist-ready");

@@ -6,6 +6,7 @@ import type { Restored } from "../editing/session";
 import type { Compare } from "./compose";
 import type { ForeignFrameError } from "./contours";
 import type { DraftBody, Http, Loop, Triple, ViewImage } from "./contract";
+import type { Dragged } from "./hand";
 import type { Command } from "./keys";
 import type { Tool } from "./tools";
 import type { Window, WindowPreset } from "./window";
@@ -82,6 +83,7 @@ export interface ViewerEvents {
   state: ViewerState;
   probe: Probe | null;
   distance: { readonly length_mm: number };
+  dragged: Dragged;
   editing: EditingState | null;
   restored: Restored;
 }

@@ -2,13 +2,14 @@
  * What a hand does in the panes: with the mouse or a pen, or with keys.
  *
  * The wheel leads through the slices, with Shift by five, with Ctrl it zooms, with Alt it makes the tool larger; the left button does what
- * the chosen tool does, the middle one pans, the right one changes the window. With a pane focused, Alt and the arrows move a point by a
+ * the chosen tool does (with Shift, what is moved is turned), the middle one pans, the right one changes the window. With a pane focused, Alt and the arrows move a point by a
  * millimetre, and Space applies the tool there.
  */
 
 import type { Brush } from "../editing/brush";
 import type { EditingSession } from "../editing/session";
 import type { Point, Triple } from "./contract";
+import type { Axis } from "./grid";
 import { nameOf } from "./keys";
 import { length_mm, type Distance, type Mark } from "./paint";
 import type { Pane, Part } from "./pane";
@@ -31,7 +32,18 @@ export interface Bench {
   /** The pointer is at another place, or in no pane. */
   pointed(): void;
   measured(length_mm: number): void;
+  dragged(by: Dragged): void;
   draw(pictures?: boolean): void;
+}
+
+/** A hand took hold of the picture at one place and is at another one now. */
+export interface Dragged {
+  readonly from_xyz_mm: Triple;
+  readonly to_xyz_mm: Triple;
+  /** The axis of the world nearest to the line of sight. */
+  readonly axis: Axis;
+  /** It turns the picture rather than pushing it. */
+  readonly turns: boolean;
 }
 
 /** What is under way between the press of a button and its release. */
@@ -39,6 +51,7 @@ type Drag =
   | { readonly does: "cursor" }
   | { readonly does: "pan" | "window"; readonly last: { x: number; y: number } }
   | { readonly does: "distance"; readonly from_ijk: Triple }
+  | { readonly does: "move"; last_xyz_mm: Triple; readonly turns: boolean }
   | { readonly does: "draw"; readonly drawing: Drawing };
 
 export interface Hover {
@@ -168,14 +181,15 @@ export class Hand {
     const last = { x: event.clientX, y: event.clientY };
     if (event.button === 1) this.drag = { does: "pan", last };
     else if (event.button === 2) this.drag = { does: "window", last };
-    else if (event.button === 0) this.drag = this.begun(pane);
+    else if (event.button === 0) this.drag = this.begun(pane, event.shiftKey);
     this.bench.draw(false);
   }
 
-  private begun(pane: Pane): Drag {
+  private begun(pane: Pane, shift: boolean): Drag {
     const { tool, session } = this.bench;
     const index = this.index();
     if (tool === "distance") return { does: "distance", from_ijk: index };
+    if (tool === "move") return { does: "move", last_xyz_mm: pane.grid.world(index), turns: shift };
     if (isDrawing(tool) && session && pane === this.main) {
       session.work();
       return { does: "draw", drawing: this.draw(session, tool, this.mm(index)) };
@@ -190,6 +204,7 @@ export class Hand {
     if (drag?.does === "draw") this.follow(drag.drawing, owner, event);
     else this.point(owner, event);
     if (drag?.does === "cursor") bench.look(this.index(), owner);
+    if (drag?.does === "move") this.carry(drag, owner);
     if (drag?.does === "pan" || drag?.does === "window") {
       const { last } = drag;
       const dx = event.clientX - last.x;
@@ -201,6 +216,14 @@ export class Hand {
     }
     // A pan moves pictures, and so does a spyglass; pictures that did not change are not drawn again.
     bench.draw();
+  }
+
+  private carry(drag: Extract<Drag, { does: "move" }>, pane: Pane): void {
+    const to_xyz_mm = pane.grid.world(this.index());
+    const sight = pane.grid.axes[pane.plane.normal].map(Math.abs);
+    const axis = sight.indexOf(Math.max(...sight)) as Axis;
+    this.bench.dragged({ from_xyz_mm: drag.last_xyz_mm, to_xyz_mm, axis, turns: drag.turns });
+    drag.last_xyz_mm = to_xyz_mm;
   }
 
   private follow(drawing: Drawing, pane: Pane, event: PointerEvent): void {

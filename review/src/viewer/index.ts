@@ -16,6 +16,7 @@ export type {
 export type { Compare, CompareMode } from "./compose";
 export type { Contours, DraftBody, Http, Loop, Point, Ring, Rings, Triple, View, ViewGhost, ViewImage, ViewMethod } from "./contract";
 export { ForeignFrameError } from "./contours";
+export type { Dragged } from "./hand";
 export { KEYS } from "./keys";
 export type { Command, Key } from "./keys";
 export type { Tool } from "./tools";

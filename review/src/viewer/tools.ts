@@ -6,12 +6,12 @@ import type { Edits } from "../editing/edits";
 import type { Point, Rings } from "./contract";
 import type { Stack } from "./stack";
 
-export type Tool = "navigate" | "distance" | "brush" | "eraser" | "nudge" | "add" | "subtract";
+export type Tool = "navigate" | "distance" | "move" | "brush" | "eraser" | "nudge" | "add" | "subtract";
 
-export type DrawingTool = Exclude<Tool, "navigate" | "distance">;
+export type DrawingTool = Exclude<Tool, "navigate" | "distance" | "move">;
 
 export function isDrawing(tool: Tool): tool is DrawingTool {
-  return tool !== "navigate" && tool !== "distance";
+  return tool !== "navigate" && tool !== "distance" && tool !== "move";
 }
 
 /** A brush that moved less than this part of its radius has covered nothing that would be seen. */

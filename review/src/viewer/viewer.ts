@@ -10,7 +10,7 @@ import { ForeignFrameError, slicesWith } from "./contours";
 import type { DraftBody, Loop, Slices, Triple, View, ViewImage } from "./contract";
 import { Emitter } from "./emitter";
 import type { Grid } from "./grid";
-import { Hand, type Bench } from "./hand";
+import { Hand, type Bench, type Dragged } from "./hand";
 import { nextHolding, nextWorst, worstFirst } from "./jumps";
 import { commandOf, type Command } from "./keys";
 import { Material } from "./material";
@@ -180,6 +180,7 @@ class PropagationViewer implements Viewer, Bench {
     if (isDrawing(tool) && !this.session) return;
     this.hand.rest();
     this.tool = tool;
+    this.frame.dataset["tool"] = tool;
     this.draw(false);
   }
 
@@ -608,6 +609,10 @@ class PropagationViewer implements Viewer, Bench {
 
   dragWindow(dx_px: number, dy_px: number): void {
     this.windows.drag(dx_px, dy_px);
+  }
+
+  dragged(by: Dragged): void {
+    this.events.emit("dragged", by);
   }
 
   pointed(): void {

@@ -123,6 +123,8 @@ def routes(context: Context) -> APIRouter:
         if session is not None:
             await in_thread(close_session, index, session)
         response.headers.append("Set-Cookie", drop_cookie(secure=secure))
+        # voxels may be kept for long, but not for whoever comes to this workstation next
+        response.headers["Clear-Site-Data"] = '"cache"'
 
     @router.post("/v1/session/proof", status_code=204, responses=document_for(401))
     async def post_proof(given: Proof, request: Request) -> None:

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Select,
     and_,
     case,
+    func,
     literal,
     select,
     tuple_,
@@ -108,7 +109,7 @@ def routes(context: Context) -> APIRouter:
         ] = None,
         verdict: Annotated[list[Verdict] | None, Query()] = None,
         machine: Annotated[
-            str | None, Query(max_length=128, description="Manufacturer and model.")
+            str | None, Query(max_length=129, description="Manufacturer and model.")
         ] = None,
         course: Annotated[str | None, Query(max_length=64)] = None,
         since: Annotated[
@@ -169,7 +170,7 @@ def _conditions(
     if machine:
         made_by = series.c.facts_json["manufacturer"].as_string()
         model = series.c.facts_json["model"].as_string()
-        scans = select(series.c.uid).where(made_by + " " + model == machine)
+        scans = select(series.c.uid).where(func.trim(made_by + " " + model) == machine)
         drawn.append(propagation.c.cbct_series_uid.in_(scans))
         if asked is not None:
             asked.append(fraction.c.series_uid.in_(scans))
