@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -359,9 +359,12 @@ class Archive:
         """The instances of a series, in the order of their UIDs."""
         return self._select(instance.c.series_uid == series_uid)
 
-    def of_modality(self, modality: str) -> list[Kept]:
-        """Every instance of a modality, such as ``RTSTRUCT``, in the order of their UIDs."""
-        return self._select(instance.c.modality == modality)
+    def of_patient(self, patient_key: str, modality: str) -> list[Kept]:
+        """Those of a patient that are of a modality, in the order of their UIDs."""
+        its = select(series.c.uid).where(
+            series.c.patient_key == patient_key, series.c.modality == modality
+        )
+        return self._select(instance.c.series_uid.in_(its))
 
     def _select(self, condition: Any) -> list[Kept]:
         query = select(instance).where(condition).order_by(instance.c.sop_uid)
@@ -406,15 +409,7 @@ class Archive:
     def acquired_at(self, series_uid: str) -> str:
         """When a series was taken, as its files say: ISO 8601, no zone; empty if they do not."""
         row = self._row_of(series_uid)
-        if row is None:
-            return ""
-        facts = row.facts_json
-        day = facts["series_date"] or facts["study_date"]
-        time = facts["series_time"] if facts["series_date"] else facts["study_time"]
-        with contextlib.suppress(ValueError):
-            moment = datetime.strptime(f"{day}{time[:6]:0<6}", "%Y%m%d%H%M%S")
-            return moment.isoformat()
-        return ""
+        return "" if row is None else taken_at(row.facts_json)
 
     def _row_of(self, series_uid: str) -> Row[Any] | None:
         with self.index.read() as index:
@@ -466,6 +461,15 @@ def facts_of(head: Header) -> dict[str, Any]:
         "patient_position": head.patient_position,
         "frame_of_reference": head.frame_of_reference,
     }
+
+
+def taken_at(facts: Mapping[str, Any]) -> str:
+    """When a series was taken, by `facts_of` it: ISO 8601, no zone; empty if it does not say."""
+    whose = "series" if facts.get("series_date") else "study"
+    day, time = facts.get(f"{whose}_date", ""), facts.get(f"{whose}_time", "")
+    with contextlib.suppress(ValueError):
+        return datetime.strptime(f"{day}{time[:6]:0<6}", "%Y%m%d%H%M%S").isoformat()
+    return ""
 
 
 def instance_key(series_uid: str, file_digest: str) -> str:

@@ -92,6 +92,45 @@ def test_earlier_scans_of_a_fraction_lie_under_the_last_one(
         assert ann.page.url.endswith("#/worklist"), "the button opens no patient"
 
 
+def test_whoever_signs_can_see_which_plan_it_is_and_why(browser: Any, clinic: Department) -> None:
+    with person(browser, clinic, "ann") as ann:
+        ann.open(clinic.looked_at)
+        ann.page.keyboard.press("i")
+        about = ann.page.locator(".about")
+        view = ann.fetch(f"/v1/propagations/{clinic.looked_at}/view")
+        assert view["basis"]["reasons"], "this one came by itself"
+        for reason in view["basis"]["reasons"]:
+            expect(about).to_contain_text(reason["sentence"])
+        expect(about).to_contain_text("the plan's contour")
+        ann.picture("about")
+
+
+def test_a_scan_that_lacks_slices_is_told_and_opens_no_patient(
+    browser: Any, clinic: Department
+) -> None:
+    with person(browser, clinic, "ann") as ann:
+
+        def gapped(page: dict[str, Any]) -> None:
+            page["items"][0] |= {
+                "kind": "series",
+                "id": "1.2.3",
+                "verdict": "",
+                "state": "needs_person",
+                "reason": "a slice is missing at z = 4",
+            }
+
+        ann.forge("**/v1/worklist**", gapped)
+        with ann.page.expect_response("**/v1/worklist**"):
+            ann.page.keyboard.press("r")
+        ann.page.keyboard.press("Home")
+        ann.page.keyboard.press("Enter")
+        dialog = ann.page.locator("dialog")
+        expect(dialog).to_contain_text("a slice is missing at z = 4")
+        ann.picture("gap")
+        ann.page.keyboard.press("Escape")
+        assert ann.page.url.endswith("#/worklist")
+
+
 def test_a_sign_out_that_fails_is_told_and_one_that_does_not_saves_what_was_drawn(
     browser: Any, clinic: Department
 ) -> None:

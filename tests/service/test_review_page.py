@@ -109,8 +109,15 @@ def test_the_view_says_what_the_propagation_and_its_report_say(desk: Desk) -> No
     assert one["agreement"]["rigid"] == other["agreement"]["translation"]
     assert one["agreement"]["rigid"]["dice"] == report["methods"][0]["agreement_with_rigid"]["dice"]
     assert {m["colour"] for m in view["methods"]} == {"#e69f00", "#56b4e9"}
-    assert [g["ghost"] for g in view["ghosts"]] == ["prior"]
+    assert [(g["ghost"], g["carried_from"]) for g in view["ghosts"]] == [("prior", "planning")]
     assert view["approved"] is None
+    # from what, and why
+    basis, order = view["basis"], desk.job().order
+    assert basis["planning_ct"]["series"] == order["planning_ct"]["series"]
+    assert basis["structures"]["series"] == order["structures"]["series"]
+    assert basis["signed_on"] is None
+    course = desk.people["ann"].get(f"/v1/courses/{view['course']}").json()
+    assert basis["reasons"] == course["fractions"][0]["reasons"] != []
 
 
 def test_how_many_fractions_are_planned_is_what_the_plans_agree_on(own: Drawn) -> None:
@@ -166,9 +173,15 @@ def test_the_registration_is_said_as_six_numbers_at_the_prior(desk: Desk) -> Non
 
 
 def test_who_may_decide_is_said_with_the_reason(desk: Desk) -> None:
-    assert desk.get("/view")["may"] == {"sign": True, "edit": True, "why_not": ""}
+    assert desk.get("/view")["may"] == {
+        "sign": True,
+        "edit": True,
+        "retry": False,
+        "reject": True,
+        "why_not": "",
+    }
     looking = desk.get("/view", who="vic")["may"]
-    assert (looking["sign"], looking["edit"]) == (False, False)
+    assert (looking["sign"], looking["edit"], looking["reject"]) == (False, False, False)
     assert "to look" in looking["why_not"]
     key = desk.http.get(desk.url("/view"), headers=desk.keys[Role.REVIEWER]).json()["may"]
     assert (key["sign"], key["edit"]) == (False, True)
@@ -236,6 +249,7 @@ def test_a_newer_revision_makes_it_stale_and_nobody_signs_it(own: Drawn, by_whom
         view = desk.get("/view")
         assert "more slices" in view["stale"]["why"]
         assert not view["may"]["sign"]
+        assert view["may"]["reject"], "what nothing newer replaces can be put away"
         late = desk.decide(tag=tag, decision="approved", method="rigid")
         assert late.status_code == 412
         refused = desk.decide(decision="approved", method="rigid")

@@ -246,6 +246,40 @@ def test_of_scans_of_one_fraction_the_last_stands_there_with_the_others_under_it
     assert (alone["id"], alone["earlier"]) == ("s1", [])
 
 
+def test_a_scan_that_lacks_slices_is_there_until_somebody_puts_it_away_or_it_is_whole(
+    http: Client, index: Index
+) -> None:
+    facts = {"patient": WHO, "manufacturer": "Elekta", "model": "gap", "series_date": "20260302"}
+    add(
+        index,
+        series,
+        uid="9.gap",
+        modality="CT",
+        patient_key="key",
+        state="incomplete",
+        reason="a slice is missing",
+        last_arrival_at="2026-03-02T08:09:00+00:00",
+        facts_json=facts,
+    )
+    shown = items(http)
+    place = [item["id"] for item in shown].index("9.gap")
+    assert shown[place + 1]["id"] == "a question", "among what waits for an answer"
+    gap = shown[place]
+    assert (gap["kind"], gap["state"], gap["reason"]) == (
+        "series",
+        "needs_person",
+        "a slice is missing",
+    )
+    assert (gap["patient"]["id"], gap["acquired_at"]) == ("7", "2026-03-02T00:00:00")
+    assert [i["id"] for i in items(http, machine="Elekta gap")] == ["9.gap"]
+    assert "9.gap" not in {i["id"] for i in items(http, verdict="look")}
+    assert http.put("/v1/series/9.none/dismissal").status_code == 404
+    answer = http.put("/v1/series/9.gap/dismissal")
+    assert answer.json()["state"] == "dismissed", answer.text
+    assert "9.gap" not in {i["id"] for i in items(http)}
+    assert http.put("/v1/series/9.gap/dismissal").status_code == 409
+
+
 def test_a_machine_is_found_by_what_its_rows_call_it(http: Client, index: Index) -> None:
     for number, (maker, model) in enumerate((("Varian", ""), ("", "XVI"), ("E" * 64, "M" * 64))):
         scanned(index, f"m{number}", minute=1000 * number, verdict="look")

@@ -62,7 +62,7 @@ series = Table(
     Column("released_at", String),  # its association ended
     Column("last_arrival_at", String, nullable=False),
     Column("pulled_again_at", String),  # once, when it had a gap
-    Column("state", String, nullable=False),  # arriving | whole | incomplete
+    Column("state", String, nullable=False),  # arriving | whole | incomplete | dismissed
     Column("reason", String, nullable=False),
     Column("revision", String),  # the newest
     Index("series_by_state", "state", "last_arrival_at"),

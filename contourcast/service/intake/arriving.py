@@ -27,7 +27,7 @@ from contourcast.service.intake.completeness import (
     judge,
 )
 from contourcast.service.pacs.notices import Kind, Notices
-from contourcast.service.problems import NotFoundError
+from contourcast.service.problems import ConflictError, NotFoundError
 
 # Series that one look judges, so that a look stays short however much arrives.
 AT_A_LOOK: Final = 200
@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 
 class Arriving:
-    """The state of every series: arriving, whole, incomplete.
+    """The state of every series: arriving, whole, incomplete, or dismissed by a person.
 
     Args:
         index: Where it is written down.
@@ -154,6 +154,27 @@ class Arriving:
             NotFoundError: Nothing of the series is here.
         """
         self._set(series_uid, {"pulled_again_at": self.index.now().isoformat()})
+
+    def dismiss(self, series_uid: str) -> None:
+        """A person knows of the gap: nobody waits for the rest any more, until more comes.
+
+        Raises:
+            NotFoundError: Nothing of the series is here.
+            ConflictError: It is not incomplete.
+        """
+        with self.index.write() as at:
+            done = at.execute(
+                update(series)
+                .where(series.c.uid == series_uid, series.c.state == "incomplete")
+                .values(state="dismissed")
+            )
+            known = at.execute(select(series.c.uid).where(series.c.uid == series_uid)).first()
+        if known is None:
+            raise NotFoundError("no series of that UID is here", uid=series_uid)
+        if done.rowcount == 0:
+            raise ConflictError(
+                "the series is not incomplete", remedy="read it again: more of it may have come"
+            )
 
     def _set(self, series_uid: str, values: dict[str, Any]) -> None:
         with self.index.write() as at:

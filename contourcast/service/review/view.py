@@ -14,6 +14,7 @@ from contourcast.service.intake.states import DECIDED, State
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.outputs.report import JudgedFigure, MethodReport, Report
 from contourcast.service.records import Records
+from contourcast.service.review.basis import BasisItem, basis_of
 from contourcast.service.review.decisions import Review
 from contourcast.service.review.drafts import Draft
 from contourcast.service.review.figures import change_percent, recommended
@@ -148,6 +149,7 @@ class MayItem(BaseModel):
 
     sign: bool
     edit: bool
+    retry: bool = Field(description="What failed; a reviewer may also put it away.")
     reject: bool = Field(description="Also of what is out of date, so that it need not stay.")
     why_not: str
 
@@ -179,6 +181,7 @@ class View(BaseModel):
     cbct_series: str
     frame_of_reference: str
     stale: StaleItem | None
+    basis: BasisItem
     verdict: VerdictItem
     registration: RegistrationItem | None
     images: ImagesItem
@@ -224,7 +227,7 @@ def build_view(
     scan = job.order["cbct"]["series"]
     with records.index.read() as at:
         about = facts_of(at, {scan}).get(scan, {})
-        stale = stale_of(at, job)
+        stale, basis = stale_of(at, job), basis_of(at, job)
     drawn = {} if report is None else {each.method: each for each in report.methods}
     best = recommended({m: each.volume_cc for m, each in drawn.items()})
     prior_cc = 0.0 if report is None else report.prior.volume_cc
@@ -248,6 +251,7 @@ def build_view(
         cbct_series=scan,
         frame_of_reference=page.cbct["frame_of_reference"],
         stale=stale,
+        basis=basis,
         verdict=VerdictItem(
             verdict=job.verdict,
             reasons=_reasons(job, report),
@@ -428,7 +432,11 @@ def _may(
     if not why_not and not person:
         why_not = "a signature needs a person who has signed in"
     return MayItem(
-        sign=not why_not, edit=edit, reject=reviewer and person and here, why_not=why_not
+        sign=not why_not,
+        edit=edit,
+        retry=reviewer and job.state is State.FAILED,
+        reject=reviewer and person and here,
+        why_not=why_not,
     )
 
 

@@ -6,6 +6,7 @@ import type {
   Change,
   Course,
   Decision,
+  Delivery,
   EditingStatistics,
   History,
   Reviewed,
@@ -123,6 +124,11 @@ export class Client {
     return this.json("GET", "/v1/statistics/editing") as Promise<EditingStatistics>;
   }
 
+  /** Puts away a series that lacks slices: it comes back when more of it comes. */
+  async dismiss(series: string): Promise<void> {
+    await this.json("PUT", `/v1/series/${series}/dismissal`);
+  }
+
   // One propagation
 
   async view(id: string): Promise<Tagged<View>> {
@@ -151,6 +157,26 @@ export class Client {
 
   again(id: string, change: Change): Promise<{ propagation: string }> {
     return this.json("POST", `/v1/propagations/${id}/again`, change) as Promise<{ propagation: string }>;
+  }
+
+  /** What was sent of it, or waits to be; of all, what was given up. */
+  async deliveries(of: { propagation: string } | { state: "dead" }): Promise<Delivery[]> {
+    const query = new URLSearchParams(of).toString();
+    return ((await this.json("GET", `/v1/deliveries?${query}`)) as { deliveries: Delivery[] }).deliveries;
+  }
+
+  resend(delivery: string): Promise<Delivery> {
+    return this.json("POST", `/v1/deliveries/${delivery}/resend`) as Promise<Delivery>;
+  }
+
+  /** Tries once more what failed. */
+  async retry(id: string): Promise<void> {
+    await this.json("POST", `/v1/propagations/${id}/retry`);
+  }
+
+  /** Puts away what nobody will try again. */
+  async cancel(id: string): Promise<void> {
+    await this.json("DELETE", `/v1/propagations/${id}`);
   }
 
   // How

@@ -27,7 +27,7 @@ export interface Patient {
 }
 
 export interface WorklistItem {
-  kind: "propagation" | "question";
+  kind: "propagation" | "question" | "series";
   id: string;
   link: string;
   patient: Patient | null;
@@ -107,6 +107,35 @@ export interface Registration {
   planning_from_cbct: readonly (readonly number[])[];
 }
 
+/** A series that something was taken from. */
+export interface Source {
+  series: string;
+  taken_at: string;
+  description: string;
+}
+
+/** What a fraction was drawn from, and why that. */
+export interface Basis {
+  planning_ct: Source;
+  structures: Source;
+  signed_on: string | null;
+  vouched: string;
+  reasons: { question: string; rule: string; sentence: string }[];
+}
+
+/** Something that goes, or went, to another system. */
+export interface Delivery {
+  id: string;
+  destination: string;
+  propagation: string | null;
+  state: "waiting" | "held" | "delivered" | "dead" | "dropped";
+  attempts: number;
+  made_at: string;
+  next_at: string;
+  objects: { role?: string }[];
+  problem: { cause?: string; detail?: string; remedy?: string };
+}
+
 export interface View {
   propagation: string;
   state: string;
@@ -134,7 +163,8 @@ export interface View {
   approved: Approved | null;
   /** An edit that somebody began and nobody signed: no part of what is shown. */
   draft?: Draft | null;
-  may: { sign: boolean; edit: boolean; reject: boolean; why_not: string };
+  basis: Basis;
+  may: { sign: boolean; edit: boolean; retry: boolean; reject: boolean; why_not: string };
 }
 
 export interface Approved {

@@ -20,7 +20,7 @@ export function fractionOf(view: Pick<View, "fraction" | "fractions" | "scan" | 
   return (view.scans ?? 1) > 1 ? `${words}, ${t("review.scan", { n: view.scan ?? "", of: view.scans ?? "" })}` : words;
 }
 
-export function banner(app: App, view: View): HTMLElement {
+export function banner(app: App, view: View, about: () => void): HTMLElement {
   const { patient } = view;
   const names = app.preferences.names;
   const facts = [
@@ -40,6 +40,7 @@ export function banner(app: App, view: View): HTMLElement {
       names !== "id" && patient !== null && h("span", { class: "fact" }, t("patient.id", { id: patient.id })),
       patient !== null && patient.birth_date !== "" && h("span", { class: "fact soft" }, t("patient.born", { date: day(patient.birth_date) })),
       h("span", { class: "facts", title: facts.join(" · ") }, facts.map((fact) => h("span", { class: "fact" }, fact))),
+      h("button", { class: "quiet", title: "i", onclick: about }, t("about.open")),
       view.course !== null && h("a", { class: "fact", href: `#/courses/${view.course}`, title: "j" }, t("review.history")),
       corner(app),
     ),

@@ -8,6 +8,7 @@ import { kindOf, sliceList } from "./deciding";
 import { byWeight, figureName, figureValue, limitWords, reasonOf, reasonsOf } from "./figures";
 import { ghostName, likeness } from "./methods";
 import { draftWords, noticesOf, whyNotReject, whyNotSign } from "./notices";
+import { deliveryWords } from "./deliveries";
 import { draggedTo, isNothing, mayAdjust, NO_CHANGE } from "./registration";
 import { restoredWords, savingWords, wouldBeLost } from "./tools";
 import { rowsInView } from "./window-list";
@@ -44,6 +45,8 @@ const IMAGE = {
   frame_of_reference: "1.2",
 } as const;
 
+const SOURCE = { series: "1.2", taken_at: "20260102", description: "" } as const;
+
 /** A fraction with nothing to remark. */
 const view = (more: Partial<View> = {}): View => ({
   propagation: "p",
@@ -70,7 +73,8 @@ const view = (more: Partial<View> = {}): View => ({
   worst_slice: null,
   ghosts: [],
   approved: null,
-  may: { sign: true, edit: true, reject: true, why_not: "" },
+  basis: { planning_ct: SOURCE, structures: SOURCE, signed_on: null, vouched: "", reasons: [] },
+  may: { sign: true, edit: true, retry: false, reject: true, why_not: "" },
   ...more,
 });
 
@@ -136,7 +140,7 @@ describe("notices", () => {
     const outside = figure("prior_in_view", "look", "40% lies outside");
     expect(words({ verdict: { verdict: "look", reasons: [], figures: [outside] } })).toContain("40% lies outside");
     expect(words({ images: { cbct: IMAGE, planning: null, planning_why_not: "deleted" } })).toContain("deleted");
-    expect(words({ may: { sign: false, edit: false, reject: false, why_not: "your role is to look" } })).toContain("your role is to look");
+    expect(words({ may: { sign: false, edit: false, retry: false, reject: false, why_not: "your role is to look" } })).toContain("your role is to look");
   });
 
   test("what is still being drawn is no failure", () => {
@@ -148,7 +152,7 @@ describe("notices", () => {
 
 test("a signature is barred by staleness, by a change, and by who one is, in this order", () => {
   const stale = { why: "later", propagation: null };
-  const may = { sign: false, edit: false, reject: false, why_not: "a viewer" };
+  const may = { sign: false, edit: false, retry: false, reject: false, why_not: "a viewer" };
   expect(whyNotSign(view({ stale, may }), true)).toContain("later");
   expect(whyNotSign(view({ may }), true)).toContain("changed");
   expect(whyNotSign(view({ may }), false)).toContain("a viewer");
@@ -157,7 +161,7 @@ test("a signature is barred by staleness, by a change, and by who one is, in thi
 
 test("what is out of date can be rejected, where nothing newer stands in its place", () => {
   const stale = { why: "later", propagation: null };
-  const may = { sign: false, edit: false, reject: true, why_not: "later" };
+  const may = { sign: false, edit: false, retry: false, reject: true, why_not: "later" };
   expect(whyNotReject(view({ stale, may }), false)).toBe("");
   expect(whyNotReject(view({ stale: { ...stale, propagation: "q" }, may }), false)).toContain("later");
   expect(whyNotReject(view({ stale, may }), true)).toContain("changed");
@@ -165,8 +169,8 @@ test("what is out of date can be rejected, where nothing newer stands in its pla
 });
 
 test("a registration is adjusted by whoever may decide, also where nothing was drawn", () => {
-  expect(mayAdjust(view({ may: { sign: true, edit: false, reject: true, why_not: "" } }))).toBe(true);
-  expect(mayAdjust(view({ may: { sign: false, edit: false, reject: false, why_not: "a viewer" } }))).toBe(false);
+  expect(mayAdjust(view({ may: { sign: true, edit: false, retry: false, reject: true, why_not: "" } }))).toBe(true);
+  expect(mayAdjust(view({ may: { sign: false, edit: false, retry: false, reject: false, why_not: "a viewer" } }))).toBe(false);
   expect(mayAdjust(view({ registration: null }))).toBe(false);
   expect(isNothing(NO_CHANGE)).toBe(true);
   expect(isNothing({ ...NO_CHANGE, rotation_xyz_deg: [0, 0.5, 0] })).toBe(false);
@@ -255,6 +259,13 @@ test("what may have arrived is not called refused", () => {
   const problem = (status: number): Problem => new Problem(status, "", "", "", "", "");
   expect([new Unreachable(""), new TypeError("body lost"), problem(500), problem(502)].map(kindOf)).toEqual(Array(4).fill("unknown"));
   expect([412, 409, 403, 422].map((status) => kindOf(problem(status)))).toEqual(["changed", "changed", "refused", "refused"]);
+});
+
+test("what did not arrive says why, and what was given up says so in capitals", () => {
+  const sent = { objects: [{ role: "signed" }], attempts: 2, next_at: "2026-01-03T08:20:00Z", problem: { detail: "refused" } };
+  expect(deliveryWords({ ...sent, state: "dead" })).toBe("signed contour: NOT delivered: given up · refused");
+  expect(deliveryWords({ ...sent, state: "waiting" })).toMatch(/waits to be sent · 2 attempts, the next at 2026-01-03 .* · refused$/);
+  expect(deliveryWords({ ...sent, state: "delivered", objects: [] })).toBe("contours as drawn: arrived");
 });
 
 test("a draft is told by whose it is", () => {

@@ -6,6 +6,7 @@ import { t } from "../catalogue";
 import { h, onChange, show } from "../dom";
 import { mm, number, personName } from "../format";
 import type { Action } from "../keys";
+import { openAbout } from "../parts/about";
 import { banner } from "../parts/banner";
 import { coursePlots } from "../parts/course-plots";
 import { openRejecting, openSigning, type Deciding } from "../parts/deciding";
@@ -117,7 +118,8 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
   const side = h("aside", { class: "side" });
   const toolRow = h("div", { class: "tool-rows" });
   const decision = h("footer", { class: "decision" });
-  show(root, banner(app, view), bars, h("div", { class: "work" }, h("div", { class: "images" }, toolRow, stage), side), decision);
+  const about = (): void => openAbout(app, view);
+  show(root, banner(app, view, about), bars, h("div", { class: "work" }, h("div", { class: "images" }, toolRow, stage), side), decision);
 
   const viewer = createViewer(stage, view, { http: app.client.http, texts: viewerTexts(), storage: browserStorage(), account: app.session?.name ?? "" });
   viewer.setWindow("auto"); // what lies in the lung is not seen in a window for soft tissue
@@ -140,8 +142,26 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
           notice.go !== undefined && h("a", { class: "button small", href: notice.go.hash }, notice.go.words),
         ),
       ),
+      view.may.retry &&
+        h(
+          "div",
+          { class: "bar bar-look" },
+          h("span", {}, t("failed.what")),
+          h("button", { class: "small", onclick: () => void settleFailed(() => app.client.retry(view.propagation)) }, t("failed.retry")),
+          h("button", { class: "small", onclick: putAway }, `${t("failed.cancel")} …`),
+        ),
     );
   };
+
+  const settleFailed = async (does: () => Promise<void>): Promise<void> => {
+    try {
+      await does();
+      lookAgain();
+    } catch (error) {
+      say(inOneLine(error));
+    }
+  };
+  const putAway = (): void => ask(t("failed.cancel"), t("failed.cancel_text"), [t("failed.cancel"), () => settleFailed(() => app.client.cancel(view.propagation))]);
 
   // Panels
   const choose = (change: Partial<ContourChoice>): void => {
@@ -433,6 +453,7 @@ function openView(app: App, root: HTMLElement, view: View, etag: string, lookAga
       { id: "discard", keys: ["Shift+D"], run: () => discard(), when: () => viewer.state.editing !== null },
       { id: "adjust", keys: ["r"], run: () => registration.begin(), when: () => mayAdjust(view) },
       { id: "worklist", keys: ["q"], run: back },
+      { id: "about", keys: ["i"], run: about },
       { id: "history", keys: ["j"], run: () => view.course !== null && app.go({ screen: "course", id: view.course }) },
       ...view.methods.slice(0, METHOD_KEYS).map((method, index) => ({
         id: "method",

@@ -38,6 +38,10 @@ test("what is being drawn cannot be decided; a question can be answered", () => 
   expect(nextOf(items, "", "ann")?.id).toBe("q");
   expect(nextOf([item("a", { state: "drawing" })], "", "ann")).toBeNull();
   expect(placeOfItem(item("q", { kind: "question" }))).toEqual({ screen: "course", id: "q" });
+  // nor can anything be decided on a scan that lacks slices
+  const gap = item("1.2", { kind: "series", state: "needs_person" });
+  expect(nextOf([gap], "", "ann")).toBeNull();
+  expect(placeOfItem(gap)).toBeNull();
 });
 
 test("filters are the service's own, and the order stays its own", () => {

@@ -5,7 +5,9 @@ import type { Page } from "../api/client";
 import type { WorklistItem } from "../api/types";
 import { t, told } from "../catalogue";
 import { h, press, show } from "../dom";
-import { local, number, patientName, percent, personName, taken } from "../format";
+import { fullName, local, number, patientName, percent, personName, taken } from "../format";
+import { deliveriesList } from "../parts/deliveries";
+import { openDialog } from "../parts/dialog";
 import { disclaimer, header } from "../parts/header";
 import { reasonOf } from "../parts/figures";
 import { badge } from "../parts/marks";
@@ -57,8 +59,9 @@ export function rowsOf(items: readonly WorklistItem[], open: ReadonlySet<string>
   ]);
 }
 
-/** Where a row leads. */
-export function placeOfItem(item: WorklistItem): Place {
+/** Where a row leads; null: what is known stands in the row, and in a dialog. */
+export function placeOfItem(item: WorklistItem): Place | null {
+  if (item.kind === "series") return null;
   return item.kind === "question" ? { screen: "course", id: item.id } : { screen: "review", id: item.id };
 }
 
@@ -87,10 +90,46 @@ export async function openNext(app: App, but: string): Promise<void> {
     if (next === null) {
       say(t("worklist.empty"));
       app.go({ screen: "worklist" });
-    } else app.go(placeOfItem(next));
+    } else go(app, next);
   } catch (error) {
     say(inOneLine(error));
   }
+}
+
+function go(app: App, item: WorklistItem, afterwards: () => void = () => undefined): void {
+  const place = placeOfItem(item);
+  if (place === null) openGap(app, item, afterwards);
+  else app.go(place);
+}
+
+/** A scan that lacks slices: nothing is drawn on it, and whoever sent it has to send the rest. */
+function openGap(app: App, item: WorklistItem, afterwards: () => void): void {
+  const trouble = h("div", {});
+  const putAway = async (): Promise<void> => {
+    try {
+      await app.client.dismiss(item.id);
+      dialog.close();
+      afterwards();
+    } catch (error) {
+      show(trouble, problemBox(error));
+    }
+  };
+  const content = h(
+    "div",
+    {},
+    h("p", {}, h("strong", {}, fullName(item.patient))),
+    h("p", {}, [t("review.cbct", { time: taken(item.acquired_at) }), item.machine].filter(Boolean).join(" · ")),
+    h("p", { class: "callout callout-look" }, item.reason),
+    h("p", {}, t("gap.text")),
+    trouble,
+    h(
+      "div",
+      { class: "buttons" },
+      h("button", { autofocus: true, onclick: () => dialog.close() }, t("page.close")),
+      app.has("reviewer") && h("button", { onclick: () => void putAway() }, t("gap.put_away")),
+    ),
+  );
+  const dialog = openDialog(t("gap.title"), content);
 }
 
 export function worklist(app: App): Screen {
@@ -106,6 +145,7 @@ export function worklist(app: App): Screen {
 
   const count = h("span", { class: "hint", role: "status" });
   const trouble = h("div", {});
+  const undelivered = h("div", { class: "notices", role: "status" });
   const empty = h("p", { class: "empty", hidden: true });
   const list = new WindowList(ROW_PX, (index) => row(index), (index) => rows[index]?.item.id ?? "", (last) => {
     if (last > rows.length - AHEAD_ROWS) void more();
@@ -117,6 +157,7 @@ export function worklist(app: App): Screen {
     const mine = ++asked;
     loading = true;
     if (!quiet) show(trouble);
+    void tellUndelivered();
     try {
       const page = await app.client.worklist(worklistPath(filters, Math.max(FIRST_PAGE, Math.min(items.length, FURTHER_PAGE))));
       if (left || mine !== asked) return;
@@ -135,6 +176,21 @@ export function worklist(app: App): Screen {
       if (!quiet && mine === asked) show(trouble, problemBox(error, h("button", { onclick: () => void load(false) }, t("page.again"))));
     } finally {
       if (mine === asked) loading = false;
+    }
+  };
+
+  /** What was given up on its way to another system is nobody's row. */
+  const tellUndelivered = async (): Promise<void> => {
+    try {
+      const { length } = await app.client.deliveries({ state: "dead" });
+      const open = (): void => void openDialog(t("about.deliveries"), deliveriesList(app, { state: "dead" }), { wide: true, onclose: () => void tellUndelivered() });
+      show(
+        undelivered,
+        length > 0 &&
+          h("div", { class: "bar bar-look" }, h("span", {}, t("delivery.given_up", { count: length })), h("button", { class: "small", onclick: open }, t("delivery.show"))),
+      );
+    } catch {
+      // told by the list itself, which asks the same service
     }
   };
 
@@ -188,7 +244,7 @@ export function worklist(app: App): Screen {
         "aria-rowindex": index + 2,
         "aria-level": under ? 2 : 1,
         "aria-expanded": earlier > 0 ? String(open.has(item.id)) : null,
-        onclick: () => app.go(placeOfItem(item)),
+        onclick: () => go(app, item, () => void load(true)),
         onfocus: () => {
           if (selected !== index) select(index, false);
         },
@@ -206,7 +262,7 @@ export function worklist(app: App): Screen {
       cell("change", percent(item.volume_change_percent)),
       cell("agreement", number(item.agreement, 2)),
       cell("reason", h("span", { class: "clip", title: reasonOf(item) }, reasonOf(item))),
-      cell("state", told("state", item.state)),
+      cell("state", told("state", item.kind === "series" ? "incomplete" : item.state)),
       cell("open", (item.open_by ?? []).filter((name) => personName(name) !== personName(app.session?.name ?? "")).map(personName).join(", ")),
     );
     dress(made, index === selected, index === Math.max(0, selected));
@@ -311,7 +367,7 @@ export function worklist(app: App): Screen {
   fillMachines();
   dressFilters();
 
-  const root = h("div", { class: "screen worklist" }, header(app, t("worklist.title"), openFirst), bar, trouble, table, empty, disclaimer());
+  const root = h("div", { class: "screen worklist" }, header(app, t("worklist.title"), openFirst), bar, trouble, undelivered, table, empty, disclaimer());
   const again = window.setInterval(() => {
     if (!document.hidden && list.top_px < ROW_PX * FIRST_PAGE) void load(true);
   }, REFRESH_MS);
@@ -322,7 +378,7 @@ export function worklist(app: App): Screen {
 
   const openSelected = (): void => {
     const shown = rows[selected];
-    if (shown) app.go(placeOfItem(shown.item));
+    if (shown) go(app, shown.item, () => void load(true));
   };
   return {
     title: t("worklist.title"),

@@ -16,6 +16,7 @@ from contourcast.service.api.paging import USUAL, Cursor, Limit, after, lead_on
 from contourcast.service.index.tables import course, fraction, propagation, review
 from contourcast.service.intake.outcomes import Answer, Question
 from contourcast.service.problems import NotFoundError, document_for
+from contourcast.service.review.basis import ReasonItem
 from contourcast.service.review.history import PassedItem, passed
 from contourcast.service.review.numbering import numbers_of
 from contourcast.service.review.patient import PatientItem, facts_of, patient_of_scan
@@ -45,14 +46,6 @@ class RoiItem(BaseModel):
 
     number: int
     name: str
-
-
-class ReasonItem(BaseModel):
-    """Why one question of matching was answered as it was."""
-
-    question: str
-    rule: str
-    sentence: str
 
 
 class ChoiceItem(BaseModel):

@@ -30,7 +30,9 @@ class SeriesItem(BaseModel):
     size_bytes: int
     conflicts: int = Field(description="Instances that came with other content than the first.")
     last_arrival_at: str
-    state: str = Field(description="arriving, whole or incomplete.")
+    state: str = Field(
+        description="arriving, whole, incomplete; or dismissed, by whoever knows of the gap."
+    )
     reason: str = Field(description="Why it is thought so.")
     revision: str | None = Field(description="The newest set of slices that was whole.")
 
@@ -98,6 +100,12 @@ def routes(context: Context) -> APIRouter:
     async def put_completion(series_uid: str, completion: Completion) -> SeriesDetail:
         """Say how many instances are all: so it is whole as soon as they are here."""
         await in_thread(arriving.expect, series_uid, completion.instances)
+        return await in_thread(_detail, archive, series_uid)
+
+    @router.put("/v1/series/{series_uid}/dismissal", responses=document_for(404, 409))
+    async def put_dismissal(series_uid: str) -> SeriesDetail:
+        """Put an incomplete series away: it leaves the worklist, until more of it comes."""
+        await in_thread(arriving.dismiss, series_uid)
         return await in_thread(_detail, archive, series_uid)
 
     return router

@@ -8,9 +8,10 @@ Of several scans of one fraction the last one stands there, with the others unde
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import itemgetter
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, Field
@@ -32,6 +33,7 @@ from contourcast.service.access.guard import note
 from contourcast.service.api.asked import caller_of
 from contourcast.service.api.context import Context, in_thread
 from contourcast.service.api.paging import USUAL, Cursor, Limit, after, lead_on
+from contourcast.service.archive import taken_at
 from contourcast.service.index.tables import fraction, propagation, series
 from contourcast.service.intake.states import DECIDED, SIGNED, State
 from contourcast.service.outputs.report import JudgedFigure
@@ -40,7 +42,7 @@ from contourcast.service.review.numbering import Taken, numbers_of
 from contourcast.service.review.patient import PatientItem, facts_of, patient_of_scan
 from contourcast.service.review.presence import open_by
 
-Kind = Literal["propagation", "question"]
+Kind = Literal["propagation", "question", "series"]
 Verdict = Literal["accept", "look", "reject"]
 # A person is through with these; they are shown when asked for by state.
 _THROUGH: Final = DECIDED | {State.SUPERSEDED, State.CANCELLED}
@@ -58,10 +60,10 @@ _SHOWN: Final = (
 
 
 class WorklistItem(BaseModel):
-    """One scan that somebody has to look at."""
+    """One scan that somebody has to look at: drawn, in question, or with slices missing."""
 
     kind: Kind
-    id: str = Field(description="Of the propagation; of the fraction, where it is a question.")
+    id: str = Field(description="Of the propagation; of the fraction in question; of the series.")
     link: str
     patient: PatientItem | None
     course: str | None
@@ -144,20 +146,26 @@ def routes(context: Context) -> APIRouter:
     return router
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Wanted:
+    """What propagations have to be; and what questions and series, where any can be that."""
+
+    drawn: list[Any]
+    others: tuple[list[Any], list[Any]] | None
+
+
 def _conditions(
     states: list[State] | None,
     verdicts: list[Verdict] | None,
     machine: str | None,
     course: str | None,
     since: datetime | None,
-) -> tuple[list[Any], list[Any] | None]:
-    """What propagations have to be, and what questions; None: no question can be that."""
+) -> _Wanted:
     drawn: list[Any] = [
         propagation.c.state.in_(states) if states else propagation.c.state.not_in(_THROUGH)
     ]
-    asked: list[Any] | None = [fraction.c.state == "needs_person"]
-    if (states and State.NEEDS_PERSON not in states) or verdicts or course:
-        asked = None
+    asked: list[Any] = [fraction.c.state == "needs_person"]
+    gapped: list[Any] = [series.c.state == "incomplete", series.c.modality == "CT"]
     if verdicts:
         drawn.append(propagation.c.verdict.in_(verdicts))
     if course:
@@ -165,28 +173,28 @@ def _conditions(
     if since:
         from_then_on = since.astimezone(UTC).isoformat()
         drawn.append(propagation.c.made_at >= from_then_on)
-        if asked is not None:
-            asked.append(fraction.c.made_at >= from_then_on)
+        asked.append(fraction.c.made_at >= from_then_on)
+        gapped.append(series.c.last_arrival_at >= from_then_on)
     if machine:
         made_by = series.c.facts_json["manufacturer"].as_string()
         model = series.c.facts_json["model"].as_string()
         scans = select(series.c.uid).where(func.trim(made_by + " " + model) == machine)
         drawn.append(propagation.c.cbct_series_uid.in_(scans))
-        if asked is not None:
-            asked.append(fraction.c.series_uid.in_(scans))
-    return drawn, asked
+        asked.append(fraction.c.series_uid.in_(scans))
+        gapped.append(series.c.uid.in_(scans))
+    drawn_alone = (states and State.NEEDS_PERSON not in states) or verdicts or course
+    return _Wanted(drawn=drawn, others=None if drawn_alone else (asked, gapped))
 
 
 def _page(
     at: Connection,
-    wanted: tuple[list[Any], list[Any] | None],
+    wanted: _Wanted,
     last: tuple[Any, ...] | None,
     limit: int,
     *,
     repeat_minutes: float,
 ) -> tuple[list[WorklistItem], tuple[Any, ...] | None]:
     """One page, and the key of its last item where there is another."""
-    drawn, asked = wanted
     waiting = propagation.c.state == State.AWAITING_REVIEW
     rank = case(
         (waiting & (propagation.c.verdict == "reject"), 0),
@@ -202,9 +210,10 @@ def _page(
             propagation.c.made_at.label("at"),
             propagation.c.id.label("id"),
             literal("propagation").label("kind"),
-        ).where(and_(*drawn))
+        ).where(and_(*wanted.drawn))
     ]
-    if asked is not None:
+    if wanted.others is not None:
+        asked, gapped = wanted.others
         parts.append(
             select(
                 literal(1).label("rank"),
@@ -212,6 +221,14 @@ def _page(
                 fraction.c.revision_id.label("id"),
                 literal("question").label("kind"),
             ).where(and_(*asked))
+        )
+        parts.append(
+            select(
+                literal(1).label("rank"),
+                series.c.last_arrival_at.label("at"),
+                series.c.uid.label("id"),
+                literal("series").label("kind"),
+            ).where(and_(*gapped))
         )
     every = union_all(*parts).subquery()
     key = (every.c.rank, every.c.at, every.c.id)
@@ -221,13 +238,13 @@ def _page(
     found = at.execute(query).all()
     shown = found[:limit]
     more = (shown[-1].rank, shown[-1].at, shown[-1].id) if len(found) > limit else None
-    return _items(at, shown, and_(*drawn), repeat_minutes), more
+    return _items(at, shown, and_(*wanted.drawn), repeat_minutes), more
 
 
 def _items(
     at: Connection, shown: Sequence[Row[Any]], listed: ColumnElement[bool], repeat_minutes: float
 ) -> list[WorklistItem]:
-    ids = {kind: [r.id for r in shown if r.kind == kind] for kind in ("propagation", "question")}
+    ids = {kind: [r.id for r in shown if r.kind == kind] for kind in get_args(Kind)}
     rows = _drawn(at, ids["propagation"])
     courses = {row.course_id for row in rows.values()} - {None}
     numbers = numbers_of(at, courses, repeat_minutes=repeat_minutes)
@@ -236,6 +253,8 @@ def _items(
     rows |= _drawn(at, folded - rows.keys())
     asked = select(fraction).where(fraction.c.revision_id.in_(ids["question"]))
     rows |= {row.revision_id: row for row in at.execute(asked)}
+    gapped = select(series).where(series.c.uid.in_(ids["series"]))
+    rows |= {row.uid: row for row in at.execute(gapped)}
     facts = facts_of(at, {_scan(row) for row in rows.values()})
     looking = open_by(at, [*ids["propagation"], *folded])
 
@@ -297,7 +316,8 @@ def _earlier(
 
 
 def _scan(row: Row[Any]) -> str:
-    return str(row.cbct_series_uid if "cbct_series_uid" in row._fields else row.series_uid)
+    names = ("cbct_series_uid", "series_uid", "uid")
+    return str(next(getattr(row, name) for name in names if name in row._fields))
 
 
 def _item(
@@ -309,33 +329,51 @@ def _item(
     earlier: list[WorklistItem],
 ) -> WorklistItem:
     scan = _scan(row)
-    taken = numbers.get((row.course_id, scan))
+    taken = numbers.get((row.course_id, scan)) if kind == "propagation" else None
     about = facts.get(scan, {})
     common: dict[str, Any] = {
         "kind": kind,
         "patient": patient_of_scan(row.patient_key, about),
+        "cbct": scan,
+        "machine": f"{about.get('manufacturer', '')} {about.get('model', '')}".strip(),
+    }
+    waits: dict[str, Any] = {
+        "state": State.NEEDS_PERSON,
+        "verdict": "",
+        "doubt": None,
+        "roi": "",
+        "volumes_cc": {},
+        "volume_change_percent": None,
+        "agreement": None,
+        "open_by": [],
+    }
+    if kind == "series":
+        return WorklistItem(
+            **common,
+            **waits,
+            id=scan,
+            link=f"/v1/series/{scan}",
+            course=None,
+            fraction=None,
+            scan=None,
+            acquired_at=taken_at(about),
+            arrived_at=row.last_arrival_at,
+            reason=row.reason,
+        )
+    common |= {
         "course": row.course_id,
         "fraction": taken.fraction if taken else None,
         "scan": taken.scan if taken else None,
-        "cbct": scan,
         "acquired_at": row.acquired_at,
         "arrived_at": row.made_at,
-        "machine": f"{about.get('manufacturer', '')} {about.get('model', '')}".strip(),
     }
     if kind == "question":
         return WorklistItem(
             **common,
+            **waits,
             id=row.revision_id,
             link=f"/v1/courses/{row.revision_id}",
-            state=State.NEEDS_PERSON,
-            verdict="",
             reason=row.question_json.get("why", ""),
-            doubt=None,
-            roi="",
-            volumes_cc={},
-            volume_change_percent=None,
-            agreement=None,
-            open_by=[],
         )
     figures = row.figures_json
     return WorklistItem(
