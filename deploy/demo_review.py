@@ -129,7 +129,7 @@ def _people(out: Path, settings: ServiceSettings) -> tuple[str, str]:
 
 def _send(course: Path, out: Path, address: str, key: str, fractions: int) -> int:
     """Plan, fractions and the stranger; how many CBCTs that is."""
-    plan = [*(course / PATIENT / "planning-ct").glob("*.dcm"), course / PATIENT / "structures.dcm"]
+    plan = [*(course / PATIENT / "planning-ct").glob("*.dcm"), *(course / PATIENT).glob("*.dcm")]
     scans = [
         *(
             sorted((course / PATIENT / f"fraction-{n + 1:02d}").glob("*.dcm"))

@@ -1,7 +1,7 @@
-"""A whole course as a department has it: planning CT, structure set, one CBCT a fraction.
+"""A whole course as a department has it: planning CT, structure set, plan, one CBCT a fraction.
 
 ```
-OUT/patient-001/planning-ct/*.dcm   structures.dcm   fraction-01/*.dcm  …
+OUT/patient-001/planning-ct/*.dcm   structures.dcm   plan.dcm   fraction-01/*.dcm  …
 OUT/patient-001/truth/patient.json  fraction-01.json  fraction-01.npz   …   for evaluation alone
 ```
 """
@@ -20,6 +20,7 @@ from typing import Final
 import numpy as np
 
 from contourcast.imaging.dicom.ct_series_out import Acquisition, series_source, write_ct_series
+from contourcast.imaging.dicom.rtplan_out import write_plan
 from contourcast.imaging.dicom.rtstruct_out import Approval, write_structure_set
 from contourcast.imaging.dicom.uids import derived_uid
 from contourcast.imaging.source import Patient, Study
@@ -31,6 +32,7 @@ from contourcast.simulation.recipe import RECIPE_VERSION, Recipe, Sampling
 from contourcast.simulation.truth import save_truth
 
 FIRST_PLAN: Final = datetime(2025, 1, 6, 9, 30, tzinfo=UTC)  # any working day: dates are invented
+FRACTIONS_PLANNED: Final = 30  # over seven weeks; not all of them need be simulated
 PLAN_TO_TREATMENT: Final = timedelta(days=10)
 MANUFACTURER: Final = "Contourcast (simulated)"
 PHYSICIAN: Final = "Simulated^Physician"
@@ -107,7 +109,8 @@ def _write_course(
         sex="O",
     )
     planned_at = FIRST_PLAN + timedelta(days=patient_number % 300)
-    _write_plan(folder, patient, person, planned_at)
+    planned = max(FRACTIONS_PLANNED, len(fractions))
+    _write_plan(folder, patient, person, planned_at, fractions=planned)
     _write_patient_truth(folder / "truth" / "patient.json", patient, seed, fractions)
     for number, week in enumerate(fractions, 1):
         on_step(f"patient {patient_number}: fraction {number}", number / (len(fractions) + 1))
@@ -118,7 +121,12 @@ def _write_course(
 
 
 def _write_plan(
-    folder: Path, patient: VirtualPatient, person: Patient, planned_at: datetime
+    folder: Path,
+    patient: VirtualPatient,
+    person: Patient,
+    planned_at: datetime,
+    *,
+    fractions: int,
 ) -> None:
     planning_ct = _identified(
         patient.planning_ct,
@@ -131,7 +139,7 @@ def _write_plan(
     source = write_ct_series(
         folder / "planning-ct", planning_ct, acquisition=Acquisition(kvp=120.0, kernel="SOFT")
     )
-    write_structure_set(
+    structures_uid = write_structure_set(
         folder / "structures.dcm",
         rois=patient.rois,
         reference=replace(planning_ct, source=source),
@@ -140,6 +148,17 @@ def _write_plan(
         digest=patient.digest,
         drawn_at=planned_at + timedelta(days=1),
         approval=Approval(status="APPROVED", reviewer=PHYSICIAN, at=planned_at + timedelta(days=2)),
+    )
+    write_plan(
+        folder / "plan.dcm",
+        source=source,
+        frame_of_reference=planning_ct.frame_of_reference,
+        structure_set_uid=structures_uid,
+        fractions=fractions,
+        label="PLAN",
+        digest=patient.digest,
+        planned_at=planned_at + timedelta(days=3),
+        approval=Approval(status="APPROVED", reviewer=PHYSICIAN, at=planned_at + timedelta(days=4)),
     )
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import pydicom
 import pytest
 
+from contourcast.imaging.dicom.rtplan_in import read_plan
+from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import InputError
 from contourcast.simulation import rtk
 from contourcast.simulation.anatomy import Anatomy
@@ -16,6 +18,7 @@ from contourcast.simulation.courses import simulate_course
 from contourcast.simulation.fraction import Physics, fraction, fraction_digest
 from contourcast.simulation.recipe import CLINIC_1
 from contourcast.simulation.truth import load_truth, save_truth
+from support.validators import dciodvfy
 from support.virtual import TINY, tiny_patient, tiny_thorax
 
 
@@ -44,6 +47,7 @@ def test_a_course_lies_as_it_is_documented(course: Path) -> None:
     assert {p.name for p in course.iterdir()} == {
         "planning-ct",
         "structures.dcm",
+        "plan.dcm",
         "fraction-01",
         "fraction-02",
         "truth",
@@ -93,6 +97,20 @@ def test_the_structure_set_is_approved_and_holds_more_than_the_tumour(course: Pa
     assert dataset.ReviewerName
     names = {item.ROIName for item in dataset.StructureSetROISequence}
     assert {"GTV", "Lung_L", "Lung_R", "BODY"} < names
+
+
+def test_the_plan_says_which_set_is_in_use_and_for_how_many_fractions(course: Path) -> None:
+    structures = read_structure_set(course / "structures.dcm")
+    plan = read_plan(course / "plan.dcm")
+    assert plan.structure_set_uid == structures.sop_instance_uid
+    assert (plan.fractions, plan.approval_status, plan.intent) == (30, "APPROVED", "CURATIVE")
+    assert plan.frame_of_reference == structures.frame_of_reference
+    assert plan.notes == ("it names no isocentre",)
+
+
+@pytest.mark.peer
+def test_every_object_of_a_plan_is_valid(course: Path) -> None:
+    assert [dciodvfy(course / f"{name}.dcm") for name in ("structures", "plan")] == [[], []]
 
 
 def test_each_scan_has_study_series_and_frame_of_its_own(course: Path) -> None:
