@@ -12,6 +12,10 @@ from contourcast.imaging.volume import Volume
 from contourcast.registration.sampling import Image, affine
 
 IMPOSSIBLE_HU = -1500.0  # neither tissue nor air: what scanners write where they did not look
+# How much finer than its usual and its mean gap an uneven series is sampled at most: a slice taken
+# twice, a hair apart, says nothing of what lies between the others, and would ask for gigabytes.
+FINER_THAN_USUAL = 4
+FINER_THAN_MEAN = 8
 
 
 def full_resolution(volume: Volume, *, device: str) -> Image:
@@ -33,8 +37,13 @@ def _evenly_sliced(
     matrix: Float[np.ndarray, "4 4"],
     offsets_z_mm: Float[np.ndarray, " slices"],
 ) -> Image:
-    """Linear between slices, at the smallest gap there is."""
-    step = float(np.diff(offsets_z_mm).min())
+    """Linear between slices, at the smallest gap there is, within bounds.
+
+    No more than `FINER_THAN_MEAN` slices are made of each.
+    """
+    gaps = np.diff(offsets_z_mm)
+    least = max(np.median(gaps) / FINER_THAN_USUAL, gaps.mean() / FINER_THAN_MEAN)
+    step = float(max(gaps.min(), least))
     wanted = np.arange(0.0, offsets_z_mm[-1] + 1e-6, step)
     place = np.interp(wanted, offsets_z_mm, np.arange(len(offsets_z_mm)))
     below = np.minimum(place.astype(int), len(offsets_z_mm) - 2)

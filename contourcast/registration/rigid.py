@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float
@@ -34,6 +35,11 @@ from contourcast.registration.quality import (
 from contourcast.registration.result import LevelLog, Registration, Registrations
 from contourcast.registration.settings import RegistrationSettings
 
+# Ways to lay one scan upon the other, in words.
+GIVEN: Final = "as it says"
+NONE: Final = "equal coordinates"
+BACK: Final = "the same the other way round"
+
 
 def register_all(
     *,
@@ -42,6 +48,7 @@ def register_all(
     prior: Mask,
     settings: RegistrationSettings,
     start: RigidTransform | None = None,
+    start_is_settled: bool = False,
     device: str = "cpu",
     region: Mask | None = None,
 ) -> Registrations:
@@ -52,7 +59,9 @@ def register_all(
         moving: The planning CT.
         prior: The contour to carry, on the planning CT.
         settings: All numbers.
-        start: ``planning_from_cbct`` as it is known so far, such as the treatment machine's.
+        start: ``planning_from_cbct`` as it is known so far, such as the treatment machine's. One
+            that fits much worse than equal coordinates, or than its own inverse, is not begun from.
+        start_is_settled: It is, however it fits: a person put the planning CT there.
         device: ``cpu`` or ``cuda``.
         region: On the CBCT's grid: compare here alone. None: the whole field of view.
 
@@ -63,7 +72,8 @@ def register_all(
     require_same_frame(moving.frame_of_reference, prior.frame_of_reference)
     place = PriorRegion.of(prior)
     pair = make_pair(fixed=fixed, moving=moving, settings=settings, device=device, region=region)
-    base, blind = _base(pair, start)
+    given, doubt = _given(pair, start, settled=start_is_settled)
+    base, blind = _base(pair, given)
     starts = _starts(pair, base, blind=blind)
     body, quality = _body(pair, place, base, starts, blind=blind)
     upright, shifts = _unturned(pair, base, starts, blind=blind)
@@ -75,6 +85,7 @@ def register_all(
         body=_registration(pair, body, quality),
         target=target,
         translation=_registration(pair, shifted, judge(pair, shifted.pose, place, base=upright)),
+        doubts=doubt,
     )
 
 
@@ -93,6 +104,41 @@ class _Starts:
 
     poses: tuple[Pose, ...]
     ratio: float | None
+
+
+def _given(
+    pair: Pair, start: RigidTransform | None, *, settled: bool
+) -> tuple[RigidTransform | None, tuple[Figure, ...]]:
+    """The start, if it may be begun from; and what is to be said of one that may not.
+
+    Makers differ in which image a registration moves; what tells is whether the images look more
+    alike by it (CLINICAL_SERVICE §2.3).
+    """
+    if start is None or settled:
+        return start, ()
+    settings = pair.settings.rigid.start
+    same = RigidTransform.identity(source_frame=pair.cbct_frame, target_frame=pair.planning_frame)
+    turned = replace(same, matrix=start.inverse().matrix)
+    poses = {
+        words: pair.pose_of(each) for words, each in ((GIVEN, start), (NONE, same), (BACK, turned))
+    }
+    level = pair.settings.rigid.levels[0]
+    places = pair.places(level.spacing_mm, most=level.samples)
+    fits = {w: pair.metric(level.spacing_mm, pose, places).value(pose) for w, pose in poses.items()}
+    best = max(fits, key=lambda words: fits[words])
+    behind = fits[best] - fits[GIVEN]
+    if behind <= settings.worse_lncc:
+        return start, ()
+    return None, (
+        Figure(
+            name="given_start_behind",
+            value=behind,
+            limit=f"accept ≤ {settings.worse_lncc:g}",
+            verdict=Verdict.LOOK,
+            reason="the registration that is known of these scans makes them look less alike than "
+            f"{best}: it was not begun from",
+        ),
+    )
 
 
 def _base(pair: Pair, start: RigidTransform | None) -> tuple[Pose, bool]:
@@ -339,10 +385,11 @@ def _gathered(
     body: Registration,
     target: Registration | None,
     translation: Registration,
+    doubts: Sequence[Figure],
 ) -> Registrations:
     """All of them, and what body and target together say."""
     focus = pair.settings.focus
-    figures = list(body.quality.figures)
+    figures = [*body.quality.figures, *doubts]
     apart = None
     if target is not None:
         centroid = prior.centroid_xyz_mm

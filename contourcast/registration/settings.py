@@ -41,6 +41,7 @@ class StartSettings:
     peak_distance_mm: float = 16.0
     least_peak_share: float = 0.4  # of the best peak: lower ones are not descended from
     rotation_deg: float = 6.0  # of the further starts, when the first answer is not accepted
+    worse_lncc: float = 0.1  # a start that fits so much worse than another one is not begun from
 
 
 @dataclass(frozen=True, kw_only=True)

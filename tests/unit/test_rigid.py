@@ -90,6 +90,28 @@ def test_a_translation_does_not_turn_because_a_start_does() -> None:
     assert error_mm(answer(start=MOVED).body.planning_from_cbct, MOVED) < 0.3
 
 
+def test_a_start_that_makes_the_scans_less_alike_is_told_and_not_begun_from() -> None:
+    far = motion(shift_xyz_mm=(30, -20, 25), rotation_xyz_deg=(0, 0, 0))
+    right, wrong = (
+        answer(far, start=far),
+        answer(far, start=replace(far, matrix=far.inverse().matrix)),
+    )
+    assert error_mm(wrong.body.planning_from_cbct, far) < 0.3
+    (told,) = [f for f in wrong.quality.figures if f.name == "given_start_behind"]
+    assert told.verdict is Verdict.LOOK
+    assert "the other way round" in told.reason
+    assert "given_start_behind" not in {f.name for f in right.quality.figures}
+    assert right.quality.verdict is Verdict.ACCEPT, "the shift is counted from what is known"
+
+
+def test_a_start_that_a_person_gave_is_begun_from_however_it_fits() -> None:
+    nowhere = motion(shift_xyz_mm=(-30, 20, -25), rotation_xyz_deg=(0, 0, 0))
+    kept = register_all(
+        fixed=TODAY, moving=CT, prior=PRIOR, settings=QUICK, start=nowhere, start_is_settled=True
+    )
+    assert "given_start_behind" not in {f.name for f in kept.quality.figures}
+
+
 def test_plain_descent_ends_where_gauss_newton_does() -> None:
     scalar = replace(
         QUICK,

@@ -209,6 +209,7 @@ export const en = {
   "figure.mirror_margin": "ahead of its mirror",
   "figure.better_fit_mm": "better fit at, mm",
   "figure.start_ratio": "best start / second",
+  "figure.given_start_behind": "start behind another, local NCC",
   "figure.spread_mm": "spread of answers, mm",
   "figure.identity_doubts": "doubts of identity",
   "figure.prior_in_view": "prior in view",

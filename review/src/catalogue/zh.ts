@@ -211,6 +211,7 @@ export const zh: Texts = {
   "figure.mirror_margin": "优于镜像",
   "figure.better_fit_mm": "更优解距离，mm",
   "figure.start_ratio": "最佳 / 次佳起点",
+  "figure.given_start_behind": "给定起始位置落后（局部 NCC）",
   "figure.spread_mm": "等优解的离散，mm",
   "figure.identity_doubts": "身份疑点",
   "figure.prior_in_view": "先验在视野内",
