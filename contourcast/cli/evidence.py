@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from contourcast.cli.terminal import Device, chosen_device, progress, require_empty
+from contourcast.cli.terminal import (
+    Device,
+    chosen_device,
+    progress,
+    require_empty,
+    require_writable,
+)
 
 if TYPE_CHECKING:
     from contourcast.training.analyses.outcome import Outcome
@@ -288,6 +294,7 @@ def ablate(
     """Train with one switch of the noise reduction module turned, for each switch and seed."""
     from contourcast.training.analyses import ablate as analysis
 
+    require_writable(out)
     settings = analysis.AblateSettings(
         train=_training("diff-umamba", epochs, steps, device, threads),
         seeds=_seeds(seeds),
@@ -323,6 +330,7 @@ def subset(
     """Train on 16, 32, 48, 64 and 80 % of the patients."""
     from contourcast.training.analyses import subset as analysis
 
+    require_writable(out)
     settings = analysis.SubsetSettings(
         train={
             name: _training(name, epochs, steps, device, threads)

@@ -8,7 +8,13 @@ from typing import Annotated
 
 import typer
 
-from contourcast.cli.terminal import Device, chosen_device, progress
+from contourcast.cli.terminal import (
+    Device,
+    chosen_device,
+    progress,
+    require_empty,
+    require_writable,
+)
 from contourcast.imaging.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, help="Fit small networks on simulated patients.")
@@ -28,6 +34,7 @@ def fit_samples(
     from contourcast.training.samples import SampleSettings
 
     k, n = _part(part)
+    require_writable(out)
     wanted = read_curriculum(curriculum, data)
     done = 0
     with progress() as tell:
@@ -45,7 +52,7 @@ def fit_samples(
 def fit_arbiter(
     samples: Annotated[Path, typer.Option(help="Folder that 'fit samples' made.")],
     start: Annotated[Path, typer.Option(help="Model folder of a diff-umamba without an arbiter.")],
-    out: Annotated[Path, typer.Option(help="Folder for the model with one.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model with one; new or empty.")],
     validation: Annotated[
         list[str] | None,
         typer.Option(help="Name of a CT whose patients are left out; may be repeated."),
@@ -59,6 +66,7 @@ def fit_arbiter(
     from contourcast.training.arbitrate import ArbiterSettings, teach
     from contourcast.training.samples import load_samples, split
 
+    require_empty(out)
     torch.set_num_threads(1)
     learned = load_samples(samples)
     if validation:
@@ -92,6 +100,7 @@ def fit_network(
     from contourcast.training.loop import TrainSettings, export, train, widened
     from contourcast.training.samples import load_samples, split
 
+    require_writable(out)
     settings = TrainSettings(
         epochs=epochs,
         steps_per_epoch=steps,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from contourcast.cli.terminal import Device, chosen_device, progress
+from contourcast.cli.terminal import Device, chosen_device, progress, require_writable
 
 
 class Extent(StrEnum):
@@ -69,6 +69,7 @@ def prepare(
     from contourcast.training.datasets import prepare as prepare_dataset
     from contourcast.training.datasets.nnunet_raw import summary
 
+    require_writable(out)
     options = Options(
         roi=roi,
         label_roi=label_roi,

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from contourcast.cli.simulate import Physics, simulate
-from contourcast.cli.terminal import Device, chosen_device, progress, require_empty
+from contourcast.cli.terminal import (
+    Device,
+    chosen_device,
+    progress,
+    require_empty,
+    require_writable,
+)
 
 if TYPE_CHECKING:
     from contourcast.service.outputs.report import Report
@@ -71,6 +77,7 @@ def propagate(
     from contourcast.service.outputs.report import write_results
 
     require_empty(out)
+    require_writable(out.resolve().parent)  # where the results are drafted
 
     where = chosen_device(device, threads)
     network = None
@@ -98,7 +105,7 @@ def propagate(
             case, settings=settings, network=network, clock=time.perf_counter, on_step=tell
         )
         tell("writing", 0.98)
-        report = write_results(result, out, made_at=datetime.now(UTC))
+        report = write_results(result, out, made_at=datetime.now(UTC).astimezone())
     if as_json:
         typer.echo(report.model_dump_json(indent=1))
     else:
@@ -120,6 +127,7 @@ def compare(
     from contourcast.training.evaluate import compare as measure_all
     from contourcast.training.evaluate import table
 
+    require_writable(out)
     places = truth or [run.parent for run in runs]
     with progress() as tell:
         rows = measure_all(runs, places, out, on_step=tell)

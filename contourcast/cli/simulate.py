@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from contourcast.cli.terminal import progress, require_empty
+from contourcast.cli.terminal import progress, require_empty, require_writable
 from contourcast.imaging.errors import InputError
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def calibrate(
     from contourcast.training.calibrate import calibrate as search
     from contourcast.training.curriculum import read_anatomy, read_curriculum
 
+    require_writable(out)
     wanted = read_curriculum(curriculum, data)
     sampling = Sampling().coarse
     with progress() as tell:

@@ -1,12 +1,13 @@
-"""What every command shares: one-line errors, a progress bar, the device, an empty folder."""
+"""What every command shares: one-line errors, a progress bar, the device, a folder to write."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import typer
@@ -65,11 +66,41 @@ def progress() -> Iterator[Callable[[str, float], None]]:
 
 
 def require_empty(out: Path) -> None:
-    """Refuses a folder that holds something: results are never mixed."""
+    """Refuses a folder that holds something, since results are never mixed, or is not writable.
+
+    Raises:
+        InputError: It is such a one.
+    """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise InputError(
             "the output folder is not empty", file=out.name, remedy="name a new or empty folder"
         )
+    require_writable(out)
+
+
+def require_writable(out: Path) -> None:
+    """Refuses a folder that nothing can be written into, before the work and not after it.
+
+    It is made for a moment; nothing stays.
+
+    Raises:
+        InputError: It cannot be made, or is read-only.
+    """
+    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"nothing can be written into the output folder: {error.strerror}",
+            file=out.name,
+            remedy="name another folder, or see to its permissions",
+        ) from error
+    finally:
+        for folder in missing:
+            with suppress(OSError):  # never made, or another process has begun to use it
+                folder.rmdir()
 
 
 def chosen_device(wanted: Device, threads: int) -> str:

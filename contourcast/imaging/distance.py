@@ -28,10 +28,10 @@ from scipy.special import expit
 from contourcast.imaging import polygon
 from contourcast.imaging.errors import GeometryError, InputError
 from contourcast.imaging.grid import Grid
-from contourcast.imaging.rasterise import GAP_IN_STEPS, Plane, planes_of
+from contourcast.imaging.rasterise import Plane, parted, planes_of
 from contourcast.imaging.structures import Roi
-from contourcast.imaging.transform import PointMap
-from contourcast.imaging.volume import Probability, require_same_frame
+from contourcast.imaging.transform import PointMap, RigidTransform
+from contourcast.imaging.volume import Mask, Probability, require_same_frame
 
 # REGISTRATION §7: a probability channel is sigmoid(distance / 1 mm).
 SOFTNESS_MM: Final = 1.0
@@ -149,6 +149,37 @@ def carry(distance: DistanceMap, planning_from_cbct: PointMap, *, onto: Grid) ->
     )
 
 
+def filled(roi: Roi, *, grid: Grid, onto: Grid) -> Mask:
+    """A ROI where it was drawn, made as it is carried: whole between contours far apart.
+
+    Args:
+        roi: The region.
+        grid: Of the scan that it was drawn on.
+        onto: The grid that it is wanted on, in the same frame of reference.
+
+    Raises:
+        InputError: The ROI encloses nothing.
+        GeometryError: The ROI is not drawn on planes parallel to the grid's slices.
+    """
+    frame = roi.frame_of_reference
+    here = RigidTransform.identity(source_frame=frame, target_frame=frame)
+    return carry(distance_map(roi, grid=grid), here, onto=onto).mask()
+
+
+def drawn_volume_cc(roi: Roi, *, grid: Grid) -> float:
+    """The volume of a ROI by its polygons: area times thickness, gaps between lesions left out.
+
+    Args:
+        roi: The region.
+        grid: Of the scan that it was drawn on.
+
+    Raises:
+        GeometryError: The ROI is not drawn on planes parallel to the grid's slices.
+    """
+    planes = planes_of(roi, grid)
+    return sum(run.volume_mm3 for run in _runs(planes, grid)) / 1000.0 if planes else 0.0
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Run:
     """Planes without a gap between them, in mm along the axes of the scan's grid.
@@ -176,9 +207,7 @@ def _runs(planes: Sequence[Plane], grid: Grid) -> list[_Run]:
     """The stack, split where planes are missing."""
     ks = np.array([plane.k for plane in planes])
     heights = (grid.world(np.column_stack((ks * 0, ks * 0, ks))) - grid.origin_xyz_mm) @ grid.normal
-    gaps = np.diff(heights)
-    usual = float(np.median(gaps)) if len(gaps) else np.inf
-    first = [0, *(np.flatnonzero(gaps > GAP_IN_STEPS * usual) + 1).tolist(), len(planes)]
+    first = [0, *(np.flatnonzero(parted(planes, heights)) + 1).tolist(), len(planes)]
     runs = []
     for a, b in pairwise(first):
         own = heights[a:b]

@@ -127,13 +127,19 @@ def signed_area(loop: Loop) -> float:
     return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
 
-def area(loops: Loops) -> float:
-    """Area enclosed by the even-odd rule, in the square of the loops' unit."""
+def area(loops: Loops, *, squares: int = AREA_SQUARES) -> float:
+    """Area enclosed by the even-odd rule, in the square of the loops' unit.
+
+    Args:
+        loops: The loops.
+        squares: Along the longer side of their box. Where loops cross or lie on each other the
+            squares that their edges run through are too full.
+    """
     if not loops:
         return 0.0
     corners = np.concatenate(list(loops))
     low, extent = corners.min(axis=0), np.ptp(corners, axis=0)
-    square = float(extent.max()) / AREA_SQUARES
+    square = float(extent.max()) / squares
     if square == 0:
         return 0.0
     columns, rows = (int(n) for n in np.ceil(extent / square) + 1)
@@ -144,10 +150,19 @@ def area(loops: Loops) -> float:
 
 def contains(loop: Loop, point: Float[np.ndarray, " 2"]) -> bool:
     """Whether the point is inside the loop, half-open as in `inside`."""
+    return bool(within(loop, point[None])[0])
+
+
+def within(loop: Loop, points: Float[np.ndarray, "p 2"]) -> Bool[np.ndarray, " p"]:
+    """Which of the points are inside the loop, half-open as in `inside`."""
     start, stop = edges([loop])
-    spans = (start[:, 1] <= point[1]) != (stop[:, 1] <= point[1])
-    (x0, y0), (x1, y1) = start[spans].T, stop[spans].T
-    return bool(((x0 + (point[1] - y0) * (x1 - x0) / (y1 - y0)) <= point[0]).sum() % 2)
+    height = points[:, 1:]
+    which, edge = np.nonzero((start[:, 1] <= height) != (stop[:, 1] <= height))
+    run, rise = (stop - start)[edge].T
+    crossing = start[edge, 0] + (points[which, 1] - start[edge, 1]) * run / rise
+    to_the_left = which[crossing <= points[which, 0]]
+    odd: np.ndarray = np.bincount(to_the_left, minlength=len(points)) % 2 == 1
+    return odd
 
 
 def oriented(loops: Loops) -> list[Loop]:
@@ -236,6 +251,54 @@ def cross(loops: Loops, *, deeper_than: float = 0.0) -> bool:
         if (crossing & (depth > deeper_than)).any():
             return True
     return False
+
+
+def same(one: Loop, other: Loop, *, apart: float) -> bool:
+    """Whether two loops enclose the same, however their points are chosen, rounded and ordered.
+
+    Args:
+        one: A loop.
+        other: Another.
+        apart: How far from each other they may run, in their unit.
+    """
+    perimeter = np.linalg.norm(one - np.roll(one, 1, axis=0), axis=1).sum()
+    if abs(abs(signed_area(one)) - abs(signed_area(other))) > apart * perimeter:
+        return False
+    return _beside_each_other(one, other, by=apart)
+
+
+def overlap(one: Loop, other: Loop, *, deeper_than: float) -> bool:
+    """Whether two loops share some of what they enclose, and neither lies within the other.
+
+    Args:
+        one: A loop.
+        other: Another.
+        deeper_than: In their unit; loops that reach no further into each other merely touch.
+    """
+    border_of_one = pieces([one], MARK_EVERY)[0]
+    deep = within(other, border_of_one)
+    if deep.all() or not deep.any():
+        return False
+    clear = ~near(border_of_one, other, by=deeper_than)
+    if not clear.any():
+        return _beside_each_other(one, other, by=deeper_than)
+    return bool(deep[clear].any() and not deep[clear].all())
+
+
+def near(points: Float[np.ndarray, "p 2"], loop: Loop, *, by: float) -> Bool[np.ndarray, " p"]:
+    """Which points lie within a distance of the loop's `border`, an eighth more at most."""
+    marks, _ = pieces([loop], by)
+    away, _ = cKDTree(marks).query(points, distance_upper_bound=float(np.hypot(by, by / 2)))
+    close: np.ndarray = np.isfinite(away)
+    return close
+
+
+def _beside_each_other(one: Loop, other: Loop, *, by: float) -> bool:
+    """Whether either loop runs near the other all the way."""
+    return all(
+        bool(near(pieces([a], MARK_EVERY)[0], b, by=by).all())
+        for a, b in ((one, other), (other, one))
+    )
 
 
 def _beside(start: Loop, stop: Loop, points: Loop) -> Float[np.ndarray, " m"]:

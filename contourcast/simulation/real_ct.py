@@ -15,9 +15,9 @@ from scipy.ndimage import (
     label,
 )
 
+from contourcast.imaging.distance import filled
 from contourcast.imaging.errors import InputError
 from contourcast.imaging.grid import Grid
-from contourcast.imaging.rasterise import rasterise
 from contourcast.imaging.structures import Roi
 from contourcast.imaging.volume import Volume, require_same_frame
 from contourcast.simulation.anatomy import (
@@ -40,6 +40,7 @@ BONE_HU: Final = 180.0  # above: bone (contrast in the heart may pass; it does n
 LEAST_LUNG_CC: Final = 400.0  # a smaller lung is not one that can be simulated on
 AIRWAY_RADIUS_MM: Final = 4.5  # thinner parts of what was found are airways, not lung
 BODY_MARGIN_MM: Final = 20.0  # air kept round the body
+HOW_DRAWN: Final = b"filled"  # how contours become voxels; patients of another way are others
 MAP_SLAB: Final = 16  # slices resampled at a time, to bound memory
 
 
@@ -55,11 +56,13 @@ def anatomy_of_ct(
 
     A lung that holds a drawn tumour is not grafted into, whatever `graft_sides` says.
 
-    Slices finer than asked for are averaged; coarser ones are interpolated.
+    Slices finer than asked for are averaged; coarser ones are interpolated, and so is what was
+    drawn on them.
 
     Raises:
         FrameMismatchError: The drawn ROI lives in another frame of reference.
-        InputError: No two lungs are found.
+        InputError: No two lungs are found, or the drawn ROI encloses nothing.
+        GeometryError: The drawn ROI is not drawn on planes parallel to the CT's slices.
     """
     digest = _digest(ct, drawn, graft_sides)
     even = _resampled(ct, spacing_xyz_mm)
@@ -69,7 +72,7 @@ def anatomy_of_ct(
     mask = None
     if drawn is not None:
         require_same_frame(ct.frame_of_reference, drawn.frame_of_reference)
-        mask = rasterise(drawn, even.grid).values
+        mask = filled(drawn, grid=ct.grid, onto=even.grid).values
         side = RIGHT if (lungs[mask] == RIGHT).sum() >= (lungs[mask] == LEFT).sum() else LEFT
         near = closed_coarsely((lungs == side) | mask, 15.0, even.grid) & dilated(
             mask, 3.0, even.grid
@@ -92,8 +95,10 @@ def anatomy_of_ct(
 def _digest(ct: Volume, drawn: Roi | None, graft_sides: tuple[int, ...]) -> str:
     """SHA-256 (hex) of what was read from files; computed values may differ between machines."""
     made_of = hashlib.sha256(ct.source.digest.encode() if ct.source else ct.values.tobytes())
-    for contour in drawn.contours if drawn is not None else ():
-        made_of.update(contour.points_xyz_mm.tobytes())
+    if drawn is not None:
+        made_of.update(HOW_DRAWN)
+        for contour in drawn.contours:
+            made_of.update(contour.points_xyz_mm.tobytes())
     made_of.update(bytes(graft_sides))
     return made_of.hexdigest()
 

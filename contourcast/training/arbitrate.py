@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from contourcast.imaging.errors import InputError
+from contourcast.imaging.files import whole_folder
 from contourcast.models.arbiter import CHANNELS, Arbiter, asked
 from contourcast.models.diff_umamba import DiffUMambaConfig
 from contourcast.models.networks import build
@@ -88,12 +89,13 @@ def teach(
         start: Model folder of a Diff-UMamba without an arbiter.
         samples: To learn from.
         settings: How.
-        folder: Where the new model goes.
+        folder: Where the new model goes; new or empty.
         facts: For the card, for people.
         on_step: Told of progress.
 
     Raises:
         InputError: The model to begin with is another network, or has an arbiter already.
+        OSError: The folder holds something.
     """
     network, card, digest = load_model(start)
     config = card.config
@@ -111,21 +113,19 @@ def teach(
     arbiter = learn(lessons, settings, on_step=on_step)
     taught: Any = both
     taught.arbiter.load_state_dict(arbiter.state_dict())
-    return save_model(
-        folder,
-        both,
-        replace(
-            card,
-            config=wide,
-            channels=KNOWN_CHANNELS,
-            training=dict(card.training)
-            | {
-                "arbiter": {"beside": digest, "settings": asdict(settings), **facts},
-                "cts": sorted({*card.training.get("cts", ()), *(s.ct for s in samples)}),
-            },
-        ),
-        dtype=torch.float16,
+    learned = {"beside": digest, "settings": asdict(settings), **facts}
+    of_both = replace(
+        card,
+        config=wide,
+        channels=KNOWN_CHANNELS,
+        training=dict(card.training)
+        | {
+            "arbiter": learned,
+            "cts": sorted({*card.training.get("cts", ()), *(s.ct for s in samples)}),
+        },
     )
+    with whole_folder(folder) as draft:
+        return save_model(draft, both, of_both, dtype=torch.float16)
 
 
 @torch.inference_mode()

@@ -25,13 +25,14 @@ from contourcast.training.statistics import (
     Estimate,
     compared,
     estimate,
+    estimate_over_patients,
     holm,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# What is tested; the table shows the first, the JSON all.
+# What is tested; leads are shown for the first, and stand in the JSON for all.
 TESTED: Final[Mapping[str, Callable[[Row], float | None]]] = {
     "dsc": lambda row: row.dsc,
     "surface_dice_2mm": lambda row: row.surface_dice_2mm,
@@ -129,7 +130,8 @@ def evaluate(
                 "target": target,
                 "method": method,
                 "metric": metric,
-                **asdict(_estimate(of, value)),
+                **asdict(estimate(*_known(of, value))),
+                "over_patients": asdict(estimate_over_patients(*_known(of, value))),
                 "not_defined": sum(value(row) is None for row in of),
             }
             for target in TARGETS
@@ -257,13 +259,19 @@ def _by_method(rows: Sequence[Row], target: str) -> dict[str, list[Row]]:
     return groups
 
 
-def _estimate(rows: Sequence[Row], value: Callable[[Row], float | None]) -> Estimate:
+def _known(
+    rows: Sequence[Row], value: Callable[[Row], float | None]
+) -> tuple[list[float], list[str]]:
+    """The values of the rows that have one, and whose they are."""
     known = [(v, row.patient) for row in rows if (v := value(row)) is not None]
-    return estimate([v for v, _ in known], [patient for _, patient in known])
+    return [v for v, _ in known], [patient for _, patient in known]
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: for each truth a line per method, failures counted and never dropped."""
+    """Markdown: for each truth a line per method, failures counted and never dropped.
+
+    Below it what is tested, over CBCTs and over patients.
+    """
     lines = []
     for target in TARGETS:
         chosen = [r for r in rows if r.target == target]
@@ -285,7 +293,7 @@ def table(rows: Sequence[Row]) -> str:
             )
             cells = (
                 method,
-                _with_interval(_estimate(of, lambda r: r.dsc)),
+                _with_interval(estimate(*_known(of, lambda r: r.dsc))),
                 _show(_mean([r.iou for r in of])),
                 _with_count([r.hd95_mm for r in of], 1),
                 _with_count([r.msd_mm for r in of], 2),
@@ -295,8 +303,32 @@ def table(rows: Sequence[Row]) -> str:
                 _show(_mean([r.seconds for r in of]), 1),
             )
             lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
+        lines += ["", *_spread_lines(rows, target), ""]
     return "\n".join(lines)
+
+
+def _spread_lines(rows: Sequence[Row], target: str) -> list[str]:
+    """Markdown: what is tested over CBCTs and over patients, for each method."""
+    lines = [
+        "The same over CBCTs, and over patients (each patient the mean over the CBCTs): mean ± sd "
+        "(95 % interval by patient), and median (quartiles).",
+        "",
+        "| method | figure | CBCTs | mean | median | patients | mean | median |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for method, of in _by_method(rows, target).items():
+        for metric, value in TESTED.items():
+            known = _known(of, value)
+            over_cases, over_patients = estimate(*known), estimate_over_patients(*known)
+            cells = (
+                method,
+                metric,
+                *_spread(over_cases),
+                *_spread(over_patients),
+            )
+            if over_cases.cases:
+                lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def leads_table(leads: Sequence[Lead]) -> str:
@@ -485,6 +517,15 @@ def _show_p(p: float) -> str:
 def _with_interval(of: Estimate) -> str:
     sd = "" if np.isnan(of.sd) else f" ± {of.sd:.3f}"
     return f"{of.mean:.3f}{sd} ({of.low:.3f} to {of.high:.3f})"
+
+
+def _spread(of: Estimate) -> tuple[str, str, str]:
+    """Three cells: how many, their mean and their median."""
+    return str(of.cases), _with_interval(of), _with_quartiles(of)
+
+
+def _with_quartiles(of: Estimate) -> str:
+    return f"{of.median:.3f} ({of.lower_quartile:.3f} to {of.upper_quartile:.3f})"
 
 
 def _color(method: str) -> tuple[float, float, float]:

@@ -137,7 +137,7 @@ class Trained:
 
     @property
     def best(self) -> Epoch:
-        """The epoch whose weights these are."""
+        """The epoch whose weights these are: of several that are as good, the first."""
         return max(self.log, key=lambda e: e.validation_dice)
 
 
@@ -201,9 +201,9 @@ def train(
             skipped_steps=skipped,
             seconds=clock() - began,
         )
-        log.append(done)
-        if done.validation_dice >= max(e.validation_dice for e in log):
+        if done.validation_dice > max((e.validation_dice for e in log), default=-math.inf):
             best = {key: value.clone() for key, value in average.state_dict().items()}
+        log.append(done)
         _keep_state(folder, network, average, optimiser, log, best)
         _write_log(folder, log)
         on_epoch(done)

@@ -27,14 +27,20 @@ class Estimate:
 
     Attributes:
         sd: Over cases (n - 1 in the denominator); NaN for a single one.
-        low: Lower end of the 95 % bootstrap interval by patient,
+        low: Lower end of the 95 % bootstrap interval of the mean by patient,
         high: … and its upper end.
+        median: Over cases.
+        lower_quartile: A quarter of the cases lie below it,
+        upper_quartile: … and a quarter above this one (linear between cases).
     """
 
     mean: float
     sd: float
     low: float
     high: float
+    median: float
+    lower_quartile: float
+    upper_quartile: float
     cases: int
     patients: int
 
@@ -71,21 +77,49 @@ def estimate(
     groups = list(_by_patient(values, patients).values())
     if not groups:
         nan = float("nan")
-        return Estimate(mean=nan, sd=nan, low=nan, high=nan, cases=0, patients=0)
+        return Estimate(
+            mean=nan,
+            sd=nan,
+            low=nan,
+            high=nan,
+            median=nan,
+            lower_quartile=nan,
+            upper_quartile=nan,
+            cases=0,
+            patients=0,
+        )
     sums = np.array([group.sum() for group in groups])
     counts = np.array([group.size for group in groups])
     draws = np.random.default_rng(0).integers(len(groups), size=(resamples, len(groups)))
     means = sums[draws].sum(1) / counts[draws].sum(1)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     every = np.concatenate(groups)
+    lower_quartile, median, upper_quartile = np.quantile(every, [0.25, 0.5, 0.75])
     return Estimate(
         mean=float(every.mean()),
         sd=float(every.std(ddof=1)) if every.size > 1 else float("nan"),
         low=float(low),
         high=float(high),
+        median=float(median),
+        lower_quartile=float(lower_quartile),
+        upper_quartile=float(upper_quartile),
         cases=int(every.size),
         patients=len(groups),
     )
+
+
+def estimate_over_patients(
+    values: Iterable[float], patients: Iterable[Hashable], *, resamples: int = RESAMPLES
+) -> Estimate:
+    """As `estimate`, of patients' means: one who was scanned more often weighs no more.
+
+    Args:
+        values: One a case.
+        patients: Whose case it is.
+        resamples: Of the bootstrap.
+    """
+    groups = _by_patient(values, patients)
+    return estimate([group.mean() for group in groups.values()], groups, resamples=resamples)
 
 
 def compared(

@@ -165,6 +165,19 @@ def test_plastimatch_reads_a_ring_on_a_planning_ct(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
+def test_rt_utils_reads_a_contour_on_a_planning_ct(tmp_path: Path) -> None:
+    rt_utils = pytest.importorskip("rt_utils")
+    folder = data_item("lung_planning_ct") / "ct"
+    scan = read_ct_series(folder)
+    mask = drawn(scan, (60.0,))
+    write(tmp_path / "RS.dcm", scan, mask)
+    read = rt_utils.RTStructBuilder.create_from(str(folder), str(tmp_path / "RS.dcm"))
+    (name,) = read.get_roi_names()
+    found = read.get_roi_mask_by_name(name)  # rows, columns, slices from the lowest
+    assert dice(mask.with_values(np.moveaxis(found, 2, 0)), mask) >= 0.99
+
+
+@pytest.mark.real
 def test_real_contours_of_another_maker_are_written_again_unchanged(tmp_path: Path) -> None:
     """4D-Lung patient 113, drawn in Pinnacle: contours lie up to 0.002 mm off their slices."""
     item = data_item("lung_planning_ct")

@@ -197,6 +197,10 @@ def test_a_model_with_one_is_made_of_a_model_without(tmp_path: Path) -> None:
     with torch.no_grad():
         wanted = drawing.arbiter(x, before(x[:, :2]))
         assert torch.allclose(network(x), wanted, atol=2e-2)  # weights went through float16
+    there = {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
+    with pytest.raises(OSError, match="not empty"):
+        teach(tmp_path / "first", samples, settings, tmp_path / "first", facts={})
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.*")} == there
     with pytest.raises(InputError, match="without one"):
         teach(tmp_path / "out", samples, settings, tmp_path / "again", facts={})
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import socket
+import time
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
 from typer.testing import CliRunner, Result
 
 from contourcast import client
 from contourcast.cli import app
 from support.course import CourseFiles, make_course
+from support.models import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +39,23 @@ def propagate(course: CourseFiles, out: Path, *more: str, roi: str = "GTV") -> R
     )
 
 
-def test_a_propagation_prints_its_report_as_json(course: CourseFiles, tmp_path: Path) -> None:
+@pytest.fixture
+def in_kolkata(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as there:
+        there.setenv("TZ", "Asia/Kolkata")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_kolkata")
+def test_a_propagation_prints_its_report_as_json_and_writes_by_the_machine_s_clock(
+    course: CourseFiles, tmp_path: Path
+) -> None:
     done = propagate(course, tmp_path / "out", "--method=rigid", "--json")
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((tmp_path / "out/report.json").read_text())
+    assert dcmread(tmp_path / "out/RS.dcm").TimezoneOffsetFromUTC == "+0530"
 
 
 def test_a_wrong_roi_is_answered_with_the_nearest(course: CourseFiles, tmp_path: Path) -> None:
@@ -82,6 +99,55 @@ def test_an_output_folder_with_other_files_is_refused(course: CourseFiles, tmp_p
     refused = propagate(course, tmp_path, "--method=rigid")
     assert refused.exit_code == 2
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "propagate --planning-ct=none --structures=none --cbct=none --roi=GTV --method=rigid",
+        "simulate",
+        "calibrate --curriculum=none --data=none",
+        "compare none",
+        "evaluate --reference=rigid --scores=none",
+        "train prepare courses none --id=7 --name=N",
+        "fit samples --curriculum=none --data=none",
+        "fit arbiter --samples=none --start=none",
+        "fit network --samples=none --validation=a",
+        "analyse field --cases=none",
+        "analyse ablate --cases=none --validation=a --test=b",
+        "analyse subset --cases=none --validation=a --test=b",
+        "models import none",
+    ],
+    ids=lambda command: " ".join(w for w in command.split()[:2] if not w.startswith("-")),
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, command: str
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    refused = CliRunner().invoke(
+        app, [*command.split(), f"--out={tmp_path / 'file' / 'a' / 'out'}"]
+    )
+    assert refused.exit_code == 2
+    assert refused.stderr.count("\n") == 1
+    assert "nothing can be written into the output folder" in refused.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_refusal_leaves_no_folder_of_the_output(course: CourseFiles, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for out in (tmp_path / "there", tmp_path / "a" / "b" / "out"):
+        assert propagate(course, out, "--method=rigid", roi="nobody").exit_code == 2
+    assert [p.name for p in tmp_path.rglob("*")] == ["there"]
+
+
+def test_an_arbiter_is_never_taught_over_the_model_it_begins_with(tmp_path: Path) -> None:
+    tiny_model(tmp_path / "model")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()}
+    same = [f"--start={tmp_path / 'model'}", f"--out={tmp_path / 'model'}"]
+    refused = CliRunner().invoke(app, ["fit", "arbiter", f"--samples={tmp_path}", *same])
+    assert refused.exit_code == 2
+    assert "the output folder is not empty" in refused.stderr
+    assert {p.name: p.read_bytes() for p in (tmp_path / "model").iterdir()} == before
 
 
 def test_errors_name_no_patient(course: CourseFiles, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -776,6 +777,65 @@ def test_4d_lung_becomes_a_case_for_each_phase(tmp_path: Path) -> None:
         assert label.GetSpacing() == (5.0, 5.0, 5.0)
     left_out = document(dataset, "provenance.json")["left_out"]
     assert left_out == {"100_HM10395, 1 scans": "no structure set is drawn on them"}
+
+
+def _only(kept: slice) -> Callable[[pydicom.FileDataset], None]:
+    """Of the tumour's contours, from the lowest to the highest."""
+
+    def change(dataset: pydicom.FileDataset) -> None:
+        (tumour,) = (r.ROINumber for r in dataset.StructureSetROISequence if "Tumor" in r.ROIName)
+        for drawn in dataset.ROIContourSequence:
+            if drawn.ReferencedROINumber == tumour:
+                drawn.ContourSequence = drawn.ContourSequence[kept]
+
+    return change
+
+
+def test_a_tumour_drawn_on_every_second_slice_is_whole(tmp_path: Path) -> None:
+    folder = made.make_4d_lung(tmp_path / "data")
+    _edited(next(folder.rglob("1.000000-RTS-10/1-1.dcm")), _only(slice(None, None, 2)))
+    dataset = converted("4d-lung", folder, tmp_path / "raw", phases=(0,))
+    sparse, dense = (f"100_HM10395_day-0{day}_phase-00A" for day in (1, 2))
+    slices = voxels(dataset, sparse, None).any(axis=(1, 2))
+    assert not np.any(np.diff(np.flatnonzero(slices)) > 1), "a comb"
+    cases = document(dataset, "provenance.json")["cases"]
+    for case in (sparse, dense):
+        facts = cases[case]["facts"]
+        assert facts["label_cc"] == pytest.approx(facts["drawn_cc"], rel=0.05)
+        assert facts["label_cc"] == pytest.approx(volume_cc(image(dataset, case, None)), rel=1e-3)
+        assert facts["drawn_cc"] == pytest.approx(BALL_CC, rel=0.1)
+
+
+def test_a_tumour_whose_contours_are_not_whole_is_left_out(tmp_path: Path) -> None:
+    folder = made.make_4d_lung(tmp_path / "data")
+
+    def forget_one(dataset: pydicom.FileDataset) -> None:
+        for drawn in dataset.ROIContourSequence:
+            del drawn.ContourSequence[len(drawn.ContourSequence) // 2]
+
+    _edited(next(folder.rglob("1.000000-RTS-10/1-1.dcm")), forget_one)
+    dataset = converted("4d-lung", folder, tmp_path / "raw", phases=(0,))
+    assert read_patients(dataset) == {"100_HM10395_day-02_phase-00A": "100_HM10395"}
+    left_out = document(dataset, "provenance.json")["left_out"]
+    assert left_out["100_HM10395_day-01_phase-00A"].startswith(
+        "the label is not what was drawn: no contour within the stack, left empty: slice "
+    )
+
+
+def test_a_fraction_whose_contours_overlap_is_left_out(tmp_path: Path) -> None:
+    folder = made.make_pancreatic_ct_cbct(tmp_path / "data")
+
+    def draw_beside(dataset: pydicom.FileDataset) -> None:
+        for drawn in dataset.ROIContourSequence:
+            for contour in list(drawn.ContourSequence):
+                other = copy.deepcopy(contour)
+                points = np.array(contour.ContourData, float).reshape(-1, 3) + np.array((6.0, 0, 0))
+                other.ContourData = [f"{v:.3f}" for v in points.ravel()]
+                drawn.ContourSequence.append(other)
+
+    _edited(next(folder.rglob("1.000000-BSCBLLLRSDCB-27748/1-1.dcm")), draw_beside)
+    with pytest.raises(InputError, match="contours of one slice overlap"):
+        converted("pancreatic-ct-cbct", folder, tmp_path / "raw")
 
 
 @pytest.mark.slow

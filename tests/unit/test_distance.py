@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from contourcast.imaging.distance import MOST_VOXELS, carry, distance_map, own_grid
+from contourcast.imaging.distance import (
+    MOST_VOXELS,
+    carry,
+    distance_map,
+    drawn_volume_cc,
+    filled,
+    own_grid,
+)
 from contourcast.imaging.errors import FrameMismatchError, GeometryError, InputError
 from contourcast.imaging.grid import Grid
 from contourcast.imaging.keyhole import keyhole, rings
@@ -15,7 +22,15 @@ from contourcast.imaging.rasterise import coverage, rasterise
 from contourcast.imaging.structures import Contour, Roi
 from contourcast.imaging.trace import loops_volume_cc
 from contourcast.imaging.transform import DeformableTransform, Displacement, RigidTransform
-from support.phantoms import FRAME, Radii, ball, planning_grid, stack, tube
+from support.phantoms import (
+    FRAME,
+    Radii,
+    ball,
+    circle_area_mm2,
+    planning_grid,
+    stack,
+    tube,
+)
 from support.strategies import FEET_FIRST, PRONE
 
 CBCT_FRAME = "2.25.2"
@@ -228,6 +243,91 @@ def test_a_gap_in_the_stack_stays_a_gap() -> None:
     gap = Roi(number=1, name="GTV", contours=tuple(kept), frame_of_reference=FRAME)
     carried = carry(distance_map(gap, grid=grid), still(), onto=grid).mask().values
     assert (carried.any(axis=(1, 2)) == rasterise(gap, grid).values.any(axis=(1, 2))).all()
+
+
+ROUGH = Grid.even(shape_zyx=(60, 60, 60), spacing_xyz_mm=(2, 2, 2), origin_xyz_mm=(-60, -60, -60))
+
+
+def heights_of(roi: Roi, *kept_mm: float) -> Roi:
+    kept = [c for c in roi.contours if c.points_xyz_mm[0, 2].round(3) in kept_mm]
+    assert len(kept) == len(kept_mm)
+    return replace(roi, contours=tuple(kept))
+
+
+def empty_slices(roi: Roi) -> list[int]:
+    """Slices without the carried region, from its first to its last."""
+    slices = carry(distance_map(roi, grid=ROUGH), still(), onto=ROUGH).mask().values.any((1, 2))
+    here = np.flatnonzero(slices)
+    return sorted(set(range(here[0], here[-1])) - set(here.tolist()))
+
+
+@pytest.mark.parametrize(
+    "heights_mm",
+    [
+        (-20, -16, -12, -8, -6, -4, -2, 0, 2, 4, 6, 8, 12, 16, 20),
+        (-16, -10, -4, -2, 0, 2, 4, 6, 8, 10),
+        (-20, -16, -14, -12, -10, -8),
+        (-20, -10, 0, *range(2, 30, 2)),
+    ],
+    ids=["every second at both ends", "every third at one", "the last but one forgotten", "fifth"],
+)
+def test_contours_are_filled_between_where_only_the_ends_are_drawn_sparsely(
+    heights_mm: tuple[int, ...],
+) -> None:
+    whole = stack(ROUGH, lambda z: [20.0 + z / 5], center_xyz_mm=(0.0, 3.0, 0.0))
+    roi = heights_of(whole, *heights_mm)
+    assert empty_slices(roi) == []
+    ends = [heights_mm[0], *heights_mm, heights_mm[-1]]
+    thickness_mm = (np.diff(ends)[:-1] + np.diff(ends)[1:]) / 2
+    thickness_mm[[0, -1]] += np.diff(heights_mm)[[0, -1]] / 2
+    areas = [circle_area_mm2(20.0 + z / 5) for z in heights_mm]
+    drawn_cc = float(thickness_mm @ areas) / 1000
+    carried = carry(distance_map(roi, grid=ROUGH), still(), onto=CBCT).mask()
+    assert carried.volume_cc == pytest.approx(drawn_cc, rel=0.02)
+    assert drawn_volume_cc(roi, grid=ROUGH) == pytest.approx(drawn_cc, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("heights_mm", "empty_mm"),
+    [
+        ((-20, -18, -16, 0, 2, 4, 20, 22, 24), (-14, -2, 6, 18)),
+        ((-20, -18, -16, -2, 0, 2, 4, 6, 18), (-14, -4, 8, 16)),
+        ((-20, -18, -16, -14, -10, -8, -6, -4), (-12, -12)),
+    ],
+    ids=["three lesions", "a small one apart", "a plane forgotten in the middle"],
+)
+def test_true_gaps_stay_gaps(heights_mm: tuple[int, ...], empty_mm: tuple[int, ...]) -> None:
+    whole = stack(ROUGH, lambda z: [20.0], center_xyz_mm=(0.0, 3.0, 0.0))
+    empty = empty_slices(heights_of(whole, *heights_mm))
+    slices = [
+        n
+        for a, b in zip(empty_mm[::2], empty_mm[1::2], strict=True)
+        for n in range((a + 60) // 2, (b + 60) // 2 + 1)
+    ]
+    # A dome reaches up to a whole step beyond its last plane.
+    assert set(empty) <= set(slices)
+    assert len(empty) >= max(1, len(slices) - 2 * len(empty_mm))
+
+
+def test_a_lesion_on_a_single_plane_beside_another_is_one_of_its_own() -> None:
+    large = heights_of(stack(ROUGH, ball(20.0), center_xyz_mm=(-30, 0, 0)), *range(-10, 11, 2))
+    small = heights_of(stack(ROUGH, lambda z: [5.0], center_xyz_mm=(30, 0, 0)), 16)
+    both = replace(large, contours=(*large.contours, *small.contours))
+    assert empty_slices(both)
+
+
+def test_a_roi_where_it_was_drawn_is_whole() -> None:
+    grid = planning_grid()
+    sparse = stack(grid, tube(15.0, 0.0, 60.0), every=2)
+    mask = filled(sparse, grid=grid, onto=grid)
+    assert (mask.frame_of_reference, mask.grid) == (FRAME, grid)
+    assert mask.volume_cc == pytest.approx(drawn_volume_cc(sparse, grid=grid), rel=0.05)
+    assert mask.volume_cc > 1.9 * rasterise(sparse, grid).volume_cc
+
+
+def test_what_encloses_nothing_has_no_volume() -> None:
+    nothing = Roi(number=7, name="GTV", contours=(), frame_of_reference=FRAME)
+    assert drawn_volume_cc(nothing, grid=planning_grid()) == 0
 
 
 def test_one_contour_alone_is_a_slice_thick() -> None:

@@ -79,6 +79,20 @@ class TestTable:
         ]
         assert "(0.100 to 0.900)" in table(rows)
 
+    def test_means_are_over_cbcts_and_over_patients_with_median_and_quartiles(self) -> None:
+        rows = [row("a", "rigid", 0.9, fraction=str(n)) for n in range(3)]
+        rows += [row("b", "rigid", 0.5), row("c", "rigid", 0.0)]
+        lines = [line.split(" | ") for line in table(rows).splitlines()]
+        (of,) = (cells for cells in lines if cells[:2] == ["| rigid", "dsc"])
+        number, mean, median, patients, their_mean, their_median = of[2:]
+        assert (number, patients) == ("5", "3")
+        assert mean.startswith("0.640 ± 0.397 (")
+        assert median == "0.900 (0.500 to 0.900)"
+        assert their_mean == "0.467 ± 0.451 (0.000 to 0.900)"
+        assert their_median == "0.500 (0.250 to 0.700) |"
+        (distance,) = (cells for cells in lines if cells[:2] == ["| rigid", "hd95_mm"])
+        assert (distance[2], distance[5]) == ("4", "2"), "where there is a contour"
+
     def test_a_case_measured_twice_is_refused(self) -> None:
         with pytest.raises(InputError, match="measured twice by rigid"):
             table([row("a", "rigid", 0.9)] * 2)
@@ -170,7 +184,8 @@ class TestTests:
         assert "not defined on 5 of 10 CBCTs" in found["fails"].untested
         assert f"hd95_mm of fails not compared: {found['fails'].untested}" in leads_table(leads)
         cells = {
-            line.split("|")[1].strip(): line.split("|") for line in table(rows).splitlines()[4:-1]
+            line.split("|")[1].strip(): line.split("|")
+            for line in table(rows).split("\n\n")[1].splitlines()[2:]
         }
         assert cells["fails"][4].strip() == "3.9 (5)"
         assert cells["rigid"][4].strip() == "8.2 (10)"
@@ -199,6 +214,7 @@ class TestTests:
         assert document["bootstrap"]["seed"] == 0
         assert document["versions"]["torch"]
         assert len(document["leads"]) == len(leads)
+        assert all(of["over_patients"]["cases"] == 8 for of in document["methods"])
         with (tmp_path / "cases.csv").open(newline="") as file:
             assert len(list(csv.DictReader(file))) == 24
         assert leads_table(leads) in (tmp_path / "table.md").read_text()

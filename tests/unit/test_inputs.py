@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,6 +87,53 @@ def test_a_prior_of_yesterday_is_brought_home_by_its_registration(
     assert at is not None
     assert np.linalg.norm(at - TUMOUR_XYZ_MM) < 1.0
     assert case.start is not None
+
+
+@pytest.mark.parametrize(("down_mm", "percent"), [(0.0, None), (38.0, None), (50.0, 16), (55, 29)])
+def test_a_prior_that_is_cut_on_its_way_home_is_a_doubt(
+    course: CourseFiles, tmp_path: Path, down_mm: float, percent: int | None
+) -> None:
+    prior, cbct_from_planning = yesterdays(course, tmp_path)
+    cbct_from_planning[2, 3] += down_mm
+    tie = make_registration(
+        tmp_path / "reg.dcm",
+        registered=course.cbct.frame_of_reference,
+        moved={course.planning_ct.frame_of_reference: cbct_from_planning},
+        change=_of_the_same_patient,
+    )
+    doubts = case_of(course, prior_structures=prior, registrations=[tie]).doubts
+    if percent is None:
+        assert doubts == ()
+        return
+    (doubt,) = doubts
+    told = re.fullmatch(
+        r"of the prior: (\d+) % of it lies beyond the edge of the planning CT, and is cut off",
+        doubt,
+    )
+    assert told is not None, doubt
+    assert abs(int(told[1]) - percent) <= 4
+
+
+def test_what_a_prior_lost_before_it_came_home_is_a_doubt(
+    course: CourseFiles, tmp_path: Path
+) -> None:
+    prior, cbct_from_planning = yesterdays(course, tmp_path)
+    dataset = pydicom.dcmread(prior)
+    contours = dataset.ROIContourSequence[0].ContourSequence
+    for contour in list(contours):
+        beside = copy.deepcopy(contour)
+        points = np.array(contour.ContourData, float).reshape(-1, 3) + np.array((6.0, 0, 0))
+        beside.ContourData = [f"{v:.3f}" for v in points.ravel()]
+        contours.append(beside)
+    dataset.save_as(prior)
+    tie = make_registration(
+        tmp_path / "reg.dcm",
+        registered=course.cbct.frame_of_reference,
+        moved={course.planning_ct.frame_of_reference: cbct_from_planning},
+        change=_of_the_same_patient,
+    )
+    (doubt,) = case_of(course, prior_structures=prior, registrations=[tie]).doubts
+    assert doubt.startswith("of the prior: contours of one slice overlap")
 
 
 def test_nobody_can_vouch_for_the_place_of_a_prior_in_another_frame(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from contourcast.imaging.errors import FrameMismatchError, InputError
 from contourcast.imaging.rasterise import rasterise
@@ -18,6 +19,7 @@ from contourcast.propagate import (
     LEAST_OF_PRIOR,
     NETWORK,
     Case,
+    DeviceError,
     Drawn,
     Propagation,
     Settings,
@@ -210,6 +212,64 @@ def test_a_computation_that_goes_wrong_costs_its_row_alone(
     )
     assert failed.region is None
     assert failed.failed == f"{type(error).__name__}: {error}"
+
+
+class AcceleratorError(RuntimeError):
+    """Named as torch's, which only a GPU raises."""
+
+
+LOST = [
+    AcceleratorError("unspecified launch failure"),
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+]
+STILL_THERE = [
+    AcceleratorError("CUDA error: out of memory"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"),
+    RuntimeError("shapes differ"),
+]
+
+
+@pytest.mark.parametrize("error", LOST, ids=str)
+def test_a_gpu_that_is_lost_is_no_fault_of_one_method(
+    case: Case, settings: Settings, result: Propagation, error: Exception
+) -> None:
+    with pytest.raises(DeviceError, match="GPU") as lost:
+        draw(
+            case, replace(settings, device="cuda"), result.registrations, result.r_ct, NETWORK,
+            network=Failing(error), clock=lambda: 0.0,
+        )  # fmt: skip
+    assert lost.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    ("device", "error"),
+    [*(("cuda", error) for error in STILL_THERE), *(("cpu", error) for error in LOST)],
+    ids=str,
+)
+def test_what_does_not_take_the_gpu_away_costs_its_row_alone(
+    case: Case, settings: Settings, result: Propagation, device: str, error: Exception
+) -> None:
+    failed = draw(
+        case, replace(settings, device=device), result.registrations, result.r_ct, NETWORK,
+        network=Failing(error), clock=lambda: 0.0,
+    )  # fmt: skip
+    assert str(error)[:20] in failed.failed
+
+
+def test_a_gpu_that_is_lost_in_registration_is_told_as_such(
+    case: Case, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(**_: object) -> None:
+        raise LOST[1]
+
+    monkeypatch.setattr("contourcast.registration.rigid.register_all", lost)
+    with pytest.raises(DeviceError):
+        register(case, replace(settings, device="cuda"))
 
 
 def test_a_prior_that_the_network_copied_where_nothing_is_shown_deserves_a_look(

@@ -43,6 +43,42 @@ def test_unevenly_spaced_slices_are_read_where_they_lie() -> None:
     np.testing.assert_allclose(found.numpy(), points @ [1.0, 2.0, -1.0], atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "offsets",
+    [
+        [*range(0, 90, 3), 45.02],
+        [*range(10), *range(200, 1000, 50)],
+        [0.0, 1e-3, 2e-3, 3e-3, 300.0],
+    ],
+    ids=["a slice twice", "half of it sparse", "nearly one place"],
+)
+def test_slices_nearly_in_one_place_do_not_multiply_the_volume(offsets: list[float]) -> None:
+    grid = Grid(
+        shape_zyx=(len(offsets), 4, 5),
+        spacing_xy_mm=(2.0, 2.0),
+        origin_xyz_mm=np.array([5.0, 6.0, 7.0]),
+        direction=OBLIQUE,
+        offsets_z_mm=np.sort(np.array(offsets, float)),
+    )
+    image = full_resolution(ramp(grid, (1.0, 2.0, -1.0)), device="cpu")
+    assert image.values.shape[0] <= 8 * len(offsets)
+    points = grid.world([[2.0, 2.0, 3.3], [3.0, 1.0, 3.8]])
+    found = sample(image, torch.tensor(points), np.eye(4))
+    np.testing.assert_allclose(found.numpy(), points @ [1.0, 2.0, -1.0], rtol=1e-4, atol=1e-3)
+
+
+def test_an_uneven_series_is_sampled_at_its_smallest_gap() -> None:
+    offsets = np.array([0.0, 2.0, 4.0, 7.0, 9.0, 14.0, 16.0])
+    grid = Grid(
+        shape_zyx=(7, 4, 5),
+        spacing_xy_mm=(2.0, 2.0),
+        origin_xyz_mm=np.zeros(3),
+        offsets_z_mm=offsets,
+    )
+    image = full_resolution(ramp(grid, (1.0, 2.0, -1.0)), device="cpu")
+    assert (image.spacing_xyz_mm[2], image.values.shape[0]) == (2.0, 9)
+
+
 def test_gradients_are_per_millimetre_along_the_patient_axes() -> None:
     grid = even_grid(extent_xyz_mm=(60, 50, 40), spacing_mm=2.5, direction=OBLIQUE)
     image = full_resolution(ramp(grid, (0.5, -1.5, 2.0)), device="cpu")

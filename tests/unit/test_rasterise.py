@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from time import process_time
 
 import numpy as np
 import pytest
@@ -140,7 +141,14 @@ def test_gaps_are_left_empty_and_told() -> None:
 
 @pytest.mark.parametrize(
     ("slices", "lost"),
-    [((0, 1, 3, 4), True), ((0, 2, 4), False), ((0, 1, 2, 8, 9), False), ((0, 2, 6, 8), True)],
+    [
+        ((0, 1, 3, 4), True),
+        ((0, 2, 4), False),
+        ((0, 1, 2, 8, 9), False),
+        ((0, 2, 6, 8), True),
+        ((0, 2, 4, 5, 6, 7, 8, 9), False),
+        ((0, 2, 3, 4, 5, 6), True),
+    ],
 )
 def test_a_forgotten_plane_is_told_from_a_usual_step_and_from_a_second_lesion(
     slices: tuple[int, ...], lost: bool
@@ -155,6 +163,132 @@ def test_a_contour_that_stands_twice_counts_once() -> None:
     assert rasterise(twice, GRID).values.sum() == 16
     (note,) = raster_notes(twice, GRID)
     assert note.text == "1 of the contours stand there twice, and count once"
+
+
+def ring_of(radius: float, *, corners: int = 60, at: tuple[float, float] = (30.0, 30.0)) -> Contour:
+    angle = np.linspace(0, 2 * np.pi, corners, endpoint=False)
+    x, y = at[0] + radius * np.cos(angle), at[1] + radius * np.sin(angle)
+    return loop(np.column_stack((x, y)).tolist())
+
+
+WIDE = Grid.even(shape_zyx=(5, 61, 61), spacing_xyz_mm=(1, 1, 3), origin_xyz_mm=(0, 0, 0))
+LOST_TO_EACH_OTHER = "contours of one slice overlap: what they share is left out (slice 2)"
+COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "the other way": lambda points: points[::-1],
+    "from another point": lambda points: np.roll(points, 7, axis=0),
+    "rounded": lambda points: points.round(2),
+    "points repeated": lambda points: np.repeat(points, 3, axis=0),
+    "points between": lambda points: np.stack(
+        (points, (points + np.roll(points, -1, axis=0)) / 2), axis=1
+    ).reshape(-1, 3),
+    "all of it": lambda points: np.repeat(np.roll(points[::-1].round(2), 7, axis=0), 2, axis=0),
+}
+
+
+@pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("shape", ["circle", "keyhole"])
+def test_a_copy_counts_once_however_it_is_written(
+    shape: str, copied: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    points = ring_of(20.123).points_xyz_mm
+    if shape == "keyhole":
+        hole = ring_of(7.77).points_xyz_mm[::-1]
+        points = np.concatenate((points, points[:1], np.roll(hole, 1, axis=0), hole[-1:]))
+    once = roi(Contour(points_xyz_mm=points))
+    twice = roi(*once.contours, Contour(points_xyz_mm=copied(points)))
+    assert (rasterise(twice, WIDE).values == rasterise(once, WIDE).values).all()
+    (note,) = raster_notes(twice, WIDE)
+    assert note.text == "1 of the contours stand there twice, and count once"
+    assert not note.lost
+
+
+def test_other_contours_through_the_same_points_are_no_copies() -> None:
+    left = [(1.0, 1), (4, 3), (1, 5), (7, 5), (7, 1)]
+    right = [(1.0, 1), (1, 5), (7, 5), (4, 3), (7, 1)]
+    texts = [note.text for note in raster_notes(roi(loop(left), loop(right)), GRID)]
+    assert texts == [LOST_TO_EACH_OTHER]
+
+
+def test_many_contours_on_a_slice_are_soon_told_apart() -> None:
+    corners = np.array([[0.0, 0], [1, 0], [1, 1], [0, 1]])
+    islands = [corners + np.array((2 * x, 2 * y)) for x in range(40) for y in range(40)]
+    again = [np.roll(island[::-1], 1, axis=0) for island in islands]
+    both = roi(*(loop(island.tolist()) for island in [*islands, *again]))
+    grid = Grid.even(shape_zyx=(5, 90, 90), spacing_xyz_mm=(1, 1, 3), origin_xyz_mm=np.zeros(3))
+    began = process_time()
+    (note,) = raster_notes(both, grid)
+    assert process_time() - began < 10
+    assert note.text == "1600 of the contours stand there twice, and count once"
+
+
+@pytest.mark.parametrize("apart", [24.0, 15.0, 4.0, 1.0, 0.3])
+@pytest.mark.parametrize("corners", [30, 2000])
+def test_what_two_contours_share_is_told_to_be_lost(apart: float, corners: int) -> None:
+    one, other = (ring_of(13.0, corners=corners, at=(x, 30.3)) for x in (20.0, 20.0 + apart))
+    (note,) = raster_notes(roi(one, other), WIDE)
+    assert note.text == LOST_TO_EACH_OTHER
+    assert note.lost
+
+
+def test_a_bar_across_a_contour_overlaps_it() -> None:
+    bar = loop([(10, 28), (50, 28), (50, 31), (10, 31)])
+    (note,) = raster_notes(roi(ring_of(13.0), bar), WIDE)
+    assert note.text == LOST_TO_EACH_OTHER
+
+
+def test_slices_whose_contours_overlap_are_named() -> None:
+    drawn = [square(1, low, z=3.0 * n) for n in range(5) for low in (4, 6)]
+    overlapping = [square(3, 7, z=3.0 * n) for n in (0, 1, 3)]
+    (note,) = raster_notes(roi(*drawn, *overlapping), GRID)
+    assert note.text.endswith("(slices 0-1, 3)")
+
+
+@pytest.mark.parametrize(
+    "contours",
+    [
+        (ring_of(20.0), ring_of(12.0), ring_of(5.0)),
+        (ring_of(10.0, at=(15.0, 30.0)), ring_of(10.0, at=(45.0, 30.0))),
+        (square(1, 5), loop([(5, 1), (9, 1), (9, 5), (5, 5)])),
+        (square(1, 5), loop([(4.96, 0.5), (9, 1), (9, 5), (4.96, 6)])),
+        (ring_of(20.0), ring_of(12.0, at=(22.0, 30.0))),
+        (loop([(1, 1), (7, 1), (7, 7), (1, 7), (1, 1), (2, 2), (2, 4), (4, 4), (4, 2), (2, 2)]),),
+        (square(1, 7), loop([(1, 1), (3, 1), (1, 3)])),
+    ],
+    ids=["rings", "islands", "edge", "rounded edge", "hole at the rim", "keyhole", "shared corner"],
+)
+def test_contours_that_only_touch_or_nest_are_nothing_odd(contours: tuple[Contour, ...]) -> None:
+    assert raster_notes(roi(*contours), WIDE) == ()
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda points: points[::4],
+        lambda points: (points - [30, 30, 0]) * [0.997, 0.997, 1] + [30, 30, 0],
+    ],
+    ids=["fewer points", "a hair smaller"],
+)
+def test_contours_that_leave_next_to_nothing_of_each_other_are_told(
+    again: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    points = ring_of(20.0).points_xyz_mm
+    drawn = roi(Contour(points_xyz_mm=points), Contour(points_xyz_mm=again(points)))
+    lost = [note.text for note in raster_notes(drawn, WIDE) if note.lost]
+    assert lost == ["contours of one slice leave next to nothing of each other (slice 2)"]
+
+
+@pytest.mark.parametrize("decimals", [0, 1])
+def test_a_copy_that_is_rounded_coarsely_is_none_and_told(decimals: int) -> None:
+    points = ring_of(20.0).points_xyz_mm
+    drawn = roi(Contour(points_xyz_mm=points), Contour(points_xyz_mm=points.round(decimals)))
+    texts = [note.text for note in raster_notes(drawn, WIDE) if note.lost]
+    assert texts == [LOST_TO_EACH_OTHER]
+
+
+def test_a_contour_that_goes_round_twice_is_told() -> None:
+    points = ring_of(20.0).points_xyz_mm
+    drawn = roi(Contour(points_xyz_mm=np.concatenate((points, points))))
+    assert any(note.lost for note in raster_notes(drawn, WIDE))
 
 
 # --- any orientation

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import jsonschema
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import torch
 from pydicom import dcmread
 
+from contourcast.imaging.dicom.modules import VERSION
 from contourcast.imaging.dicom.registration_in import read_registration
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import ContourcastError
@@ -21,6 +24,7 @@ from contourcast.service.jobs.inputs import read_case
 from contourcast.service.outputs.report import FILES, NOTICE, write_results
 from support.course import CourseFiles, make_course
 from support.data import REPOSITORY
+from support.validators import dciodvfy
 
 MADE_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -106,9 +110,53 @@ def test_the_registration_object_says_what_the_report_says(run: Path) -> None:
 
 
 def test_the_structure_set_names_source_and_method(run: Path) -> None:
-    names = [roi.name for roi in read_structure_set(run / "RS.dcm").rois]
-    assert names == ["GTV translation", "GTV rigid"]
-    assert dcmread(run / "RS.dcm").ApprovalStatus == "UNAPPROVED"
+    structures = read_structure_set(run / "RS.dcm")
+    assert {roi.name for roi in structures.rois} == {"GTV translation", "GTV rigid"}
+    dataset = dcmread(run / "RS.dcm")
+    assert dataset.ApprovalStatus == "UNAPPROVED"
+    assert dataset.StructureSetName == "GTV"
+    said = dataset.StructureSetDescription
+    assert said.startswith("verdict ")
+    assert NOTICE in said
+    assert said.endswith(f"Contourcast {VERSION} rigid; Contourcast {VERSION} translation")
+
+
+def test_the_recommended_contour_comes_first_and_each_has_its_method_s_number(run: Path) -> None:
+    structures = read_structure_set(run / "RS.dcm")
+    assert structures.rois[0].name == "GTV rigid"
+    assert structures.roi("#1").name == "GTV translation"
+    assert structures.roi("#2").name == "GTV rigid"
+
+
+def test_the_label_has_the_day_of_the_scan_whenever_it_was_asked_for(
+    result: Propagation, tmp_path: Path
+) -> None:
+    cbct = result.case.cbct
+    assert cbct.source is not None
+    scanned = replace(cbct, source=replace(cbct.source, series_date="2025.12.31"))
+    of_that_day = replace(result, case=replace(result.case, cbct=scanned))
+    write_results(of_that_day, tmp_path / "out", made_at=MADE_AT)
+    assert dcmread(tmp_path / "out" / "RS.dcm").StructureSetLabel == "CC 20251231"
+
+
+@pytest.mark.peer
+def test_objects_go_by_the_clock_that_is_given_and_the_report_by_utc(
+    result: Propagation, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    local = MADE_AT.astimezone(ZoneInfo("America/New_York"))
+    write_results(result, out, made_at=local, series_number=300)
+    structures, registration = dcmread(out / "RS.dcm"), dcmread(out / "REG.dcm")
+    assert (structures.StructureSetDate, structures.StructureSetTime) == ("20260101", "220405")
+    assert (registration.ContentDate, registration.ContentTime) == ("20260101", "220405")
+    assert (structures.SeriesNumber, registration.SeriesNumber) == (300, 301)
+    for dataset in (structures, registration):
+        assert dataset.TimezoneOffsetFromUTC == "-0500"
+        assert dataset.InstanceCreationDate == "20260101"
+    report = json.loads((out / "report.json").read_text())
+    assert report["provenance"]["made_at"] == "2026-01-02T03:04:05Z"
+    for name in ("RS.dcm", "REG.dcm"):
+        assert dciodvfy(out / name) == []
 
 
 def test_the_same_run_at_the_same_time_gives_the_same_bytes(

@@ -46,8 +46,9 @@ def test_validators_find_nothing(tmp_path: Path, body_part: str) -> None:
 
 def test_the_pixels_are_the_picture_s_and_text_is_said_to_be_burned_in(tmp_path: Path) -> None:
     path = tmp_path / "SC.dcm"
-    uid = write(path)
+    uid = write(path, series_number=300)
     read = dcmread(path)
+    assert read.SeriesNumber == 302
     assert (read.pixel_array == PICTURE).all()
     assert len(read.PixelData) % 2 == 0
     assert (read.Rows * read.Columns * 3) % 2 == 1, "the case that needs padding"

@@ -92,6 +92,29 @@ def test_anatomies_of_one_name_found_on_different_things_are_told_apart() -> Non
     assert found(ct).digest in digests
 
 
+def test_a_tumour_drawn_on_thicker_slices_is_grown_whole() -> None:
+    ct = tiny_thorax().ct
+    middle = ct.grid.center_xyz_mm
+    heights = np.arange(-16.0, 17.0, 8.0)
+    angle = np.linspace(0, 2 * np.pi, 80, endpoint=False)
+    ball = [
+        np.column_stack((r * np.cos(angle), r * np.sin(angle), np.full(80, z))) + middle
+        for z, r in zip(heights, np.sqrt(18.0**2 - heights**2), strict=True)
+    ]
+    drawn = Roi(
+        number=1,
+        name="GTV",
+        contours=tuple(Contour(points_xyz_mm=points) for points in ball),
+        frame_of_reference=ct.frame_of_reference,
+    )
+    found = anatomy_of_ct(ct, name="x", spacing_xyz_mm=(3.0, 3.0, 3.0), drawn=drawn)
+    assert found.drawn is not None
+    slices = np.flatnonzero(found.drawn.any(axis=(1, 2)))
+    assert (np.diff(slices) == 1).all(), "a comb"
+    volume_cc = float((found.drawn * found.grid.voxel_cc).sum())
+    assert volume_cc == pytest.approx(4 / 3 * np.pi * 1.8**3, rel=0.05)
+
+
 def test_a_ct_without_lungs_is_refused() -> None:
     thorax = tiny_thorax()
     solid = thorax.ct.with_values(np.where(thorax.body, 40, -1000))

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from contourcast.imaging.errors import InputError
-from contourcast.training.statistics import compared, estimate, holm, paired_t, wilcoxon
+from contourcast.training.statistics import (
+    Estimate,
+    compared,
+    estimate,
+    estimate_over_patients,
+    holm,
+    paired_t,
+    wilcoxon,
+)
 
 
 class TestEstimate:
@@ -46,9 +55,24 @@ class TestEstimate:
         found = estimate(np.concatenate(groups), patients.tolist())
         assert (found.low, found.high) == pytest.approx((low, high))
 
-    def test_nothing_is_not_a_number(self) -> None:
-        found = estimate([], [])
+    def test_median_and_quartiles_by_hand(self) -> None:
+        found = estimate([4.0, 1.0, 3.0, 2.0, 10.0], "abcde")
+        assert (found.lower_quartile, found.median, found.upper_quartile) == (2.0, 3.0, 4.0)
+
+    def test_over_patients_each_weighs_the_same(self) -> None:
+        found = estimate_over_patients([1.0, 0.0, 0.0, 0.2, 0.4], ["a", "b", "b", "b", "c"])
+        thirds = (1.0, 0.2 / 3, 0.4)
+        assert found.mean == pytest.approx(np.mean(thirds))
+        assert found.sd == pytest.approx(np.std(thirds, ddof=1))
+        assert found.median == 0.4
+        assert (found.cases, found.patients) == (3, 3)
+        assert (found.low, found.high) == pytest.approx((0.2 / 3, 1.0))
+
+    @pytest.mark.parametrize("over", [estimate, estimate_over_patients])
+    def test_nothing_is_not_a_number(self, over: Callable[..., Estimate]) -> None:
+        found = over([], [])
         assert math.isnan(found.mean)
+        assert math.isnan(found.median)
         assert found.cases == 0
 
     def test_one_case_has_no_spread(self) -> None:

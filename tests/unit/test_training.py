@@ -433,6 +433,23 @@ class TestRun:
         rates = [e.learning_rate / SETTINGS.learning_rate for e in log]
         assert rates == pytest.approx([1.0, (2 / 3) ** 0.9, (1 / 3) ** 0.9])
 
+    def test_of_epochs_that_are_as_good_the_first_is_kept_and_named(
+        self, samples: tuple[Sample, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scores = iter((0.2, 0.5, 0.5, 0.4))
+        averages = []
+
+        def validated(average: torch.nn.Module, *_: object) -> float:
+            averages.append({key: value.clone() for key, value in average.state_dict().items()})
+            return next(scores)
+
+        monkeypatch.setattr(loop, "validate", validated)
+        quick = replace(SETTINGS, epochs=4, steps_per_epoch=1)
+        trained = train(samples[:1], samples[1:2], quick, tmp_path)
+        assert trained.best.epoch == 1
+        kept = trained.network.state_dict()
+        assert all(torch.equal(kept[key], value) for key, value in averages[1].items())
+
     def test_other_settings_do_not_go_on(self, samples: tuple[Sample, ...], tmp_path: Path) -> None:
         quick = replace(SETTINGS, epochs=1, steps_per_epoch=1)
         train(samples[:1], samples[1:2], quick, tmp_path)

@@ -25,7 +25,7 @@ from contourcast.imaging.dicom.rtstruct_in import (
 )
 from contourcast.imaging.distance import carry, distance_map, own_grid
 from contourcast.imaging.errors import ContourcastError, FrameMismatchError, InputError
-from contourcast.imaging.rasterise import raster_notes
+from contourcast.imaging.rasterise import Note, raster_notes, rasterise
 from contourcast.imaging.source import Patient
 from contourcast.imaging.structures import Roi, StructureSet
 from contourcast.imaging.trace import trace
@@ -35,6 +35,8 @@ from contourcast.propagate import Case
 
 # Registrations of one tie that lie closer than this everywhere say the same.
 SAME_PLACE_MM: Final = 0.1
+# The share of a prior that may have no place on the planning CT before a person has to look.
+LOST_ON_THE_WAY: Final = 0.02
 
 
 def read_case(
@@ -98,8 +100,11 @@ def read_case(
     if vouched and source is drawn and instances(planning) >= source.referenced_sop_uids > set():
         # its frame of reference was rewritten on the way: it is these images that it was drawn on
         prior = replace(prior, frame_of_reference=planning.frame_of_reference)
+    odd: list[Note] = []
     if home or prior.frame_of_reference != planning.frame_of_reference:
-        prior = _brought_home(prior, planning, home or _tie_of_prior(prior, planning, known))
+        tie = home or _tie_of_prior(prior, planning, known)
+        odd = [*raster_notes(prior, own_grid(prior)), *_cut_on_the_way(prior, planning, tie)]
+        prior = _brought_home(prior, planning, tie)
     if not prior.loops:
         raise InputError(
             f"ROI '{prior.name}' encloses nothing on the planning CT",
@@ -107,7 +112,7 @@ def read_case(
             remedy="choose a ROI with closed contours, drawn where the planning CT is",
         )
     _require_useful(known, planning, today, source, source.roi(roi).frame_of_reference)
-    odd = raster_notes(prior, planning.grid)
+    odd += raster_notes(prior, planning.grid)
     return Case(
         planning_ct=planning,
         cbct=today,
@@ -205,6 +210,24 @@ def _brought_home(prior: Roi, planning_ct: Volume, tie: RigidTransform) -> Roi:
     shape = distance_map(prior, grid=own_grid(prior))
     at_home = carry(shape, tie.inverse(), onto=planning_ct.grid)
     return replace(prior, frame_of_reference=frame, contours=trace(at_home))
+
+
+def _cut_on_the_way(prior: Roi, planning_ct: Volume, tie: RigidTransform) -> list[Note]:
+    """What of a prior has no place on the planning CT, where that is more than next to nothing.
+
+    Asked of the prior's own voxels: a small one's volume changes by more with another grid.
+    """
+    own, there = own_grid(prior), planning_ct.grid
+    k, j, i = np.nonzero(rasterise(prior, own).values)
+    if not len(k):
+        return []
+    index = there.index(tie.apply(own.world(np.column_stack((i, j, k)))))
+    beyond = ((index < -0.5) | (index > np.array(there.shape_zyx[::-1]) - 0.5)).any(axis=1)
+    share = float(np.average(beyond, weights=own.thickness_z_mm[k]))
+    if share <= LOST_ON_THE_WAY:
+        return []
+    sentence = f"{100 * share:.0f} % of it lies beyond the edge of the planning CT, and is cut off"
+    return [Note(sentence, lost=True)]
 
 
 def _start(

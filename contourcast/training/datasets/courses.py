@@ -26,9 +26,10 @@ import numpy as np
 
 from contourcast.imaging.dicom.ct_series import read_ct_series
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set, require_drawn_on
+from contourcast.imaging.distance import drawn_volume_cc, filled
 from contourcast.imaging.errors import InputError
 from contourcast.imaging.grid import Grid
-from contourcast.imaging.rasterise import rasterise
+from contourcast.imaging.rasterise import raster_notes, rasterise, skips_slices
 from contourcast.imaging.structures import Roi, StructureSet
 from contourcast.imaging.volume import Mask, Probability, Volume
 from contourcast.models.region import is_empty, region_grid, sample_on, scan_on, whole_grid
@@ -74,11 +75,13 @@ class Today:
         cbct: Reads it.
         label: What the network is to draw on it.
         facts: For the provenance.
+        rois: What the label is made of; none where it was never drawn as contours.
     """
 
     cbct: Read
     label: Callable[[Volume], Mask]
     facts: dict[str, Any]
+    rois: tuple[Roi, ...] = ()
 
 
 def find(folder: Path, options: Options) -> Found:
@@ -153,12 +156,14 @@ def opened(plan: Plan, today: Today) -> tuple[Volume, Volume, Mask]:
 
 
 def convert(plan: Plan, today: Today, options: Options) -> Converted | LeftOut:
-    """One fraction as two channels and a label.
+    """One fraction as two channels and a label; left out where the label lacks what was drawn.
 
     Raises:
         ContourcastError: Scans and contours cannot be read, or do not belong together.
     """
     planning_ct, cbct, label = opened(plan, today)
+    if lost := what_is_lost(today.rois, cbct.grid):
+        return LeftOut(reason=lost)
     case = Case(
         planning_ct=planning_ct,
         cbct=cbct,
@@ -174,7 +179,7 @@ def convert(plan: Plan, today: Today, options: Options) -> Converted | LeftOut:
         "structures": plan.structures.digest,
         "verdict": registrations.quality.verdict.value,
         "reasons": list(registrations.quality.reasons),
-        "label_cc": label.volume_cc,
+        **volumes_of(label, today.rois),
         **today.facts,
     }
     if options.extent == "region" and is_empty(r_ct):
@@ -231,13 +236,34 @@ def one_roi(structures: StructureSet, name: str) -> Roi:
 def label_of(structures: StructureSet, rois: Sequence[Roi], cbct: Volume) -> Mask:
     """The voxels of this scan whose centre is in one of the ROIs.
 
+    A ROI that was drawn on every second slice is filled between them, as the prior is.
+
     Raises:
         FrameMismatchError: They were not drawn on this scan.
     """
     require_drawn_on(structures, cbct)
-    masks = [rasterise(roi, cbct.grid) for roi in rois]
+    masks = [
+        filled(roi, grid=cbct.grid, onto=cbct.grid)
+        if skips_slices(roi, cbct.grid)
+        else rasterise(roi, cbct.grid)
+        for roi in rois
+    ]
     inside = np.logical_or.reduce([mask.values for mask in masks])
     return replace(masks[0], values=inside)
+
+
+def what_is_lost(rois: Sequence[Roi], grid: Grid) -> str:
+    """Why a label of these ROIs would not be what was drawn; empty where it is."""
+    notes = {note.text: None for roi in rois for note in raster_notes(roi, grid) if note.lost}
+    return f"the label is not what was drawn: {'; '.join(notes)}" if notes else ""
+
+
+def volumes_of(label: Mask, rois: Sequence[Roi]) -> dict[str, float]:
+    """For the provenance: the label's volume, and that of the polygons it is made of, if any."""
+    volumes = {"label_cc": label.volume_cc}
+    if rois:
+        volumes["drawn_cc"] = sum(drawn_volume_cc(roi, grid=label.grid) for roi in rois)
+    return volumes
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -357,10 +383,12 @@ def _recorded(
             continue
         wanted = options.label_roi or roi
         drawn = _holding(index, scan, wanted)
+        rois = (one_roi(drawn.structures, wanted),)
         today = Today(
             cbct=partial(scan.read, "CBCT"),
-            label=partial(label_of, drawn.structures, [one_roi(drawn.structures, wanted)]),
+            label=partial(label_of, drawn.structures, rois),
             facts={"label_structures": drawn.structures.digest},
+            rois=rois,
         )
         cases.append(
             Pending(

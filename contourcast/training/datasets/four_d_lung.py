@@ -34,6 +34,8 @@ from contourcast.training.datasets.courses import (
     on_grid,
     opened,
     settings_of,
+    volumes_of,
+    what_is_lost,
 )
 from contourcast.training.datasets.dicom_folder import (
     DicomFolder,
@@ -41,7 +43,7 @@ from contourcast.training.datasets.dicom_folder import (
     Scan,
     read_dicom_folder,
 )
-from contourcast.training.datasets.source import Converted, Found, Options, Pending
+from contourcast.training.datasets.source import Converted, Found, LeftOut, Options, Pending
 
 CITATION: Final = "Hugo et al. 2016, 4D-Lung, TCIA, doi 10.7937/K9/TCIA.2016.ELN8YGLE, CC BY 3.0"
 TUMOUR: Final = "Tumor"
@@ -138,15 +140,17 @@ def _single(patient: str, phases: list[Phase], options: Options) -> list[Pending
     ]
 
 
-def _scan_alone(phase: Phase, options: Options) -> Converted:
+def _scan_alone(phase: Phase, options: Options) -> Converted | LeftOut:
     scan = phase.scan.read("CT")
     structures = phase.drawn.structures
     label = label_of(structures, phase.rois, scan)
+    if lost := what_is_lost(phase.rois, scan.grid):
+        return LeftOut(reason=lost)
     facts = {
         "ct": digest_of(scan),
         "structures": structures.digest,
         "rois": [roi.name for roi in phase.rois],
-        "label_cc": label.volume_cc,
+        **volumes_of(label, phase.rois),
     }
     return on_grid(scan, None, label, options, facts)
 
@@ -186,6 +190,7 @@ def _courses(
             cbct=partial(phase.scan.read, "CT of the day"),
             label=partial(label_of, structures, phase.rois),
             facts={"label_structures": structures.digest},
+            rois=phase.rois,
         )
         cases.append(
             Pending(

@@ -106,6 +106,7 @@ def _course(
             cbct=partial(day.scan.read, "CBCT"),
             label=partial(label_of, structures, (day.roi,)),
             facts={"label_structures": structures.digest, "roi": day.roi.name},
+            rois=(day.roi,),
         )
         cases.append(
             Pending(
