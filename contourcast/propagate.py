@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
@@ -36,7 +37,7 @@ ALL_METHODS: tuple[str, ...] = (*METHODS, NETWORK)
 KNOWN_METHODS: tuple[str, ...] = (*METHODS, *SEGMENTING)
 
 # Raised whenever the same input may give other contours than before: UIDs follow from it.
-RESULT_VERSION = 4
+RESULT_VERSION = 5
 
 # Dice of a network's contour and the carried prior below which somebody has to look: a target that
 # shrank to a quarter inside its prior has 0.40. Of 80 unseen virtual fractions three are below it,
@@ -55,6 +56,43 @@ COLORS_RGB: dict[str, tuple[int, int, int]] = {
 
 OnStep = Callable[[str, float], None]
 """Told what is going on (a sentence) and how much of the whole is done (0 to 1)."""
+
+
+class DeviceError(ContourcastError):
+    """The GPU failed in such a way that this process can compute nothing more on it."""
+
+
+# How errors of CUDA and of its libraries begin …
+_OF_CUDA = ("cuda error", "cudnn error", "cudnn_status", "cublas_status")
+# … and those after which its context goes on: want of memory, and what a device cannot do at all.
+_HARMLESS = ("out of memory", "alloc_failed", "not_supported", "no kernel image")
+
+
+@contextmanager
+def computing_on(device: str) -> Iterator[None]:
+    """Tells a GPU that is lost from a computation that went wrong.
+
+    After an illegal access, or a fault of the hardware, each later call to the device fails as
+    well; only a new process gets a new context.
+
+    Raises:
+        DeviceError: It is lost.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if device.startswith("cuda") and _is_of_a_lost_device(error):
+            raise DeviceError(
+                "the GPU failed, and this process can compute nothing more on it",
+                remedy="start it anew; when that does not help, look at nvidia-smi",
+            ) from error
+        raise
+
+
+def _is_of_a_lost_device(error: RuntimeError) -> bool:
+    said = str(error).lower()
+    of_cuda = type(error).__name__ == "AcceleratorError" or any(one in said for one in _OF_CUDA)
+    return of_cuda and not any(one in said for one in _HARMLESS)
 
 
 class Network(Protocol):
@@ -107,6 +145,7 @@ class Case:
         prior: The contour to carry, drawn in the planning CT's frame of reference.
         prior_source_uid: SOP Instance UID of the structure set that holds the prior.
         start: Where registration may start beside its own guesses; None: nothing is known.
+        start_is_settled: A person gave it: it is begun from, however it fits.
         vouched: What a person vouched for against the references, in words; empty: nothing.
         doubts: What is so and need not be, a sentence each; a person should look at it.
         notes: What else is odd about the prior, a sentence each.
@@ -118,6 +157,7 @@ class Case:
     prior_source_uid: str
     prior_digest: str = ""
     start: RigidTransform | None = None
+    start_is_settled: bool = False
     vouched: str = ""
     doubts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -246,18 +286,25 @@ def propagate(
 
 
 def register(case: Case, settings: Settings) -> Registrations:
-    """Step 1: where is the planning CT today, by the whole body and by the target."""
+    """Step 1: where is the planning CT today, by the whole body and by the target.
+
+    Raises:
+        FrameMismatchError: Prior and planning CT do not share a frame of reference.
+        DeviceError: The GPU is lost to this process.
+    """
     from contourcast.registration.rigid import register_all
 
     require_same_frame(case.planning_ct.frame_of_reference, case.prior.frame_of_reference)
-    return register_all(
-        fixed=case.cbct,
-        moving=case.planning_ct,
-        prior=prior_mask(case),
-        settings=settings.registration,
-        start=case.start,
-        device=settings.device,
-    )
+    with computing_on(settings.device):
+        return register_all(
+            fixed=case.cbct,
+            moving=case.planning_ct,
+            prior=prior_mask(case),
+            settings=settings.registration,
+            start=case.start,
+            start_is_settled=case.start_is_settled,
+            device=settings.device,
+        )
 
 
 def prior_mask(case: Case) -> Mask:
@@ -296,15 +343,22 @@ def draw(
     network: Network | None,
     clock: Callable[[], float],
 ) -> Drawn:
-    """Step 3, once for each method: today's region and its surface on today's slices."""
+    """Step 3, once for each method: today's region and its surface on today's slices.
+
+    Raises:
+        DeviceError: The GPU is lost to this process.
+    """
     if registrations.rejected:
         return Drawn(method=method, region=None, notes=("nothing drawn: registration rejected",))
     start = clock()
     try:
-        if is_network(method):
-            drawn = _redrawn(case, settings, registrations, r_ct, method, network)
-        else:
-            drawn = _carried(case, settings, registrations, method)
+        with computing_on(settings.device):
+            if is_network(method):
+                drawn = _redrawn(case, settings, registrations, r_ct, method, network)
+            else:
+                drawn = _carried(case, settings, registrations, method)
+    except DeviceError:  # this process would draw nothing else either
+        raise
     except ContourcastError as error:  # one method's failure costs its row, not the run
         return Drawn(method=method, region=None, failed=str(error), seconds=clock() - start)
     except (RuntimeError, MemoryError, ArithmeticError) as error:  # as torch says want of memory

@@ -11,6 +11,7 @@ from contourcast.service.index.database import Index
 from contourcast.service.jobs.derived import Derived
 from contourcast.service.jobs.propagations import Propagations
 from contourcast.service.jobs.workers import Workers
+from contourcast.service.outputs.site import Site
 from contourcast.service.pacs.destinations import webhooks
 from contourcast.service.pacs.notices import Notices
 from contourcast.service.settings import ServiceSettings
@@ -37,6 +38,7 @@ class Records:
     derived: Derived
     workers: Workers
     notices: Notices
+    site: Site
 
     def close(self) -> None:
         """Lets go of the database, and of what the store holds open."""
@@ -81,4 +83,5 @@ def open_records(settings: ServiceSettings, *, role: str) -> Records:
         derived=Derived(archive),
         workers=Workers(index),
         notices=notices,
+        site=Site(zone=settings.zone, series_number=settings.series_number),
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, tzinfo
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -14,10 +16,25 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from contourcast.imaging.dicom.modules import SERIES_NUMBER
 from contourcast.service.access.settings import AccessSettings
 from contourcast.service.pacs.destinations import Destination
 
 FILE_VARIABLE = "CONTOURCAST_SETTINGS_FILE"
+
+
+def _known_zone(name: str) -> str:
+    _zone(name)
+    return name
+
+
+def _zone(name: str) -> tzinfo:
+    if name == "UTC":
+        return UTC  # which needs no table of the world's zones
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"no time zone is called '{name}'; one is Europe/Zurich") from error
 
 
 class ServiceSettings(BaseSettings):
@@ -111,6 +128,12 @@ class ServiceSettings(BaseSettings):
         ge=0,
         description="Steps that compute side by side in a worker; 0: half of the processors.",
     )
+    gpu_draws: int = Field(
+        default=500,
+        ge=0,
+        description="Networks that a worker draws on a GPU before it ends itself, so that its "
+        "supervisor starts it anew; 0: it never does.",
+    )
     queues: str = Field(
         default="",
         description="Queues that a worker serves, joined by commas: cpu, gpu, course, cohort, "
@@ -122,6 +145,18 @@ class ServiceSettings(BaseSettings):
         description="Name of this worker; a job that it left is taken up under the same name.",
     )
 
+    time_zone: Annotated[str, AfterValidator(_known_zone)] = Field(
+        default="UTC",
+        description="Name of the site's time zone, such as Europe/Zurich: dates and times of what "
+        "is written in DICOM are by its clocks; the same for all processes of a site.",
+    )
+    series_number: int = Field(
+        default=SERIES_NUMBER,
+        ge=1,
+        le=2**31 - 4,
+        description="Series Number of structure sets; registrations, pictures and reports have "
+        "the next three.",
+    )
     destinations: tuple[Destination, ...] = Field(
         default=(), description="Where results and notices go; see docs/destinations.md."
     )
@@ -149,6 +184,11 @@ class ServiceSettings(BaseSettings):
     disk_reserve_mib: int = Field(
         default=1024, ge=0, description="Free space below which nothing more is taken in, MiB."
     )
+
+    @property
+    def zone(self) -> tzinfo:
+        """The site's time zone."""
+        return _zone(self.time_zone)
 
     @property
     def index_url(self) -> str:

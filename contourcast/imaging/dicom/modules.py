@@ -29,6 +29,7 @@ DS_BYTES: Final = 16
 SH_BYTES: Final = 16
 LO_BYTES: Final = 64
 ST_BYTES: Final = 1024
+SERIES_NUMBER: Final = 9001  # of structure sets, above those of scanners (CLINICAL_SERVICE §2.2)
 DETACHED_STUDY_CLASS_UID: Final = "1.2.840.10008.3.1.2.3.1"  # of a referenced study (PS3.6)
 
 
@@ -141,6 +142,9 @@ def add_our_series(
     dataset.ManufacturerModelName = MANUFACTURER
     dataset.SoftwareVersions = VERSION
     if at.tzinfo is not None:
+        # It is said of the times that we write. Those of the study are the scanner's own, letter by
+        # letter, since archives compare them: where the images state another offset, they are in
+        # that one.
         dataset.TimezoneOffsetFromUTC = at.strftime("%z")
 
 

@@ -10,6 +10,7 @@ from typing import Final
 from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
 from contourcast.imaging.dicom.modules import (
+    SERIES_NUMBER,
     ST_BYTES,
     add_our_series,
     add_patient,
@@ -26,7 +27,6 @@ from contourcast.imaging.dicom.uids import derived_uid
 from contourcast.imaging.errors import InputError
 from contourcast.imaging.source import Patient, Study
 
-SERIES_NUMBER: Final = 9004  # beside structure set, registration and picture
 PDF_BEGINS: Final = b"%PDF-"
 
 
@@ -40,6 +40,7 @@ def write_pdf(
     made_of: Sequence[tuple[str, str]],
     digest: str,
     made_at: datetime,
+    series_number: int = SERIES_NUMBER,
 ) -> str:
     """Writes a PDF into the study of the scan that it is about.
 
@@ -54,6 +55,7 @@ def write_pdf(
         made_of: SOP class and instance of the objects that it reports on.
         digest: Of all that the report was made of; the UIDs follow from it.
         made_at: When.
+        series_number: Of the site's structure sets.
 
     Returns:
         The SOP Instance UID.
@@ -72,7 +74,7 @@ def write_pdf(
         dataset,
         modality="DOC",
         series_uid=derived_uid(digest, "report series"),
-        number=SERIES_NUMBER,
+        number=series_number + 3,  # beside structure set, registration and picture
         description="Contourcast report",
         at=made_at,
     )

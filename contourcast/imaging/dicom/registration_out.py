@@ -12,6 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SpatialRegistrationStorage
 
 from contourcast.imaging.dicom.modules import (
     LO_BYTES,
+    SERIES_NUMBER,
     add_body_part,
     add_our_series,
     add_patient,
@@ -31,7 +32,6 @@ from contourcast.imaging.source import SeriesSource
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.volume import Volume, require_same_frame
 
-SERIES_NUMBER: Final = 9002  # beside the structure set's
 SIGNIFICANT_DIGITS: Final = 10  # < 1e-6 mm at 500 mm, and at most 16 bytes (CLINICAL_SERVICE §2.3)
 
 
@@ -44,6 +44,7 @@ def write_registration(
     digest: str,
     made_at: datetime,
     comment: str = "",
+    series_number: int = SERIES_NUMBER,
 ) -> str:
     """Writes a rigid registration with the CBCT's frame of reference as the registered one.
 
@@ -54,6 +55,8 @@ def write_registration(
     the items name their images alone (PS3.3 table C.20.2-1: either identifies an item), and the
     registered frame is a new one that is the CBCT's by the identity. So no reader can take the
     matrix for a motion of the shared frame within itself.
+
+    ``series_number`` is that of the site's structure sets; a registration has the next.
 
     Returns:
         The SOP Instance UID.
@@ -77,7 +80,7 @@ def write_registration(
         dataset,
         modality="REG",
         series_uid=derived_uid(digest, "registration series"),
-        number=SERIES_NUMBER,
+        number=series_number + 1,  # beside the structure set's
         description="Contourcast registration",
         at=made_at,
     )

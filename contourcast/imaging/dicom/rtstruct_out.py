@@ -24,6 +24,7 @@ from contourcast.imaging.dicom.modules import (
     DS_BYTES,
     LO_BYTES,
     MANUFACTURER,
+    SERIES_NUMBER,
     SH_BYTES,
     ST_BYTES,
     VERSION,
@@ -54,7 +55,6 @@ from contourcast.imaging.volume import Volume, require_same_frame
 
 NAME_BYTES: Final = 16  # of ROI names: the shortest limit met (CLINICAL_SERVICE §2.8, Eclipse)
 METHOD_BYTES: Final = 5  # of a method in a ROI's name at least: enough to tell them apart
-SERIES_NUMBER: Final = 9001  # above those of scanners (CLINICAL_SERVICE §2.2)
 DECIMALS: Final = 4  # of coordinates in mm (CLINICAL_SERVICE §2.4)
 ON_PLANE_MM: Final = EVEN_GAP_MM  # real sets lie off by up to 0.002 mm (4D-Lung 113, Pinnacle)
 LEAST_AREA_MM2: Final = 10.0 ** (-DECIMALS)  # smaller loops vanish in the rounding of coordinates
@@ -195,6 +195,15 @@ def write_structure_set(
     _add_approval(dataset, approval)
     save(path, dataset)
     return str(dataset.SOPInstanceUID)
+
+
+def day_label(source: SeriesSource, ending: str = "") -> str:
+    """A set's label: whose it is, and the day of the scan that it was drawn on, as the scan says.
+
+    Two sets of a day may have one label: what they are of is their names' to say.
+    """
+    day = "".join(c for c in source.series_date or source.study.date if c.isdigit())
+    return " ".join(part for part in ("CC", day[:8], ending) if part)
 
 
 def proposal_name(source_name: str, method: str) -> str:

@@ -12,6 +12,7 @@ from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from contourcast.imaging.dicom.modules import (
+    SERIES_NUMBER,
     ST_BYTES,
     add_our_series,
     add_patient,
@@ -28,7 +29,6 @@ from contourcast.imaging.dicom.uids import derived_uid
 from contourcast.imaging.errors import InputError
 from contourcast.imaging.source import Patient, Study
 
-SERIES_NUMBER: Final = 9003  # beside structure set and registration
 WORKSTATION: Final = "WSD"  # how the picture came about (PS3.3 C.8.6.1)
 SIDE_AT_MOST: Final = 65535  # Rows and Columns are US
 
@@ -43,6 +43,7 @@ def write_secondary_capture(
     digest: str,
     made_at: datetime,
     description: str = "",
+    series_number: int = SERIES_NUMBER,
 ) -> str:
     """Writes a picture, uncompressed RGB of 8 bits, into the study of the scan that it shows.
 
@@ -58,6 +59,7 @@ def write_secondary_capture(
         digest: Of all that the picture was made of; the UIDs follow from it.
         made_at: When.
         description: How it came about (0008,2111).
+        series_number: Of the site's structure sets.
 
     Returns:
         The SOP Instance UID.
@@ -79,7 +81,7 @@ def write_secondary_capture(
         dataset,
         modality="OT",
         series_uid=derived_uid(digest, "secondary capture series"),
-        number=SERIES_NUMBER,
+        number=series_number + 2,  # beside structure set and registration
         description="Contourcast picture",
         at=made_at,
     )

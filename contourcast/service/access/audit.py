@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, select, text
@@ -29,7 +29,7 @@ TURN: Final = "audit"
 START: Final = "0" * 64  # what the first row has for a former
 BATCH: Final = 1000
 LONGEST_FIELD: Final = 200
-MOST_OBJECTS: Final = 100
+MOST_OBJECTS: Final = 100  # of one row: a line of the export, a message to a syslog server
 
 Outcome = Literal["success", "refused", "failed"]
 
@@ -68,8 +68,16 @@ class Happening:
         known = {"who": caller.name, "roles": caller.roles, "address": caller.address}
         return cls(what=what, **(known | fields))
 
+    def in_rows(self) -> list[Happening]:
+        """The same in as many rows as its objects need: whatever was touched is in one of them."""
+        parts = [
+            replace(self, objects=self.objects[first : first + MOST_OBJECTS])
+            for first in range(0, len(self.objects), MOST_OBJECTS)
+        ]
+        return parts or [self]
+
     def fields(self) -> dict[str, Any]:
-        """As it is kept."""
+        """As it is kept, in one row."""
         return {
             "what": self.what.value,
             "who": _plain(self.who),
@@ -77,7 +85,7 @@ class Happening:
             "address": _plain(self.address),
             "action": _plain(self.action),
             "patient": _plain(self.patient),
-            "objects": [_plain(o) for o in self.objects[:MOST_OBJECTS]],
+            "objects": [_plain(o) for o in self.objects],
             "outcome": self.outcome,
             "detail": _plain(self.detail),
         }
@@ -128,7 +136,7 @@ def guard(index: Index) -> None:
 
 
 def append(index: Index, connection: Connection, happening: Happening) -> int:
-    """Adds a row in a transaction of the caller's: the deed and its record, or neither.
+    """Adds a happening in a transaction of the caller's: the deed and its record, or neither.
 
     Args:
         index: The database.
@@ -136,29 +144,30 @@ def append(index: Index, connection: Connection, happening: Happening) -> int:
         happening: What to add.
 
     Returns:
-        The number of the row.
+        The number of its row, the last where it needs several.
 
     Raises:
         StoreError: The log has rows that we did not write, and cannot be continued.
     """
     index.in_turn(connection, TURN)
-    number, previous = _head(connection) or _last(connection) or (0, START)
-    number += 1
+    number, digest = _head(connection) or _last(connection) or (0, START)
     at = now().isoformat()
-    fields = happening.fields()
-    digest = digest_of(number=number, at=at, happening=fields, previous=previous)
-    row = {
-        "number": number,
-        "at": at,
-        "row_json": fields,
-        "previous_digest": previous,
-        "digest": digest,
-    }
-    if connection.execute(index.insert_new(audit, row).returning(audit.c.number)).first() is None:
-        raise StoreError(
-            "the audit log holds a row that was put in from outside",
-            remedy="nothing is done until somebody has looked: contourcast audit verify",
-        )
+    for part in happening.in_rows():
+        number, previous, fields = number + 1, digest, part.fields()
+        digest = digest_of(number=number, at=at, happening=fields, previous=previous)
+        row = {
+            "number": number,
+            "at": at,
+            "row_json": fields,
+            "previous_digest": previous,
+            "digest": digest,
+        }
+        new = index.insert_new(audit, row).returning(audit.c.number)
+        if connection.execute(new).first() is None:
+            raise StoreError(
+                "the audit log holds a row that was put in from outside",
+                remedy="nothing is done until somebody has looked: contourcast audit verify",
+            )
     head = {"number": number, "digest": digest}
     moved = connection.execute(cursor.update().where(cursor.c.name == HEAD).values(value_json=head))
     if moved.rowcount == 0:
@@ -167,7 +176,7 @@ def append(index: Index, connection: Connection, happening: Happening) -> int:
 
 
 def record(index: Index, happening: Happening) -> int:
-    """Adds a row; its number.
+    """Adds a happening; the number of its row, the last where it needs several.
 
     Raises:
         BusyError: The database cannot be reached; then what it was about must not happen either.

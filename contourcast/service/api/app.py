@@ -86,17 +86,20 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     spans = tracer_provider()
     issuer = Issuer(settings.access.oidc) if settings.access.oidc else None
     network = served_network(settings)
+    rules = read_rules(settings.rules) if settings.rules else SiteRules()
     context = Context(
         settings=settings,
         records=records,
         served_network=network,
-        reviews=Reviews(records, Deliveries(records, settings.destinations).plan_signed),
+        reviews=Reviews(
+            records, Deliveries(records, settings.destinations).plan_signed, rules=rules
+        ),
         pages=Pages(records),
         fractions=Fractions(
             Evidence(records.archive),
             records.propagations,
             records.notices,
-            read_rules(settings.rules) if settings.rules else SiteRules(),
+            rules,
             served_network=network,
             methods=settings.methods or None,
         ),

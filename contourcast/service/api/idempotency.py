@@ -31,7 +31,9 @@ KEY: Final = re.compile(r"[\x21-\x7e]{1,128}", re.ASCII)
 KEPT_FOR: Final = timedelta(hours=24)
 LARGEST_ANSWER: Final = 2**20
 SECRET: Final = "/v1/keys"  # whose answer holds one
-NAMED: Final = "/v1/accounts"  # a name is made once anyway; no digest of a password is kept
+# Whose requests hold a password: no digest of one is kept. A name is made once anyway, and who
+# signs in or proves again does so anew.
+WITHOUT: Final = frozenset({"/v1/accounts", "/v1/session", "/v1/session/proof"})
 FILES: Final = "/v1/instances"  # whose answer repeats how the sender called its files
 HELD_HEADERS: Final = frozenset({"content-type", "location", "retry-after", "etag"})
 
@@ -46,7 +48,7 @@ class Idempotent:
         """Runs the application, or answers as it did before."""
         caller: Caller | None = scope.get("state", {}).get("caller")
         key = Headers(scope=scope).get(HEADER) if scope["type"] == "http" else None
-        if key is None or caller is None or scope["method"] != "POST" or scope["path"] == NAMED:
+        if key is None or caller is None or scope["method"] != "POST" or scope["path"] in WITHOUT:
             await self.app(scope, receive, send)
             return
         try:

@@ -171,22 +171,31 @@ class Steps:
         self._case.cache_clear()
         return {"files": files}
 
-    def end(self, propagation: str, outcome: Mapping[str, Any]) -> dict[str, Any]:
-        """Results, deliveries and the state after them, all in one transaction."""
+    def end(
+        self, propagation: str, outcome: Mapping[str, Any], attempt: int | None = None
+    ) -> dict[str, Any]:
+        """Results, deliveries and the state after them, all in one transaction.
+
+        Of an attempt that another has followed, nothing is believed.
+        """
         files, problem = outcome.get("files"), outcome.get("problem")
-        job = self.records.propagations.job(propagation)
+        propagations = self.records.propagations
         with self.records.index.write() as at:
-            sending = bool(files) and not job.ended and self._send(at, job, files or {})
-            self.records.propagations.end_within(
-                at, propagation, files=files, problem=problem, delivering=sending
-            )
+            job = propagations.under_way(at, propagation, attempt=attempt)
+            if job is not None:
+                sending = bool(files) and self._send(at, job, files or {})
+                propagations.end_within(
+                    at, propagation, files=files, problem=problem, delivering=sending
+                )
         return {}
 
     def _write(self, result: Propagation, job: Job) -> tuple[dict[str, str], Report]:
         """Writes the files aside and brings them into the store; digests of what is there now."""
         draft = self.records.archive.incoming().with_suffix("")
         try:
-            report = write_results(result, draft, made_at=job.made_at)
+            site = self.records.site
+            made_at = site.clock(job.made_at)
+            report = write_results(result, draft, made_at=made_at, series_number=site.series_number)
             self.records.derived.put_results(job.id, {p.name: p for p in sorted(draft.iterdir())})
         finally:
             shutil.rmtree(draft, ignore_errors=True)

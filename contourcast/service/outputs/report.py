@@ -10,8 +10,9 @@ import base64
 import platform
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final, Literal, Self
@@ -21,8 +22,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from contourcast.imaging.dicom.check import check_registration, check_structure_set
+from contourcast.imaging.dicom.modules import SERIES_NUMBER, required_source
 from contourcast.imaging.dicom.registration_out import write_registration
-from contourcast.imaging.dicom.rtstruct_out import Generation, proposal_name, write_structure_set
+from contourcast.imaging.dicom.rtstruct_out import (
+    Generation,
+    day_label,
+    proposal_name,
+    write_structure_set,
+)
 from contourcast.imaging.errors import ContourcastError
 from contourcast.imaging.metrics import Agreement
 from contourcast.imaging.structures import Roi
@@ -32,11 +39,17 @@ from contourcast.imaging.volume import Volume
 from contourcast.propagate import Drawn, Propagation, color_rgb, is_network
 from contourcast.registration.result import Registrations
 from contourcast.service.outputs.pictures import overlay_png
+from contourcast.service.outputs.recommended import recommended
 
 FILES: Final = ("RS.dcm", "REG.dcm", "report.json", "report.html", "overlay.png")
 NOTICE: Final = (
     "Not a medical device. A proposal made by a machine; nobody has reviewed it. "
     "Do not treat by it before a physicist has."
+)
+# What stands with a contour that somebody did review (CLINICAL_SERVICE §5.5).
+RESEARCH: Final = (
+    "Contourcast is research software, not a medical device; it is neither CE marked nor FDA "
+    "cleared; a qualified person must check each contour; the operating institution is responsible."
 )
 PACKAGES: Final = ("contourcast", "numpy", "scipy", "torch", "pydicom", "contourpy", "itk-elastix")
 
@@ -176,8 +189,16 @@ class Report(_Part):
     provenance: Provenance
 
 
-def write_results(propagation: Propagation, out: Path, *, made_at: datetime) -> Report:
+def write_results(
+    propagation: Propagation, out: Path, *, made_at: datetime, series_number: int = SERIES_NUMBER
+) -> Report:
     """Writes the files of a run into the folder ``out``, all or none.
+
+    Args:
+        propagation: The run.
+        out: A new or empty folder, or one of an earlier try.
+        made_at: When, by the clock that the DICOM objects go by; the report is in UTC.
+        series_number: (0020,0011) of the structure set.
 
     Raises:
         ContourcastError: Our own cross-checker finds fault with what was written (a bug, which
@@ -195,7 +216,7 @@ def write_results(propagation: Propagation, out: Path, *, made_at: datetime) -> 
     report = build_report(propagation, made_at=made_at)
     draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _write_dicom(propagation, report, draft, made_at)
+        _write_dicom(propagation, report, draft, made_at, series_number)
         picture = overlay_png(propagation)
         (draft / "overlay.png").write_bytes(picture)
         (draft / "report.json").write_text(report.model_dump_json(indent=1) + "\n", "utf-8")
@@ -234,7 +255,7 @@ def build_report(propagation: Propagation, *, made_at: datetime) -> Report:
         registration=_registration(propagation),
         methods=[_method(d, propagation) for d in propagation.drawn],
         provenance=Provenance(
-            made_at=made_at,
+            made_at=made_at.astimezone(UTC),
             inputs_digest=propagation.digest,
             network=propagation.network_name,
             weights_digest=propagation.network_digest,
@@ -266,17 +287,23 @@ def render_html(report: Report, propagation: Propagation, picture: bytes) -> str
     )
 
 
-def _write_dicom(propagation: Propagation, report: Report, folder: Path, made_at: datetime) -> None:
+def _write_dicom(
+    propagation: Propagation, report: Report, folder: Path, made_at: datetime, series_number: int
+) -> None:
     case = propagation.case
+    numbered = _recommended_first(propagation.drawn)
+    generations = [generation_of(drawn.method, report) for _, drawn in numbered]
+    drawn_by = "; ".join(each.description for each in generations)
     write_structure_set(
         folder / "RS.dcm",
-        rois=[_roi(n, d, propagation) for n, d in enumerate(propagation.drawn, start=1)],
-        generations=[_generation(d, propagation) for d in propagation.drawn],
+        rois=[_roi(number, drawn, propagation) for number, drawn in numbered],
+        generations=generations,
         reference=case.cbct,
-        label="CC " + made_at.strftime("%Y%m%d"),
+        label=day_label(required_source(case.cbct.source, "CBCT")),
         name=case.prior.name,
         series_description="Contourcast proposals",
-        description=f"verdict {report.verdict}; {NOTICE}",
+        series_number=series_number,
+        description=f"verdict {report.verdict}; {NOTICE} Drawn by {drawn_by}",
         digest=propagation.digest,
         drawn_at=made_at,
         predecessor_uid=case.prior_source_uid,
@@ -290,6 +317,7 @@ def _write_dicom(propagation: Propagation, report: Report, folder: Path, made_at
             planning_ct=case.planning_ct,
             digest=propagation.digest,
             made_at=made_at,
+            series_number=series_number,
         )
         findings += check_registration(folder / "REG.dcm", case.cbct, case.planning_ct)
     if findings:
@@ -298,6 +326,26 @@ def _write_dicom(propagation: Propagation, report: Report, folder: Path, made_at
             uid=report.cbct.series_instance_uid,
             remedy="nothing was kept; report this with the series UID",
         )
+
+
+def _recommended_first(drawn: Sequence[Drawn]) -> list[tuple[int, Drawn]]:
+    """Contours with their numbers: a method's place among the methods, whichever comes first.
+
+    So whoever knows the methods finds each contour by its number, as in the sets of before.
+    """
+    best = recommended({each.method: each.volume_cc for each in drawn})
+    return sorted(enumerate(drawn, start=1), key=lambda each: each[1].method != best)
+
+
+def generation_of(method: str, report: Report) -> Generation:
+    """What drew a method's contour, as its run says."""
+    made = report.provenance
+    return Generation(
+        method=method,
+        version=made.versions.get("contourcast", ""),
+        weights_digest=made.weights_digest if is_network(method) else "",
+        is_network=is_network(method),
+    )
 
 
 def _roi(number: int, drawn: Drawn, propagation: Propagation) -> Roi:
@@ -311,15 +359,6 @@ def _roi(number: int, drawn: Drawn, propagation: Propagation) -> Roi:
         generation_algorithm="AUTOMATIC",
         description=f"{prior.name}, carried to this CBCT by {drawn.method}",
         color_rgb=color_rgb(drawn.method),
-    )
-
-
-def _generation(drawn: Drawn, propagation: Propagation) -> Generation:
-    return Generation(
-        method=drawn.method,
-        version=_version("contourcast"),
-        weights_digest=propagation.network_digest if is_network(drawn.method) else "",
-        is_network=is_network(drawn.method),
     )
 
 

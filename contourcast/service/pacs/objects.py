@@ -159,7 +159,8 @@ class Objects:
         overlay = sources[OVERLAY].read_bytes()
         about = read_header(sources[STRUCTURES])  # patient and study are the scan's
         digest = hashlib.sha256(as_json(dict(one["files"])).encode()).hexdigest()
-        made_at = self._records.propagations.job(propagation).made_at
+        site = self._records.site
+        made_at = site.clock(self._records.propagations.job(propagation).made_at)
         if one["role"] == "pdf":
             write_pdf(
                 draft,
@@ -170,6 +171,7 @@ class Objects:
                 made_of=[(about.sop_class_uid, about.sop_instance_uid)],
                 digest=digest,
                 made_at=made_at,
+                series_number=site.series_number,
             )
         else:
             write_secondary_capture(
@@ -182,6 +184,7 @@ class Objects:
                 body_part="",
                 digest=digest,
                 made_at=made_at,
+                series_number=site.series_number,
                 description="three planes with contours; CBCT and registered planning CT in turn",
             )
 

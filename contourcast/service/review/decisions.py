@@ -21,8 +21,9 @@ from sqlalchemy import Connection, Row, select
 from contourcast.imaging.dicom.check import check_structure_set
 from contourcast.imaging.dicom.ct_series import read_ct_series
 from contourcast.imaging.dicom.instance import read_header
+from contourcast.imaging.dicom.modules import required_source
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
-from contourcast.imaging.dicom.rtstruct_out import Approval, write_structure_set
+from contourcast.imaging.dicom.rtstruct_out import Approval, day_label, write_structure_set
 from contourcast.imaging.errors import ContourcastError, InputError
 from contourcast.imaging.structures import Contour, Roi, StructureSet
 from contourcast.imaging.volume import Volume, require_same_frame
@@ -31,14 +32,17 @@ from contourcast.service.index.database import now
 from contourcast.service.index.tables import course, fraction, review
 from contourcast.service.ingest import TAKEN, say_the_same
 from contourcast.service.intake.rematching import match_again, turn_of
+from contourcast.service.intake.rules import SiteRules
 from contourcast.service.intake.states import State
 from contourcast.service.jobs.orders import SIGNED_ROI
 from contourcast.service.jobs.propagations import Job
+from contourcast.service.outputs.report import RESEARCH, Report, generation_of
 from contourcast.service.pacs.outbox import signed_and_taken
 from contourcast.service.problems import ConflictError
 from contourcast.service.records import Records
 from contourcast.service.review.drafts import Draft, take_within
 from contourcast.service.review.edited import distance_of, edited
+from contourcast.service.review.numbering import numbers_of
 from contourcast.service.review.stale import require_current
 
 Decision = Literal["approved", "edited", "rejected"]
@@ -101,6 +105,7 @@ class Reviews:
             notes what goes to which archive.
         spend: Called first in the transaction of a decision: uses up what the reviewer has shown
             for it, or raises, and then nothing is decided.
+        rules: Of the site, by which its fractions are counted; None: ours.
     """
 
     def __init__(
@@ -108,14 +113,16 @@ class Reviews:
         records: Records,
         announce: Announce = to_nobody,
         spend: Spend = nothing_to_spend,
+        rules: SiteRules | None = None,
     ) -> None:
         self.records = records
         self._announce = announce
         self._spend = spend
+        self._rules = rules or SiteRules()
 
     def spending(self, spend: Spend) -> Reviews:
         """The same, for somebody who has shown something that a decision uses up."""
-        return Reviews(self.records, self._announce, spend)
+        return Reviews(self.records, self._announce, spend, self._rules)
 
     def of(self, propagation_id: str) -> list[Review]:
         """Every decision on a propagation, the first first."""
@@ -220,6 +227,7 @@ class Reviews:
     ) -> Review:
         with self.records.index.read() as at:
             require_current(at, job)
+            which = self._fraction(at, job)
         made = self._machine_set(job)
         machine = _contour_of(job, made, method)
         if draft is None and not machine.loops:
@@ -231,7 +239,7 @@ class Reviews:
         contours = machine.loops if draft is None else edited(machine, draft, scan.grid)
         signed_roi = _signed_roi(job, machine, contours, draft)
         figures = distance_of(machine, signed_roi, scan.grid, draft=draft)
-        at_time = now().replace(microsecond=0)
+        at_time = self.records.site.clock(now().replace(microsecond=0))
         folder = self.records.archive.incoming().with_suffix("")
         folder.mkdir()
         try:
@@ -242,10 +250,11 @@ class Reviews:
                 signed,
                 rois=[signed_roi],
                 reference=scan,
-                label="CC " + at_time.strftime("%Y%m%d") + " S",
+                label=day_label(required_source(scan.source, "CBCT"), f"{which}S"),
                 name=signed_roi.name,
                 series_description=SIGNED_SERIES,
-                description=_description(method, draft),
+                series_number=self.records.site.series_number,
+                description=self._description(job, method, draft),
                 digest=hashlib.sha256("\0".join(parts).encode()).hexdigest(),
                 drawn_at=at_time,
                 predecessor_uid=made.sop_instance_uid,
@@ -299,6 +308,25 @@ class Reviews:
                 "there is nothing to sign yet", remedy="wait until the propagation is done"
             )
         return read_structure_set(self.records.derived.result(job.id, "RS.dcm"))
+
+    def _fraction(self, at: Connection, job: Job) -> str:
+        """Such as ``F07``; empty for a scan of no course.
+
+        A scan that comes late may give the later ones other numbers. This one is written at the
+        signature and stays; the machine's set, which may be written again, has none.
+        """
+        course_id = job.origin.course_id
+        if course_id is None:
+            return ""
+        numbers = numbers_of(at, {course_id}, repeat_minutes=self._rules.repeat_minutes)
+        taken = numbers.get((course_id, job.order["cbct"]["series"]))
+        return f"F{taken.fraction:02}" if taken else ""
+
+    def _description(self, job: Job, method: str, draft: Draft | None) -> str:
+        how = "unchanged" if draft is None else f"after {_edits(draft)}"
+        made = self.records.derived.result(job.id, "report.json").read_bytes()
+        drawn_by = generation_of(method, Report.model_validate_json(made))
+        return f"{method}, signed {how}; {drawn_by.description}; {RESEARCH}"
 
     def _tie(self, job: Job, copy: Path) -> str:
         """Takes the way home into the archive; the registration's UID, empty without one."""
@@ -355,7 +383,10 @@ def _match_later_again(at: Connection, job: Job) -> None:
 
 
 def _contour_of(job: Job, made: StructureSet, method: str) -> Roi:
-    """The ROI of a method, empty where it drew nothing: they are numbered as the methods are."""
+    """The ROI of a method, empty where it drew nothing.
+
+    It has the number of its method's place in the order, wherever it stands in the set.
+    """
     methods: Sequence[str] = job.order["methods"]
     if method not in methods:
         raise InputError(f"no contour is of '{method}'", remedy=f"choose: {', '.join(methods)}")
@@ -377,10 +408,6 @@ def _signed_roi(job: Job, machine: Roi, contours: Sequence[Contour], draft: Draf
         generation_algorithm=algorithm,
         description=f"{machine.description}{edits}",
     )
-
-
-def _description(method: str, draft: Draft | None) -> str:
-    return f"{method}, signed {'unchanged' if draft is None else 'after ' + _edits(draft)}"
 
 
 def _edits(draft: Draft) -> str:

@@ -181,7 +181,7 @@ def _overtaken(found: Row[Any] | None) -> ChangedError:
             "the draft is gone: it was signed or discarded", remedy="look at the propagation again"
         )
     return ChangedError(
-        f"{found.reviewer} saved an edit at {found.saved_at[11:19]}",
+        f"{found.reviewer} saved an edit at {found.saved_at[11:19]} UTC",
         remedy="take that one over, or discard it, then go on",
     )
 

@@ -3,26 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any
 
-from contourcast.propagate import is_network
-from contourcast.registration.methods import METHODS
+from contourcast.service.outputs.recommended import recommended as recommended
 from contourcast.service.outputs.report import JudgedFigure
-
-# Of the ways to carry a prior, the one that needs least to hold comes first.
-_CARRYING: Final = ("rigid", *(method for method in METHODS if method != "rigid"))
-
-
-def recommended(volumes_cc: Mapping[str, float | None]) -> str:
-    """The method whose contour is shown first: the network's, else rigid; empty: none drew.
-
-    >>> recommended({"rigid": 31.0, "diff-umamba": 28.5}), recommended({"rigid": 0.0})
-    ('diff-umamba', '')
-    """
-    drawn = [method for method, cc in volumes_cc.items() if cc]
-    networks = [method for method in drawn if is_network(method)]
-    carried = [method for method in _CARRYING if method in drawn]
-    return next(iter([*networks, *carried]), "")
 
 
 def volumes_cc(figures: Mapping[str, Any]) -> dict[str, float | None]:

@@ -56,6 +56,15 @@ class PassedItem(BaseModel):
     review: DecisionItem | None
 
 
+class MonthEditing(BaseModel):
+    """The same over one month."""
+
+    month: str = Field(description="YYYY-MM of the signatures, UTC.")
+    signed: int
+    edited: int
+    median_surface_dice_1mm: float | None
+
+
 class MethodEditing(BaseModel):
     """What people had to do to a method's contours."""
 
@@ -67,6 +76,7 @@ class MethodEditing(BaseModel):
     median_surface_dice_1mm: float | None = Field(description="Of signed and machine's contour.")
     median_mean_surface_mm: float | None
     median_seconds: float | None = Field(description="Of editing, where there was any.")
+    months: list[MonthEditing] = Field(description="In their order, but those without a signature.")
 
 
 def passed(
@@ -174,7 +184,23 @@ def _editing(method: str, signed: Sequence[Row[Any]], rejected: int) -> MethodEd
         median_surface_dice_1mm=_median(signed, "surface_dice_1mm"),
         median_mean_surface_mm=_median(signed, "mean_surface_mm"),
         median_seconds=_median(edited, "seconds"),
+        months=[
+            MonthEditing(
+                month=month,
+                signed=len(its),
+                edited=sum(row.decision == "edited" for row in its),
+                median_surface_dice_1mm=_median(its, "surface_dice_1mm"),
+            )
+            for month, its in _by_month(signed)
+        ],
     )
+
+
+def _by_month(rows: Sequence[Row[Any]]) -> list[tuple[str, list[Row[Any]]]]:
+    found: dict[str, list[Row[Any]]] = {}
+    for row in rows:
+        found.setdefault(row.at[:7], []).append(row)
+    return sorted(found.items())
 
 
 def _median(rows: Sequence[Row[Any]], name: str) -> float | None:

@@ -23,6 +23,9 @@ from contourcast.imaging.volume import require_same_frame
 OFF_SLICE: Final = 0.1
 # A hole has three points at least; its cut adds two of each of its ends.
 SHORTEST_HOLE: Final = 6
+# Where a cut meets an edge between two vertices, four decimals put it no further off the line: the
+# point and the edge each move by sqrt(3) / 2 * 1e-4 at most.
+ON_EDGE_MM: Final = 2e-4
 
 Slices = dict[int, list[Loop]]
 """Loops by the number of their slice, each of shape (n, 2)."""
@@ -85,14 +88,25 @@ def opened(loop: Loop) -> list[Loop]:
     """A loop without cuts of no width: the outer loop and its holes (`imaging.keyhole.keyhole`).
 
     A cut is walked twice, there and back: point M of the outer edge, then the hole from its first
-    point round to the same point again, then M once more.
+    point round to the same point again, then M once more. M may be a vertex of the contour's own,
+    for pixels in rows put the ends of many cuts there: only where it bends nothing is it left out.
     """
     points, holes = np.asarray(loop, float), []
     while (cut := _innermost_cut(points)) is not None:
         first, last = cut
         holes.append(points[first + 1 : last - 1])
-        points = np.concatenate((points[:first], points[last + 1 :]))
+        points = np.concatenate((points[: first + 1], points[last + 1 :]))
+        if _bends_nothing(points, first):
+            points = np.delete(points, first, axis=0)
     return [points, *holes]
+
+
+def _bends_nothing(points: Loop, n: int) -> bool:
+    """Whether a point lies on the straight way from the one before it to the one after it."""
+    before, point, after = points[n - 1], points[n], points[(n + 1) % len(points)]
+    way = after - before
+    along = np.clip((point - before) @ way / max(float(way @ way), ON_EDGE_MM**2), 0.0, 1.0)
+    return float(np.linalg.norm(before + along * way - point)) <= ON_EDGE_MM
 
 
 def _innermost_cut(points: Loop) -> tuple[int, int] | None:

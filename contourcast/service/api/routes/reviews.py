@@ -155,7 +155,7 @@ def _decide(
     if draft.digest != digest_in_tag(decision.draft_etag):
         raise ChangedError(
             f"the draft is not the one that was seen: {draft.reviewer} saved it at"
-            f" {draft.saved_at[11:19]}",
+            f" {draft.saved_at[11:19]} UTC",
             remedy="look at it again, then sign",
         )
     return reviews.approve_edited(
