@@ -11,7 +11,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, BinaryIO, Final, TypeVar
@@ -28,10 +28,12 @@ from contourcast.imaging.dicom.instance import (
 )
 from contourcast.imaging.dicom.pixels import pixel_digest
 from contourcast.imaging.dicom.registration_in import read_registration
+from contourcast.imaging.dicom.rtplan_in import RT_PLAN, read_plan
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import ContourcastError, DicomError, InputError
 from contourcast.imaging.source import Patient
 from contourcast.service.archive import Archive, Outcome, Sent, Staged
+from contourcast.service.intake.facts import plan_facts
 from contourcast.service.jobs.results import dump
 from contourcast.service.problems import ConflictError, Problem, TooLargeError, problem_of
 from contourcast.service.settings import ServiceSettings
@@ -43,7 +45,6 @@ PIECE: Final = MIB
 BATCH: Final = 64
 ENCRYPTED_FLAG: Final = 0x1  # APPNOTE.TXT 4.4.4, bit 0
 ZIP_MAGIC: Final = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
-RT_PLAN: Final = "1.2.840.10008.5.1.4.1.1.481.5"
 # What is taken, and the modality that goes with it (PS3.3 C.7.3.1.1.1); the file's own word for it
 # may be anything.
 TAKEN: Final = {
@@ -212,8 +213,17 @@ def say_the_same(first: Path, second: Path) -> bool:
     """Whether two files of one SOP Instance UID differ in nothing that a result depends on.
 
     An archive may have compressed an image again, or corrected a name: that is the same instance.
-    Another patient ID, other pixels, another place or other contours are not.
+    Another patient ID, other pixels, another place or other contours are not; nor is what was
+    approved or rejected meanwhile, for that decides what is carried. What cannot be read says
+    nothing.
     """
+    try:
+        return _say_the_same(first, second)
+    except InputError:
+        return False
+
+
+def _say_the_same(first: Path, second: Path) -> bool:
     one, two = read_header(first), read_header(second)
     if not _of_one_patient(one.patient, two.patient):
         return False
@@ -222,7 +232,10 @@ def say_the_same(first: Path, second: Path) -> bool:
     if one.sop_class_uid == CT_IMAGE:
         return one.plane == two.plane and pixel_digest(first) == pixel_digest(second)
     if one.sop_class_uid == STRUCTURE_SET:
-        return dump(read_structure_set(first).rois) == dump(read_structure_set(second).rois)
+        return _draws(first) == _draws(second)
+    if one.sop_class_uid == RT_PLAN:
+        plans = plan_facts(read_plan(first)), plan_facts(read_plan(second))
+        return plans[0] == replace(plans[1], patient=plans[0].patient)
     if one.sop_class_uid == SPATIAL_REGISTRATION:
         return _ties(first) == _ties(second)
     return False
@@ -233,6 +246,20 @@ def _of_one_patient(one: Patient, two: Patient) -> bool:
     first, second = (each.patient_id.strip(" \0") for each in (one, two))
     issuers = {each.issuer.strip(" \0") for each in (one, two)} - {""}
     return first == second and len(issuers) < 2
+
+
+def _draws(structures: Path) -> bytes:
+    """What a structure set says, of where, and whether a person stands for it."""
+    found = read_structure_set(structures)
+    return dump(
+        (
+            found.rois,
+            found.approval_status,
+            found.frame_of_reference,
+            sorted(found.referenced_series_uids),
+            sorted(found.referenced_sop_uids),
+        )
+    )
 
 
 def _ties(registration: Path) -> bytes:

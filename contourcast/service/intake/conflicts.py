@@ -1,8 +1,9 @@
 """Two contents under one UID: the first is kept, and a person says whether it is the right one.
 
 Nothing in DICOM tells which of two images of one UID is the patient of today. So whatever uses
-such an instance, as CBCT, planning CT or structure set, waits for an answer; yet another content
-after the answer is a new question.
+such an instance, as CBCT, planning CT or structure set, waits for an answer, and so does every
+fraction of a patient with two contents of one plan: plans decide which structures count. Yet
+another content after the answer is a new question.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, or_, select
 
-from contourcast.service.index.tables import arrival, course, fraction, instance
+from contourcast.service.index.tables import arrival, course, fraction, instance, series
 from contourcast.service.intake.outcomes import (
     NONE_OF_THESE,
     Answer,
@@ -35,9 +36,13 @@ class Conflict:
 
 
 def conflicts_of(at: Connection, found: Match) -> list[Conflict]:
-    """Those of what a match uses."""
+    """Those of what a match uses, and of the plans of its patient, used or not."""
     scans = [found.cbct_uid, found.planning_ct_uid]
     sets = select(instance.c.series_uid).where(instance.c.sop_uid == found.structure_set_uid)
+    whose = select(series.c.patient_key).where(series.c.uid == found.cbct_uid)
+    plans = select(series.c.uid).where(
+        series.c.modality == "RTPLAN", series.c.patient_key.in_(whose)
+    )
     query = (
         select(arrival.c.sop_uid, arrival.c.file_digest)
         .distinct()
@@ -45,6 +50,7 @@ def conflicts_of(at: Connection, found: Match) -> list[Conflict]:
             arrival.c.outcome == "conflict",
             or_(
                 arrival.c.series_uid.in_(scans),
+                arrival.c.series_uid.in_(plans),
                 # by its series, of which there is an index
                 arrival.c.series_uid.in_(sets) & (arrival.c.sop_uid == found.structure_set_uid),
             ),
@@ -61,7 +67,7 @@ def settled(
     if not conflicts:
         return found
     uids = list(dict.fromkeys(each.sop_uid for each in conflicts))
-    many = f"{len(uids)} instances that it uses came again with other content; "
+    many = f"{len(uids)} instances that it rests on came again with other content; "
     first = Choice(value=f"first-{_digest(conflicts)}", label="what came first is right")
     said = next((a.choice for a in reversed(answers) if a.question == "conflict"), ())
     if said == (NONE_OF_THESE,):
@@ -94,9 +100,13 @@ def dispute(at: Connection, *, series_uids: Collection[str], sop_uids: Collectio
 
     The caller is in the turn of each patient whom it concerns (`turn_of`).
     """
+    planned = select(series.c.patient_key).where(
+        series.c.uid.in_(series_uids), series.c.modality == "RTPLAN"
+    )
     match_again(
         at,
         or_(
+            fraction.c.patient_key.in_(planned),
             fraction.c.series_uid.in_(series_uids),
             course.c.planning_series_uid.in_(series_uids),
             course.c.structures_uid.in_(sop_uids),

@@ -22,12 +22,11 @@ from contourcast.imaging.dicom.instance import (
     read_header,
 )
 from contourcast.imaging.dicom.registration_in import read_registration
-from contourcast.imaging.dicom.rtplan_in import read_plan
+from contourcast.imaging.dicom.rtplan_in import RT_PLAN, read_plan
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import ContourcastError
 from contourcast.service.archive import Archive
 from contourcast.service.index.tables import course, fraction, propagation, review, series
-from contourcast.service.ingest import RT_PLAN
 from contourcast.service.intake.facts import (
     CourseFacts,
     PlanFacts,

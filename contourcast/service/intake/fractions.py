@@ -28,6 +28,7 @@ from contourcast.service.index.tables import (
     revision,
     series,
 )
+from contourcast.service.intake.asking import Wish
 from contourcast.service.intake.conflicts import Conflict, conflicts_of, settled
 from contourcast.service.intake.evidence import Evidence, priors_of
 from contourcast.service.intake.facts import PriorFacts, SeriesFacts
@@ -60,6 +61,8 @@ PUT_OFF_AT_MOST: Final = 1000
 # What went wrong is left alone for so long.
 FAILED_S: Final = 30.0
 ASKED_BY: Final = "intake"
+MATCHED_ANEW: Final = "superseded: more of the series, or another prior or plan, is here"
+TAKEN_BACK: Final = "superseded: to what the scan belongs is in question, or was decided otherwise"
 # What was found cannot be used after all; the next file of the patient may mend it.
 UNUSABLE: Final = (InputError, GeometryError, NotFoundError, DamagedError)
 
@@ -78,6 +81,7 @@ class Fractions:
         rules: Of the site.
         served_network: Name and digest of the network that is drawn with.
         methods: What is drawn with; None: everything.
+        asked_alone: Whether `look` keeps to scans on which somebody asked for something.
         waiting_limit: When so many propagations wait, scans of cohorts are not matched yet; None:
             they always are.
     """
@@ -91,6 +95,7 @@ class Fractions:
         *,
         served_network: Callable[[], tuple[str, str]],
         methods: Sequence[str] | None = None,
+        asked_alone: bool = False,
         waiting_limit: int | None = None,
     ) -> None:
         self.evidence = evidence
@@ -100,6 +105,7 @@ class Fractions:
         self.rules = rules
         self._served_network = served_network
         self._methods = methods
+        self._asked_alone = asked_alone
         self._waiting_limit = waiting_limit
         # by when each may be looked at again, in the order of being put off
         self._put_off: dict[str, float] = {}
@@ -137,6 +143,8 @@ class Fractions:
             .order_by(of_cohort, revision.c.made_at)
             .limit(AT_A_LOOK)
         )
+        if self._asked_alone:
+            query = query.where(revision.c.id.in_(select(fraction.c.revision_id)))
         return query.where(~of_cohort) if self._is_full(at) else query
 
     def _attempt(self, revision_id: str) -> bool:
@@ -162,8 +170,19 @@ class Fractions:
         """Matches one revision; whether something is to be drawn."""
         return bool(self._matched(revision_id))
 
-    def _matched(self, revision_id: str) -> bool | None:
-        """`match`; None where nothing was written, and it has to be looked at again."""
+    def match_as(self, revision_id: str, wish: Wish) -> list[str]:
+        """Matches one revision, and promises what somebody asks for of it; the ids of that.
+
+        Nothing is promised where a person has to answer first, where it is not ours, and where
+        something that it belongs to still arrives.
+
+        Raises:
+            InputError: The match has no such ROI, or several and none is named.
+        """
+        return self._matched(revision_id, wish) or []
+
+    def _matched(self, revision_id: str, wish: Wish | None = None) -> list[str] | None:
+        """The ids of what is promised; None: nothing was written, it has to be looked at again."""
         with self.index.read() as at:
             row = at.execute(select(revision).where(revision.c.id == revision_id)).one()
             scan = at.execute(select(series).where(series.c.uid == row.series_uid)).one()
@@ -196,8 +215,10 @@ class Fractions:
                     reasons=outcome.reasons,
                 )
         if isinstance(outcome, Match):
+            items = outcome.items if wish is None else wish.of(outcome.items)
+            methods = self._methods if wish is None or wish.methods is None else wish.methods
             try:
-                orders = self._orders(outcome, row)
+                orders = self._orders(outcome, row, items, methods)
             except UNUSABLE as error:  # else one damaged file would hold up everybody's
                 outcome = NeedsPerson(
                     question="structure_set", why=str(error), reasons=outcome.reasons
@@ -216,10 +237,20 @@ class Fractions:
                 or priors_of(at, scan.patient_key) != known.priors
             ):
                 return None  # one came, or was signed or withdrawn meanwhile: looked at again
+            stood = at.execute(
+                select(revision.c.matched).where(revision.c.id == revision_id)
+            ).scalar_one()
             at.execute(update(revision).where(revision.c.id == revision_id).values(matched=1))
-            self._write(at, row, scan, facts, outcome, orders, seen, current)
+            if _is_overtaken(at, row):
+                return []  # its turn came late: the newer one was matched, or will be
+            values = self._write(at, row, scan, facts, outcome, seen, current)
+            new = self._promise(at, scan, row.id, values, orders, wish)
+            # what is asked for of a match that stands is beside what was promised on it before
+            if not (stood and current and current.course_id == values["course_id"]):
+                news = new or current is None or current.state != values["state"]
+                self._take_back(at, row.series_uid, orders, news=news)
         log.info("series_matched", series=row.series_uid, outcome=type(outcome).__name__)
-        return bool(orders)
+        return [order_id(order) for _, order in orders]
 
     def answer(self, revision_id: str, answer: Answer, *, by: str) -> None:
         """A person answers the question of a fraction; it is matched again at once.
@@ -296,9 +327,11 @@ class Fractions:
             .limit(AT_A_LOOK)
         )
 
-    def _orders(self, found: Match, row: Row[Any]) -> list[tuple[Item, dict[str, Any]]]:
+    def _orders(
+        self, found: Match, row: Row[Any], items: Sequence[Item], methods: Sequence[str] | None
+    ) -> list[tuple[Item, dict[str, Any]]]:
         cbct_files = [digest for _, digest in row.members_json]
-        drawn = self._methods is None or any(is_network(method) for method in self._methods)
+        drawn = methods is None or any(is_network(method) for method in methods)
         return [
             (
                 item,
@@ -317,13 +350,13 @@ class Fractions:
                         vouched="; ".join(
                             r.sentence for r in found.reasons if r.rule == "answered"
                         ),
-                        methods=self._methods,
+                        methods=methods,
                     ),
                     self.evidence.archive,
                     network=self._served_network() if drawn else ("", ""),
                 ),
             )
-            for item in found.items
+            for item in items
         ]
 
     def _planning_ct(self, series_uid: str) -> Row[Any]:
@@ -347,10 +380,10 @@ class Fractions:
         scan: Row[Any],
         facts: SeriesFacts | None,
         outcome: Match | NeedsPerson | NotOurs,
-        orders: Sequence[tuple[Item, dict[str, Any]]],
         seen: int,
         asked: Row[Any] | None,
-    ) -> None:
+    ) -> dict[str, Any]:
+        """The fraction, as it is written down."""
         acquired = facts.acquired_at.isoformat() if facts and facts.acquired_at else ""
         values: dict[str, Any] = {
             "series_uid": row.series_uid,
@@ -369,7 +402,6 @@ class Fractions:
                 "reasons_json": [asdict(reason) for reason in outcome.reasons]
                 + [{"question": "doubt", "rule": "", "sentence": d} for d in outcome.doubts],
             }
-            self._promise(at, row, scan, course_id, acquired, orders)
         elif isinstance(outcome, NeedsPerson):
             question = {
                 "question": outcome.question,
@@ -394,6 +426,7 @@ class Fractions:
         at.execute(self.index.insert_new(fraction, values | made))
         at.execute(update(fraction).where(fraction.c.revision_id == row.id).values(**values))
         self._older_revisions(at, row)
+        return values
 
     def _course(self, at: Connection, patient_key: str, found: Match) -> str:
         parts = (patient_key, found.planning_ct_uid, found.structure_set_uid)
@@ -413,44 +446,66 @@ class Fractions:
     def _promise(
         self,
         at: Connection,
-        row: Row[Any],
         scan: Row[Any],
-        course_id: str,
-        acquired: str,
+        revision_id: str,
+        matched: dict[str, Any],
         orders: Sequence[tuple[Item, dict[str, Any]]],
-    ) -> None:
-        for item, order in orders:
-            origin = Origin(
-                patient_key=scan.patient_key,
-                acquired_at=acquired,
-                course_id=course_id,
-                revision_id=row.id,
-                asked_by=ASKED_BY,
-                priority=EVALUATION if scan.door == "cohort" else TODAY,
-                cohort=scan.sender if scan.door == "cohort" else None,
-            )
-            propagation_id = order_id(order)
-            self.propagations.open_within(at, propagation_id, order, origin)
-            older = at.execute(
-                select(propagation.c.id).where(
-                    propagation.c.cbct_series_uid == row.series_uid,
-                    propagation.c.course_id == course_id,
-                    propagation.c.id != propagation_id,
-                    propagation.c.superseded_by.is_(None),
-                    propagation.c.asked_by == ASKED_BY,
-                )
-            ).scalars()
-            same_roi = [o for o in older if self._is_of(at, o, item.roi.number)]
-            why = "superseded: more of the series, or another prior, is here"
-            for signed in self.propagations.supersede(at, same_roi, propagation_id, why):
-                self._notices.tell(at, Kind.SIGNED_OVERTAKEN, signed, newer=propagation_id)
+        wish: Wish | None,
+    ) -> bool:
+        """Whether anything of it is to be drawn that was not, or not any more."""
+        usual = EVALUATION if scan.door == "cohort" else TODAY
+        origin = Origin(
+            patient_key=scan.patient_key,
+            acquired_at=matched["acquired_at"],
+            course_id=matched["course_id"],
+            revision_id=revision_id,
+            asked_by=ASKED_BY if wish is None else wish.by,
+            priority=usual if wish is None else wish.priority,
+            cohort=scan.sender if scan.door == "cohort" else None,
+        )
+        opened = [
+            self.propagations.open_within(at, order_id(order), order, origin) for _, order in orders
+        ]
+        return any(opened)
 
-    @staticmethod
-    def _is_of(at: Connection, propagation_id: str, roi_number: int) -> bool:
-        order = at.execute(
-            select(propagation.c.order_json).where(propagation.c.id == propagation_id)
-        ).scalar_one()
-        return bool(order["roi_number"] == roi_number)
+    def _take_back(
+        self,
+        at: Connection,
+        series_uid: str,
+        orders: Sequence[tuple[Item, dict[str, Any]]],
+        *,
+        news: bool,
+    ) -> None:
+        """Nobody signs any more what was once promised on a scan and now is not.
+
+        While a question is open nothing is promised, so all of it is taken back; if the question
+        settles to the same match, `_promise` takes it up again. What is signed stays.
+
+        Args:
+            at: The transaction of the match.
+            series_uid: Of the scan.
+            orders: What is promised now.
+            news: Whether the match is another than before: signed contours are told of it once.
+        """
+        promised = {order_id(order): (item, order) for item, order in orders}
+        former = select(
+            propagation.c.id,
+            propagation.c.order_json[("structures", "sop_uid")].as_string().label("structures_uid"),
+            propagation.c.order_json["roi_number"].as_integer().label("roi_number"),
+            propagation.c.figures_json["roi_name"].as_string().label("roi_name"),
+        ).where(
+            propagation.c.cbct_series_uid == series_uid,
+            propagation.c.revision_id.is_not(None),  # what no match asked for stands by itself
+            propagation.c.superseded_by.is_(None),
+            propagation.c.id.not_in(promised),
+        )
+        for each in at.execute(former).all():
+            its = (new for new, one in promised.items() if _is_of_one_roi(each, *one))
+            newer = next(its, None)
+            why = MATCHED_ANEW if newer else TAKEN_BACK
+            for signed in self.propagations.supersede(at, [each.id], newer, why):
+                if news:
+                    self._notices.tell(at, Kind.SIGNED_OVERTAKEN, signed, newer=newer)
 
     @staticmethod
     def _older_revisions(at: Connection, row: Row[Any]) -> None:
@@ -460,6 +515,21 @@ class Fractions:
         at.execute(
             update(fraction).where(fraction.c.revision_id.in_(older)).values(state="superseded")
         )
+
+
+def _is_overtaken(at: Connection, row: Row[Any]) -> bool:
+    """Whether a revision is not the newest of its series."""
+    newer = select(revision.c.id).where(
+        revision.c.series_uid == row.series_uid, revision.c.number > row.number
+    )
+    return at.execute(newer).first() is not None
+
+
+def _is_of_one_roi(former: Row[Any], item: Item, order: dict[str, Any]) -> bool:
+    """Whether a former propagation carried that ROI: by number in one set, else by name."""
+    if former.structures_uid == order["structures"]["sop_uid"]:
+        return bool(former.roi_number == item.roi.number)
+    return bool(former.roi_name == item.roi.name)
 
 
 def _ae_title(scan: Row[Any]) -> str:

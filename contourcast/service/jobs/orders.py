@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
@@ -36,6 +37,8 @@ START_DECIMALS: Final = 9
 SIGNED_ROI: Final = 1
 Uid = str
 
+log = structlog.get_logger()
+
 
 class PropagationRequest(BaseModel):
     """What to draw, on which scan, from which contour."""
@@ -43,16 +46,22 @@ class PropagationRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     cbct: Uid = Field(description="Series Instance UID of today's CBCT.", max_length=64)
-    roi: str = Field(description="Name of the ROI to carry, or its number as `#7`.", max_length=256)
+    roi: str | None = Field(
+        default=None,
+        description="Name of the ROI to carry, or its number as `#7`; left out, with `structures` "
+        "and `planning_ct`: the only one that matching finds.",
+        max_length=256,
+    )
     planning_ct: Uid | None = Field(
         default=None,
-        description="Series Instance UID; left out: the one that the structure set was drawn on.",
+        description="Series Instance UID; left out: the one that the structure set was drawn on; "
+        "left out with `structures`: the one that matching finds.",
         max_length=64,
     )
     structures: Uid | None = Field(
         default=None,
         description="SOP Instance UID of the structure set of the planning CT; left out: the only "
-        "one here that was drawn on the planning CT.",
+        "one here that was drawn on the planning CT, or the one that matching finds.",
         max_length=64,
     )
     methods: list[str] | None = Field(
@@ -99,6 +108,8 @@ def make_order(
         NotFoundError: A series or an instance is not here.
         InputError: What was left out cannot be concluded, or the ROI is not in the set.
     """
+    if request.roi is None:
+        raise InputError("the ROI to carry is not named", remedy="name it: roi")
     structures = _structures(request, archive)
     drawn = read_structure_set(archive.path(structures))
     prior = _instance(archive, request.prior, "RTSTRUCT") if request.prior else None
@@ -236,8 +247,13 @@ def case_of(order: dict[str, Any], archive: Archive) -> Case:
         registrations=[_paths(each, archive)[0] for each in order["registrations"]],
         vouched=order["vouched"],
     )
-    start = _put_by_hand(order, case) or case.start or _shifted(order, case)
-    return replace(case, start=start, doubts=(*case.doubts, *order["doubts"]))
+    by_hand = _put_by_hand(order, case)
+    return replace(
+        case,
+        start=by_hand or case.start or _shifted(order, case),
+        start_is_settled=by_hand is not None,
+        doubts=(*case.doubts, *order["doubts"]),
+    )
 
 
 def _put_by_hand(order: dict[str, Any], case: Case) -> RigidTransform | None:
@@ -274,11 +290,9 @@ def _structures(request: PropagationRequest, archive: Archive) -> Kept:
             "neither a structure set nor a planning CT is named",
             remedy="name at least one: structures, planning_ct",
         )
-    fitting = [
-        kept
-        for kept in archive.of_modality("RTSTRUCT")
-        if request.planning_ct in read_structure_set(archive.path(kept)).referenced_series_uids
-    ]
+    _series(archive, request.planning_ct, "planning CT")
+    its = archive.of_patient(archive.patient_of(request.planning_ct), "RTSTRUCT")
+    fitting = [kept for kept in its if request.planning_ct in _named_by(kept, archive)]
     if len(fitting) == 1:
         return fitting[0]
     raise InputError(
@@ -286,6 +300,15 @@ def _structures(request: PropagationRequest, archive: Archive) -> Kept:
         uid=" ".join(kept.sop_uid for kept in fitting[:8]),
         remedy="name one: structures",
     )
+
+
+def _named_by(kept: Kept, archive: Archive) -> tuple[Uid, ...]:
+    """The series that a structure set was drawn on; none, where it cannot be read."""
+    try:
+        return read_structure_set(archive.path(kept)).referenced_series_uids
+    except InputError as error:
+        log.warning("structure_set_unreadable", kind=error.code, uid=kept.sop_uid)
+        return ()
 
 
 def _drawn_on(drawn: StructureSet, archive: Archive) -> Uid:

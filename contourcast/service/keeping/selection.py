@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from contourcast.service.archive import Archive
 from contourcast.service.index.tables import course, fraction, propagation, review
+from contourcast.service.intake.withdrawn import WITHDRAWN
 from contourcast.service.jobs.derived import result_key
 from contourcast.service.problems import NotFoundError
 from contourcast.service.store.blobs import fetch_all
@@ -19,7 +20,7 @@ OBJECTS: Final = ("RS.dcm", "REG.dcm")
 
 
 def files_of(archive: Archive, *, courses: Collection[str], series: Collection[str]) -> list[Path]:
-    """Files on this machine, each once.
+    """Files on this machine, each once; of what was signed, nothing that was rejected after all.
 
     Args:
         archive: Where they are.
@@ -27,21 +28,23 @@ def files_of(archive: Archive, *, courses: Collection[str], series: Collection[s
         series: Of each its instances.
 
     Raises:
-        NotFoundError: One of them is not here.
+        NotFoundError: One of them is not here, or nothing of it may be given out.
         StoreError: The store cannot be reached.
     """
     found: dict[Path, None] = {}
+    with archive.index.read() as at:
+        withdrawn = set(at.execute(WITHDRAWN).scalars())
     for course_id in courses:
-        found |= dict.fromkeys(_of_course(archive, course_id))
+        found |= dict.fromkeys(_of_course(archive, course_id, withdrawn))
     for uid in series:
-        members = archive.instances_of(uid)
+        members = [kept for kept in archive.instances_of(uid) if kept.sop_uid not in withdrawn]
         if not members:
             raise NotFoundError("no series of that UID is here", uid=uid, remedy="see /v1/series")
         found |= dict.fromkeys(archive.path(kept) for kept in members)
     return list(found)
 
 
-def _of_course(archive: Archive, course_id: str) -> Iterator[Path]:
+def _of_course(archive: Archive, course_id: str, withdrawn: set[str]) -> Iterator[Path]:
     with archive.index.read() as at:
         planned = at.execute(select(course).where(course.c.id == course_id)).first()
         if planned is None:
@@ -59,7 +62,7 @@ def _of_course(archive: Archive, course_id: str) -> Iterator[Path]:
                 review.c.course_id == course_id, review.c.structures_uid.is_not(None)
             )
         ).scalars()
-        sets = {planned.structures_uid, *signed}
+        sets = {planned.structures_uid, *signed} - withdrawn
     for uid in series:
         yield from (archive.path(kept) for kept in archive.instances_of(uid))
     yield from (archive.path(kept) for kept in archive.known(sets).values())

@@ -101,9 +101,7 @@ class Deliveries:
         Returns:
             Whether there is something that was not once tried.
         """
-        for archive in self._archives():
-            if job.origin.cohort and not archive.cohorts:
-                continue
+        for archive in self._archives(job.origin.cohort):
             if objects := wanted(archive, job.verdict, files):
                 self.outbox.put(at, destination=archive.name, propagation=job.id, objects=objects)
         return self.outbox.untried(at, job.id) > 0
@@ -120,6 +118,9 @@ class Deliveries:
         Returns:
             The ids of the deliveries.
         """
+        cohort = at.execute(
+            select(propagation.c.cohort_id).where(propagation.c.id == propagation_id)
+        ).scalar_one()
         return [
             self.outbox.put(
                 at,
@@ -127,12 +128,14 @@ class Deliveries:
                 propagation=propagation_id,
                 objects=[structure_set(archive, "signed", name, digest)],
             )
-            for archive in self._archives()
+            for archive in self._archives(cohort)
             if archive.signed
         ]
 
-    def _archives(self) -> list[Archive]:
-        return [d for d in self.destinations.values() if not isinstance(d, WebhookDestination)]
+    def _archives(self, cohort: str | None) -> list[Archive]:
+        """Those that want what is drawn of a cohort, or of a patient of today."""
+        archives = [d for d in self.destinations.values() if not isinstance(d, WebhookDestination)]
+        return [d for d in archives if d.cohorts or not cohort]
 
     # Sending
 

@@ -30,6 +30,7 @@ from contourcast.service.api.related import DICOM, RELATED, take_related
 from contourcast.service.archive import Archive, Sent, instance_key, patient_key
 from contourcast.service.index.tables import instance, propagation, series
 from contourcast.service.ingest import Answer
+from contourcast.service.intake.withdrawn import WITHDRAWN
 from contourcast.service.jobs.derived import result_key
 from contourcast.service.problems import NotFoundError, document_for
 
@@ -232,7 +233,7 @@ def _failure(answer: Answer) -> int:
 
 
 class _Ours:
-    """Everything that was made here, newest first."""
+    """Everything that was made here and was not withdrawn, newest first."""
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
@@ -291,7 +292,7 @@ class _Ours:
         query = (
             select(instance, series.c.patient_key)
             .join(series, series.c.uid == instance.c.series_uid)
-            .where(series.c.door == "ours")
+            .where(series.c.door == "ours", instance.c.sop_uid.not_in(WITHDRAWN))
             .order_by(instance.c.sop_uid)
         )
         if study is not None:

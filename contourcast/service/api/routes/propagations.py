@@ -8,12 +8,13 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel, Field
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import Connection, func, select, tuple_
 
 from contourcast.service.access.guard import note
 from contourcast.service.api.asked import caller_of, only_own, remember, require_seen
@@ -21,6 +22,7 @@ from contourcast.service.api.conditional import etag, require_unchanged
 from contourcast.service.api.context import PRIVATE, Context, a_file, also, in_thread
 from contourcast.service.api.paging import USUAL, Cursor, Limit, after, lead_on
 from contourcast.service.index.tables import event, propagation
+from contourcast.service.intake.asking import ask, is_matched
 from contourcast.service.intake.states import State
 from contourcast.service.jobs.orders import (
     PropagationRequest,
@@ -29,8 +31,16 @@ from contourcast.service.jobs.orders import (
     settings_of,
     wants_network,
 )
-from contourcast.service.jobs.propagations import EVALUATION, TODAY, Event, Job, Origin
+from contourcast.service.jobs.propagations import (
+    BEGUN_AGAIN,
+    EVALUATION,
+    TODAY,
+    Event,
+    Job,
+    Origin,
+)
 from contourcast.service.problems import (
+    ForbiddenTransitionError,
     NotFoundError,
     NotReadyError,
     Problem,
@@ -118,7 +128,7 @@ def routes(context: Context) -> APIRouter:
         "/v1/propagations",
         status_code=202,
         response_model=PropagationAnswer,
-        responses=also(200, {"model": PropagationAnswer}) | document_for(404, 503, 507),
+        responses=also(200, {"model": PropagationAnswer}) | document_for(404, 409, 503, 507),
     )
     async def post_propagation(
         order: PropagationOrder,
@@ -128,7 +138,10 @@ def routes(context: Context) -> APIRouter:
             str, Header(description="`wait=20`: 200 with the result if it is done in time.")
         ] = "",
     ) -> Any:
-        """Ask for today's contours. The same request again is the same propagation."""
+        """Ask for today's contours. The same request again is the same propagation.
+
+        Of a scan alone, matching says to what it belongs; what it has to ask a person is 409.
+        """
         by = caller_of(request).name
         job, new = await in_thread(functools.partial(_open, context, order, by=by))
         wanted = PREFERRED.search(prefer)
@@ -202,7 +215,7 @@ def routes(context: Context) -> APIRouter:
             str | None, Header(description="The ETag of what was looked at.")
         ] = None,
     ) -> PropagationAnswer:
-        """Stop it. What was written stays; asked for again, it is taken up again."""
+        """Stop it. What was written stays; asked for again, or retried, it is taken up again."""
         await in_thread(require_seen, request, index, propagation)
         seen = await in_thread(records.propagations.job, propagation)
         require_unchanged(if_match, await in_thread(shown, seen, records))
@@ -210,6 +223,35 @@ def routes(context: Context) -> APIRouter:
             records.propagations.cancel, propagation, by=caller_of(request).name
         )
         return await in_thread(shown, await in_thread(cancel), records)
+
+    @router.post(
+        "/v1/propagations/{propagation}/retry",
+        status_code=202,
+        responses=document_for(404, 409, 412, 503),
+    )
+    async def retry_propagation(
+        propagation: str,
+        request: Request,
+        response: Response,
+        if_match: Annotated[
+            str | None, Header(description="The ETag of what was looked at.")
+        ] = None,
+    ) -> PropagationAnswer:
+        """Try again what failed or was cancelled; what was superseded while nothing replaced it."""
+        await in_thread(require_seen, request, index, propagation)
+        seen = await in_thread(records.propagations.job, propagation)
+        require_unchanged(if_match, await in_thread(shown, seen, records))
+        retry = functools.partial(
+            records.propagations.retry,
+            propagation,
+            most=context.settings.waiting_limit,
+            require=_require_stopped,
+        )
+        job = await in_thread(retry)
+        await in_thread(remember, index, propagation, caller_of(request).name)
+        response.headers.update(RETRY_AFTER)
+        response.headers["Location"] = f"/v1/propagations/{propagation}"
+        return await in_thread(shown, job, records)
 
     @router.get(
         "/v1/propagations/{propagation}/events",
@@ -344,6 +386,17 @@ def _shown(job: Job, last: Event, stale: StaleItem | None) -> PropagationAnswer:
 
 def _open(context: Context, order: PropagationOrder, *, by: str) -> tuple[Job, bool]:
     settings_of(order.methods, order.focus)  # refuses a wrong name before anything is read
+    if is_matched(order):
+        job, new = ask(
+            context.fractions,
+            order,
+            by=by,
+            priority=PRIORITIES[order.priority],
+            automatic=context.settings.intake == "automatic",
+            most=context.settings.waiting_limit,
+        )
+        remember(context.records.index, job.id, by)
+        return job, new
     network = context.served_network() if wants_network(order) else ("", "")
     archive = context.records.archive
     asked_for = make_order(order, archive, network=network)
@@ -358,6 +411,26 @@ def _open(context: Context, order: PropagationOrder, *, by: str) -> tuple[Job, b
     )
     remember(context.records.index, job.id, by)
     return job, new
+
+
+def _require_stopped(at: Connection, job: Job) -> None:
+    """Refuses to begin again what runs or is done, and what something newer replaces.
+
+    Raises:
+        ForbiddenTransitionError: It is so.
+    """
+    if job.state not in BEGUN_AGAIN:
+        raise ForbiddenTransitionError(
+            f"a propagation that is {job.state.value} cannot be tried again",
+            remedy="only what failed, was cancelled or was superseded by nothing can",
+        )
+    if job.state is State.SUPERSEDED:
+        # with nothing in its place: would it be the newest word on its scan?
+        stale = stale_of(at, job if job.superseded_by else replace(job, state=State.MATCHED))
+        if stale is not None:
+            raise ForbiddenTransitionError(
+                stale.why, remedy="open the worklist again, and go on with the newer one"
+            )
 
 
 def _number(last_event_id: str) -> int:
