@@ -43,6 +43,8 @@ NAMES: Final = {
     "pictures": "overlay.png",
 }
 HERE: Final = ("stored", "already")
+# Slices are missing, and nobody waits for them; a person may know it already.
+GAPPED: Final = ("incomplete", "dismissed")
 
 
 class ServerError(ContourcastError):
@@ -74,8 +76,9 @@ class Result:
     """What came of one scan.
 
     Attributes:
-        id: Of the propagation; of the open question, where a person has to answer one first.
-        state: ``awaiting_review``, ``failed``, ``needs_person`` …
+        id: Of the propagation; of the open question, where a person has to answer one first; empty
+            where the scan is not whole.
+        state: ``awaiting_review``, ``failed``, ``needs_person``, ``incomplete`` …
         verdict: ``accept``, ``look``, ``reject``; empty when nothing was drawn.
         problem: What is wrong, or asked.
         files: What was fetched.
@@ -176,8 +179,8 @@ class Client:
         jobs = [self.ask(**request)] if request else list(self._matched(sent, on_step, limit_s))
         results = []
         for job in jobs:
-            if "question" in job:
-                results.append(_asked(job))
+            if "unmatched" in job:
+                results.append(_unmatched(job))
                 continue
             ended = self.wait(job["id"], on_step=on_step, limit_s=limit_s)
             fetched = self.fetch(ended["id"], out / ended["id"]) if ended["verdict"] else []
@@ -215,11 +218,16 @@ class Client:
         return sent
 
     def complete(self, sent: Sequence[SentFile]) -> None:
-        """Says of each series that was sent how many instances are all."""
+        """Says of each series that was sent how many instances are all.
+
+        Nothing is said while a file is not there, refused or in conflict: of which series it would
+        have been one cannot always be read, and a scan that lacks a slice is not whole.
+        """
+        if any(file.outcome not in HERE for file in sent):
+            return
         counts: dict[str, set[str]] = {}
         for file in sent:
-            if file.outcome in HERE:
-                counts.setdefault(file.series_instance_uid, set()).add(file.sop_instance_uid)
+            counts.setdefault(file.series_instance_uid, set()).add(file.sop_instance_uid)
         for series, instances in counts.items():
             self._ask("PUT", f"/v1/series/{series}/completion", json={"instances": len(instances)})
 
@@ -282,22 +290,24 @@ class Client:
     def _matched(
         self, sent: Sequence[SentFile], on_step: OnStep, limit_s: float
     ) -> Iterator[dict[str, Any]]:
-        """What the service opened by itself on the scans among the files; questions, too."""
+        """What the service opened by itself on the scans among the files; what it did not, too."""
         until_s = time.monotonic() + limit_s
         for uid in sorted({f.series_instance_uid for f in sent if f.outcome in HERE}):
-            while True:
-                series = self._json("GET", f"/v1/series/{uid}")
-                last = series["revisions"][-1] if series["revisions"] else {"match": None}
-                if series["modality"] != "CT" or last["match"] is not None:
-                    break
+            while _is_undecided(series := self._json("GET", f"/v1/series/{uid}")):
                 on_step(series["reason"] or "waiting for the series to be whole", 0.0)
                 self._require_time(until_s)
                 self._sleep(LOOK_S)
-            if last["match"] == "needs_person":
-                yield {"id": last["id"], "cbct": uid, "question": True}
-            elif last["match"] == "matched":
+            newest = _newest(series)
+            if series["modality"] != "CT":
+                continue
+            if series["state"] in GAPPED:
+                yield {"id": "", "cbct": uid, "unmatched": "incomplete", "why": series["reason"]}
+            elif newest["match"] == "needs_person":
+                why = "a person has to say to what it belongs: see /v1/courses"
+                yield {"id": newest["id"], "cbct": uid, "unmatched": "needs_person", "why": why}
+            elif newest["match"] == "matched":
                 found = self._json("GET", "/v1/propagations", params={"cbct": uid})
-                yield from (p for p in found["propagations"] if p["superseded_by"] is None)
+                yield from (p for p in found["propagations"] if p["state"] != "superseded")
 
     def _fetch(self, link: str, path: Path) -> Path:
         headers = {}
@@ -450,11 +460,24 @@ def _result(job: Mapping[str, Any], files: Sequence[Path]) -> Result:
     )
 
 
-def _asked(job: Mapping[str, Any]) -> Result:
+def _unmatched(job: Mapping[str, Any]) -> Result:
     return Result(
-        id=job["id"],
-        cbct=job["cbct"],
-        state="needs_person",
-        verdict="",
-        problem="a person has to say to what it belongs: see /v1/courses",
+        id=job["id"], cbct=job["cbct"], state=job["unmatched"], verdict="", problem=job["why"]
     )
+
+
+def _is_undecided(series: Mapping[str, Any]) -> bool:
+    """Whether it is not known yet what becomes of a scan.
+
+    The match of an older revision says nothing once another slice has come.
+    """
+    if series["modality"] != "CT" or series["state"] in GAPPED:
+        return False
+    newest = _newest(series)
+    return (
+        series["state"] != "whole" or newest["id"] != series["revision"] or newest["match"] is None
+    )
+
+
+def _newest(series: Mapping[str, Any]) -> Mapping[str, Any]:
+    return series["revisions"][-1] if series["revisions"] else {"id": None, "match": None}

@@ -22,9 +22,13 @@ Data = Annotated[Path | None, typer.Option(help="Folder for all that is kept.")]
 def rebuild(data: Data = None) -> None:
     """Fill an empty index from the store alone, after the database was lost."""
     from contourcast.service.keeping.rebuild import rebuild as bring_back
+    from contourcast.service.keeping.rebuild import send_again
+    from contourcast.service.pacs.deliveries import Deliveries
 
-    with _records(data, role="rebuild") as (records, _):
+    with _records(data, role="rebuild") as (records, settings):
+        deliveries = Deliveries(records, settings.destinations)
         found = bring_back(records.archive)
+        send_again(deliveries)
         _record(records, "update", "rebuild")
     typer.echo(f"{found.instances} instances, {found.conflicts} set aside as before")
     typer.echo(", ".join(f"{name} {number}" for name, number in found.rows.items()))

@@ -87,7 +87,7 @@ def send(
         typer.echo(", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items())))
         for result in results:
             said = result.verdict or result.problem
-            typer.echo(f"{result.id}  {result.state}  {said}")
+            typer.echo(f"{result.id or result.cbct}  {result.state}  {said}")
     if any(result.verdict == "" for result in results):
         raise typer.Exit(UNDONE)
     if any(result.verdict == "reject" for result in results):

@@ -23,10 +23,10 @@ WORKER_ENDS_S = 45.0
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what this machine has: device, scan backend, codecs, elastix, weights."""
+    """Say what this machine has: device, codecs, elastix, weights, database, encryption."""
     from contourcast.service.doctor import examine
 
-    findings = examine()
+    findings = examine(_settings())
     if as_json:
         typer.echo(json.dumps(findings, indent=1))
         return

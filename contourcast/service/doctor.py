@@ -7,9 +7,16 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
 
-def examine() -> dict[str, str]:
-    """A sentence for each thing that decides how fast, or whether, Contourcast works here."""
+from contourcast.service.api.routes.page_files import BUILT
+from contourcast.service.settings import ServiceSettings
+from contourcast.service.store.at_rest import encryption_of
+
+
+def examine(settings: ServiceSettings) -> dict[str, str]:
+    """A sentence for each thing that decides how fast, how safely, or whether it works here."""
     import torch
 
     from contourcast.models.predictor import load_network
@@ -35,7 +42,23 @@ def examine() -> dict[str, str]:
             "itk-rtk", "image-domain form: pip install contourcast[simulation]"
         ),
         "jobs": f"dbos {version('dbos')}",
+        "database": _database(settings),
+        "data": encryption_of(settings.data_folder),
+        "review page": "built" if (BUILT / "index.html").is_file() else "not built: make page",
     }
+
+
+def _database(settings: ServiceSettings) -> str:
+    if not settings.database_url:
+        return "SQLite, embedded"
+    engine = create_engine(settings.database_url)
+    try:
+        with engine.connect() as at:
+            return f"PostgreSQL {at.execute(text('show server_version')).scalar()}"
+    except SQLAlchemyError as error:
+        return f"PostgreSQL does not answer: {type(error).__name__}"
+    finally:
+        engine.dispose()
 
 
 def _codecs() -> list[str]:

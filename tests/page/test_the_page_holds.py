@@ -107,6 +107,33 @@ def test_every_text_is_there_in_chinese_too(browser: Any, clinic: Department) ->
         assert ann.page.evaluate("document.documentElement.lang") == "zh-Hans"
 
 
+def test_what_editing_costs_is_drawn_month_by_month(browser: Any, clinic: Department) -> None:
+    months = [
+        {"month": f"2026-0{n}", "signed": 9, "edited": 3, "median_surface_dice_1mm": 0.7 + n / 20}
+        for n in (1, 2, 4)
+    ]
+    editing = {
+        "method": "rigid",
+        "signed": 27,
+        "unchanged": 18,
+        "edited": 9,
+        "rejected": 1,
+        "median_surface_dice_1mm": 0.8,
+        "median_mean_surface_mm": 0.6,
+        "median_seconds": 40,
+        "months": months,
+    }
+    with person(browser, clinic, "ann") as ann:
+        ann.forge("**/v1/statistics/editing", lambda told: told.update(methods=[editing]))
+        ann.open(clinic.looked_at)
+        ann.page.keyboard.press("j")
+        drawn = ann.page.locator(".chart-figure", has_text="median of each month")
+        expect(drawn.locator("circle")).to_have_count(3)
+        expect(drawn.locator("circle title").last).to_have_text("rigid · 2026-04: 0.90")
+        drawn.scroll_into_view_if_needed()
+        ann.picture("statistics")
+
+
 def test_settings_are_kept_and_obeyed(browser: Any, clinic: Department) -> None:
     with person(browser, clinic, "ann") as ann:
         ann.page.keyboard.press("Control+,")

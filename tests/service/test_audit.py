@@ -307,13 +307,28 @@ def test_an_export_is_read_back_line_by_line(log: Index) -> None:
             read_export([lines[0], wrong])
 
 
+def test_whatever_was_touched_is_in_the_log_in_as_many_rows_as_it_needs(log: Index) -> None:
+    """A page of the worklist holds up to 500 patients, and each of them was looked at."""
+    touched = tuple(f"1.2.{n}" for n in range(2 * MOST_OBJECTS + 50))
+    seen = Happening.by(caller(Role.VIEWER), What.READ, action="GET /v1/worklist", objects=touched)
+    assert record(log, seen) == 5 + 3
+    added = [row.happening for row in rows(log, after=5)]
+    assert [len(one["objects"]) for one in added] == [MOST_OBJECTS, MOST_OBJECTS, 50]
+    assert tuple(uid for one in added for uid in one["objects"]) == touched
+    assert {(one["who"], one["action"]) for one in added} == {(seen.who, seen.action)}
+    assert verify(log) is None
+    assert record(log, happening()) == 9
+    assert verify(log) is None
+
+
 @given(said=st.text(max_size=300), objects=st.lists(st.text(max_size=20), max_size=120))
 def test_whatever_is_said_becomes_one_printable_line_and_one_xml(
     said: str, objects: list[str]
 ) -> None:
-    fields = Happening(
+    said_so = Happening(
         what=What.QUERY, who=said, action=said, patient=said, objects=tuple(objects), detail=said
-    ).fields()
+    )
+    fields = said_so.in_rows()[0].fields()
     digest = digest_of(number=1, at="2026-03-02T12:00:00+00:00", happening=fields, previous="")
     row = Row(
         number=1,

@@ -273,14 +273,83 @@ def test_a_state_file_that_was_cut_off_costs_a_second_sending(tmp_path: Path) ->
     assert json.loads(state.read_text())
 
 
+def looked_at(match: str | None, *, state: str = "whole", revision: str = "ab") -> dict[str, Any]:
+    """A scan as the server tells of it, whose last revision is ``ab``."""
+    last = {"id": "ab", "match": match}
+    return {
+        "modality": "CT", "state": state, "reason": f"it is {state}",
+        "revision": revision, "revisions": [last],
+    }  # fmt: skip
+
+
 def test_a_scan_that_a_person_has_to_place_is_told(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x")
-    series = {"modality": "CT", "reason": "", "revisions": [{"id": "ab", "match": "needs_person"}]}
 
     def answer(number: int) -> Response:
-        return JSONResponse(stored() if number == 1 else series)
+        return JSONResponse(stored() if number == 1 else looked_at("needs_person"))
 
     with troubled(answer) as (url, _), Client(url) as client:
         (result,) = client.run([tmp_path / "a"], out=tmp_path / "out")
     assert (result.state, result.verdict, result.id) == ("needs_person", "", "ab")
     assert "/v1/courses" in result.problem
+
+
+def test_while_a_scan_arrives_the_match_of_what_was_there_before_is_no_answer(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    looks = [
+        looked_at("matched", state="arriving"),
+        looked_at("matched", revision="newer"),
+        looked_at(None),
+        looked_at("needs_person"),
+    ]
+    waits: list[float] = []
+
+    def answer(number: int) -> Response:
+        return JSONResponse(stored() if number == 1 else looks[max(number - 3, 0)])
+
+    with troubled(answer) as (url, _), Client(url, sleep=waits.append) as client:
+        (result,) = client.run([tmp_path / "a"], out=tmp_path / "out")
+    assert (result.state, len(waits)) == ("needs_person", len(looks) - 1)
+
+
+def test_a_scan_that_lacks_a_slice_is_a_result_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+
+    def answer(number: int) -> Response:
+        old = looked_at("matched", state="incomplete")
+        return JSONResponse(stored() if number == 1 else old)
+
+    with troubled(answer) as (url, _), Client(url) as client:
+        (result,) = client.run([tmp_path / "a"], out=tmp_path / "out")
+    assert (result.id, result.cbct, result.state) == ("", "1.2", "incomplete")
+    assert (result.verdict, result.problem) == ("", "it is incomplete")
+
+
+def test_what_was_superseded_is_no_result_with_or_without_a_successor(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    old = {"id": "p1", "state": "superseded", "superseded_by": None}
+
+    def answer(number: int) -> Response:
+        answers = [stored(), {}, looked_at("matched"), {"propagations": [old]}]
+        return JSONResponse(answers[number - 1])
+
+    with troubled(answer) as (url, asked), Client(url) as client:
+        assert client.run([tmp_path / "a"], out=tmp_path / "out") == []
+    assert asked[-1] == "GET /v1/propagations"
+
+
+@pytest.mark.parametrize("outcome", ["refused", "conflict"])
+def test_nothing_is_called_whole_while_a_file_is_not_there(outcome: str) -> None:
+    def one(sop_uid: str, series_uid: str, outcome: str) -> SentFile:
+        return SentFile(
+            path="", outcome=outcome, sop_instance_uid=sop_uid, series_instance_uid=series_uid
+        )
+
+    here = [one("1.1", "1", "stored"), one("2.1", "2", "already")]
+    with troubled(lambda _: JSONResponse({})) as (url, asked), Client(url) as client:
+        client.complete([*here, one("", "", outcome)])
+        assert asked == []
+        client.complete(here)
+    assert asked == ["PUT /v1/series/1/completion", "PUT /v1/series/2/completion"]

@@ -143,6 +143,17 @@ def test_an_evaluation_goes_where_that_is_wanted_alone(tmp_path: Path, results: 
         assert [one.destination for one in house.deliveries.list()] == ["study"]
 
 
+def test_a_signed_evaluation_goes_where_that_is_wanted_alone(tmp_path: Path, results: Path) -> None:
+    archives = [web("clinic", NOBODY), web("study", NOBODY, cohorts=True)]
+    with outgoing(tmp_path, archives) as house:
+        for name, cohort in (("p1", "c1"), ("p2", None)):
+            _, files = house.begin(name, results=results, cohort=cohort)
+            with house.records.index.write() as at:
+                house.deliveries.plan_signed(at, name, "RS.dcm", files["RS.dcm"])
+        went = [(one.propagation, one.destination) for one in house.deliveries.list()]
+        assert went == [("p2", "study"), ("p2", "clinic"), ("p1", "study")]
+
+
 def test_a_plan_that_is_rolled_back_never_was(tmp_path: Path, results: Path) -> None:
     with outgoing(tmp_path, [web("a", NOBODY)]) as house:
         job, files = house.begin(results=results)

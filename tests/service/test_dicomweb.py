@@ -474,6 +474,54 @@ def test_a_count_that_is_not_given_is_none() -> None:
         assert [one.count for one in client.series()] == [None, None]
 
 
+def test_a_question_takes_so_many_bytes_and_no_more_over_all_pages() -> None:
+    sent = 0
+
+    def another_page(asked: Asked) -> Says:
+        nonlocal sent
+        at = asked.path.rpartition("offset=")[2]
+        page = [found(f"1.{at}.{n}", **{"0008103E": "x" * 16_000}) for n in range(250)]
+        body = json.dumps(page).encode()
+        sent += len(body)
+        return Says(body=body)
+
+    with (
+        stub(another_page) as server,
+        client_of(server) as client,
+        pytest.raises(PeerError, match="without end; ask for less"),
+    ):
+        client.series(modality="CT")
+    assert 64 * MIB < sent < 72 * MIB
+
+
+def test_a_question_takes_so_many_matches_and_no_more() -> None:
+    asked_for = 0
+
+    def another_page(asked: Asked) -> Says:
+        nonlocal asked_for
+        asked_for += 500
+        at = asked.path.rpartition("offset=")[2]
+        return Says(body=json.dumps([found(f"1.{at}.{n}") for n in range(500)]).encode())
+
+    with (
+        stub(another_page) as server,
+        client_of(server) as client,
+        pytest.raises(PeerError, match="without end; ask for less"),
+    ):
+        client.series()
+    assert asked_for == 20_500
+
+
+def test_of_an_answer_no_more_is_kept_than_is_read(tmp_path: Path) -> None:
+    told = found("1.1", **{"0008103E": "d" * MIB, "00080060": "CT", "00104000": "c" * MIB})
+    with (
+        stub(lambda asked: Says(body=json.dumps([told]).encode())) as server,
+        client_of(server) as client,
+    ):
+        (one,) = client.series(modality="CT")
+    assert (one.modality, one.description) == ("CT", "d" * 1024)
+
+
 def test_an_answer_without_content_finds_nothing() -> None:
     with stub(lambda asked: Says(status=204)) as server, client_of(server) as client:
         assert client.series() == []

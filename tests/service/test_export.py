@@ -17,9 +17,11 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID, JPEG2000Lossless, generate_uid
 
 from contourcast.imaging.dicom.ct_series import read_ct_series
+from contourcast.imaging.dicom.instance import read_header
 from contourcast.imaging.dicom.registration_in import read_registration
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set, require_drawn_on
 from contourcast.imaging.errors import ContourcastError, DicomError
+from contourcast.service.index.tables import course, review
 from contourcast.service.keeping.export import (
     METHODS,
     Pseudonyms,
@@ -28,7 +30,8 @@ from contourcast.service.keeping.export import (
     deidentify,
     export,
 )
-from contourcast.service.problems import SettingsError
+from contourcast.service.keeping.selection import files_of
+from contourcast.service.problems import NotFoundError, SettingsError
 from support.data import peer_module
 from support.dicom_factory import (
     CtFiles,
@@ -38,6 +41,9 @@ from support.dicom_factory import (
     make_structure_set,
     uid,
 )
+from support.records import looking_into
+from support.review import take
+from support.rows import add
 from support.validators import dciodvfy
 
 SITE = Pseudonyms(key=b"the key of a site that is long enough")
@@ -428,3 +434,41 @@ def test_nothing_that_the_table_of_the_standard_takes_out_stays(tmp_path: Path) 
         elif vr != "TM" and str(left.value) == str(DataElement(tag, vr, value).value):
             stayed.append((keyword, action, vr))
     assert not stayed
+
+
+# Which files
+
+
+def test_what_was_signed_and_rejected_after_all_is_not_given_out(
+    ct: CtFiles, tmp_path: Path
+) -> None:
+    def drawn(name: str) -> Path:
+        return make_structure_set(tmp_path / f"{name}.dcm", {"GTV": []}, reference=ct, name=name)
+
+    sets = [drawn(name) for name in ("plan", "withdrawn", "stands")]
+    with looking_into(tmp_path / "data") as records:
+        take(records, [*ct.paths, *sets])
+        for number, propagation, decision, name in (
+            (1, "p1", "approved", "withdrawn"),
+            (2, "p1", "rejected", ""),
+            (3, "p2", "edited", "stands"),
+        ):
+            add(
+                records.index,
+                review,
+                number=number,
+                propagation=propagation,
+                course_id="c1",
+                decision=decision,
+                structures_uid=uid(f"{name} instance") if name else None,
+            )
+        add(records.index, course, id="c1", structures_uid=uid("plan instance"))
+        given = files_of(records.archive, courses=["c1"], series=[])
+        assert {read_header(path).sop_instance_uid for path in given} == {
+            uid("plan instance"),
+            uid("stands instance"),
+        }
+        (alone,) = files_of(records.archive, courses=[], series=[uid("stands series")])
+        assert read_header(alone).sop_instance_uid == uid("stands instance")
+        with pytest.raises(NotFoundError):
+            files_of(records.archive, courses=[], series=[uid("withdrawn series")])

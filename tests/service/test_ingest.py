@@ -27,6 +27,7 @@ from support.dicom_factory import (
     CtFiles,
     disc,
     make_ct_series,
+    make_plan,
     make_registration,
     make_structure_set,
     uid,
@@ -220,6 +221,63 @@ def test_structure_sets_and_registrations_conflict_by_what_they_say(
     assert outcomes(same) == ["already", "already"]
     other = take(archive, *both(9.0, unchanged))
     assert outcomes(other) == ["conflict", "conflict"]
+
+
+def _rejected(dataset: FileDataset) -> None:
+    dataset.ApprovalStatus = "REJECTED"
+
+
+def _of_another_frame(dataset: FileDataset) -> None:
+    dataset.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID = uid("elsewhere")
+    for roi in dataset.StructureSetROISequence:
+        roi.ReferencedFrameOfReferenceUID = uid("elsewhere")
+
+
+def _series_of(dataset: FileDataset) -> FileDataset:
+    frame = dataset.ReferencedFrameOfReferenceSequence[0]
+    found: FileDataset = frame.RTReferencedStudySequence[0].RTReferencedSeriesSequence[0]
+    return found
+
+
+def _on_another_series(dataset: FileDataset) -> None:
+    _series_of(dataset).SeriesInstanceUID = uid("another series")
+
+
+def _on_fewer_slices(dataset: FileDataset) -> None:
+    del _series_of(dataset).ContourImageSequence[0]
+
+
+@pytest.mark.parametrize(
+    "change", [_rejected, _of_another_frame, _on_another_series, _on_fewer_slices]
+)
+def test_a_structure_set_of_the_same_contours_that_counts_otherwise_is_a_conflict(
+    archive: Archive, ct: CtFiles, tmp_path: Path, change: Callable[[FileDataset], None]
+) -> None:
+    loops = {"GTV": [disc((0, 0, -27), 8.0)]}
+    take(archive, make_structure_set(tmp_path / "rs.dcm", loops, reference=ct))
+    other = make_structure_set(tmp_path / "other.dcm", loops, reference=ct, change=change)
+    assert outcomes(take(archive, other)) == ["conflict"]
+
+
+def test_a_plan_is_the_same_while_it_ties_and_counts_the_same(
+    archive: Archive, tmp_path: Path
+) -> None:
+    def named(dataset: FileDataset) -> None:
+        dataset.PatientName, dataset.IssuerOfPatientID = "Corrected^Name", "elsewhere"
+
+    def damaged(dataset: FileDataset) -> None:
+        del dataset.ReferencedStructureSetSequence
+
+    def unapproved(dataset: FileDataset) -> None:
+        dataset.ApprovalStatus = "UNAPPROVED"
+
+    assert outcomes(take(archive, make_plan(tmp_path / "plan.dcm"))) == ["stored"]
+    assert outcomes(take(archive, make_plan(tmp_path / "again.dcm", change=named))) == ["already"]
+    for change in (unapproved, damaged):
+        other = make_plan(tmp_path / "other.dcm", change=change)
+        assert outcomes(take(archive, other)) == ["conflict"]
+    moved = make_plan(tmp_path / "moved.dcm", structures_uid=uid("another set"))
+    assert outcomes(take(archive, moved)) == ["conflict"]
 
 
 def test_what_is_no_dicom_or_none_that_we_use_is_refused_and_leaves_nothing(

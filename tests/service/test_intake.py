@@ -28,19 +28,27 @@ from contourcast.service.intake.arriving import AT_A_LOOK, Arriving
 from contourcast.service.intake.evidence import Evidence
 from contourcast.service.intake.fractions import Fractions
 from contourcast.service.intake.outcomes import Answer, Known
+from contourcast.service.intake.rematching import match_again
 from contourcast.service.intake.rules import SiteRules
 from contourcast.service.intake.states import State
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.jobs.steps import Steps
 from contourcast.service.pacs.notices import Notices
-from contourcast.service.problems import ConflictError, ForbiddenTransitionError, StoreError
+from contourcast.service.problems import (
+    ChangedError,
+    ConflictError,
+    ForbiddenTransitionError,
+    StoreError,
+)
 from contourcast.service.records import Records, open_records
 from contourcast.service.review.decisions import Reviews
+from contourcast.service.review.stale import stale_of
 from contourcast.service.settings import ServiceSettings
+from support.dicom_factory import make_plan
 from support.postgres import postgres
 from support.records import looking_into
 from support.rows import add
-from support.treatment import Treatment, make_treatment
+from support.treatment import Treatment, make_replan, make_treatment
 
 LATER = timedelta(seconds=20)
 SETTINGS = ServiceSettings(disk_reserve_mib=0)
@@ -273,6 +281,10 @@ def other_content(path: Path, to: Path, *, value: int) -> Path:
     return to
 
 
+def job_of(department: Department, job: Job) -> Job:
+    return department.records.propagations.job(job.id)
+
+
 def open_questions(department: Department) -> dict[str, dict[str, Any]]:
     rows = department.rows(fraction)
     return {row.series_uid: row.question_json for row in rows if row.state == "needs_person"}
@@ -332,6 +344,218 @@ def test_a_second_content_of_the_plan_is_a_question_of_what_nobody_has_signed(
     asked = open_questions(department)
     assert set(asked) == {second.series_uid}, "what was signed stays; the other patient's stays"
     assert asked[second.series_uid]["question"] == "conflict"
+
+
+# A match that was taken back
+
+
+def test_a_question_about_what_was_drawn_takes_it_off_the_worklist_until_it_is_answered(
+    department: Department, patients: tuple[Treatment, Treatment], tmp_path: Path
+) -> None:
+    patient = patients[0]
+    department.send([*patient.plan_paths, *patient.fractions[0].paths])
+    department.wait()
+    (job,) = department.jobs().values()
+    drawn = department.draw(job)
+    department.send([other_content(patient.structures, tmp_path / "again.dcm", value=3)])
+    department.wait()
+    (question,) = open_questions(department).values()
+    taken_back = job_of(department, job)
+    assert (taken_back.state, taken_back.superseded_by) == (State.SUPERSEDED, None)
+    with department.records.index.read() as at:
+        stale = stale_of(at, taken_back)
+    assert stale is not None
+    assert "is in question" in stale.why
+    with pytest.raises(ChangedError, match="is in question"):
+        department.reviews.approve(drawn, method="translation", reviewer="Someone", seen=0)
+
+    (asked,) = (row for row in department.rows(fraction) if row.state == "needs_person")
+    first = question["choices"][0]["value"]
+    department.fractions.answer(
+        asked.revision_id, Answer(question="conflict", choice=(first,)), by="somebody"
+    )
+    (vouched,) = department.jobs().values()
+    taken_back = job_of(department, job)
+    assert taken_back.superseded_by == vouched.id, "whoever has it open is led to the new one"
+    assert department.told().count("signed.overtaken") == 0
+
+
+def test_what_a_person_says_is_not_ours_is_not_signed(
+    department: Department, patients: tuple[Treatment, Treatment], tmp_path: Path
+) -> None:
+    patient = patients[0]
+    department.send([*patient.plan_paths, *patient.fractions[0].paths])
+    department.wait()
+    (job,) = department.jobs().values()
+    drawn = department.draw(job)
+    department.send([other_content(patient.structures, tmp_path / "again.dcm", value=3)])
+    department.wait()
+    (asked,) = (row for row in department.rows(fraction) if row.state == "needs_person")
+    none = Answer(question="conflict", choice=("none",))
+    department.fractions.answer(asked.revision_id, none, by="physicist")
+    assert not department.jobs()
+    with pytest.raises(ChangedError, match="is in question, or"):
+        department.reviews.approve(drawn, method="translation", reviewer="Someone", seen=0)
+
+
+def test_a_replan_that_a_person_chooses_takes_the_place_of_what_was_drawn_on_the_former(
+    department: Department, tmp_path: Path
+) -> None:
+    patient = make_treatment(tmp_path / "a", patient="A", fractions=2, seed=1)
+    planning, structures = make_replan(
+        tmp_path / "replan", patient="A", ct_day="20260104", day="20260104", seed=5, name="A2"
+    )
+    first, second = patient.fractions
+    department.send(patient.paths)
+    department.wait()
+    before = {uid: department.draw(job) for uid, job in department.jobs().items()}
+    department.send([*planning.paths, structures])
+    department.wait()
+    department.reviews.approve(
+        before[first.series_uid], method="translation", reviewer="Someone Signing", seen=0
+    )
+    department.fractions.look()
+    assert open_questions(department)[second.series_uid]["question"] == "planning_ct"
+    (asked,) = (row for row in department.rows(fraction) if row.state == "needs_person")
+    chosen = Answer(question="planning_ct", choice=(planning.series_uid,))
+    department.fractions.answer(asked.revision_id, chosen, by="physicist")
+    newer = department.jobs()[second.series_uid]
+    assert newer.order["planning_ct"]["series"] == planning.series_uid
+    former = department.records.propagations.job(before[second.series_uid].id)
+    assert (former.state, former.superseded_by) == (State.SUPERSEDED, newer.id), "the same ROI"
+
+
+def test_a_question_that_settles_by_itself_brings_back_what_was_drawn(
+    department: Department, patients: tuple[Treatment, Treatment]
+) -> None:
+    patient = patients[0]
+    department.send([*patient.plan_paths, *patient.fractions[0].paths])
+    department.wait()
+    (job,) = department.jobs().values()
+    department.draw(job)
+    kept = department.records.archive.instance(patient.structures_uid)
+    assert kept is not None
+    department.records.archive.path(kept).unlink()
+    with department.records.index.write() as at:
+        match_again(at)
+    department.fractions.look()
+    assert open_questions(department)
+    assert not department.jobs()
+    department.send([patient.structures])
+    department.fractions.look()
+    (again,) = department.jobs().values()
+    assert (again.id, again.attempt, again.ended) == (job.id, 2, False)
+    drawn = department.draw(again)
+    assert drawn.state is State.AWAITING_REVIEW
+    department.reviews.approve(drawn, method="translation", reviewer="Someone", seen=0)
+
+
+def test_a_signed_contour_whose_match_is_in_question_stays_and_that_is_told_once(
+    department: Department, patients: tuple[Treatment, Treatment], tmp_path: Path
+) -> None:
+    patient = patients[0]
+    department.send([*patient.plan_paths, *patient.fractions[0].paths])
+    department.wait()
+    (job,) = department.jobs().values()
+    department.draw(job)
+    department.send([other_content(patient.structures, tmp_path / "again.dcm", value=3)])
+    department.reviews.approve(job_of(department, job), method="translation", reviewer="S", seen=0)
+    department.wait()
+    assert job_of(department, job).state is State.APPROVED, "a person stands for it"
+    assert department.told().count("signed.overtaken") == 1
+    with pytest.raises(ChangedError, match="is in question"):
+        department.reviews.approve(
+            job_of(department, job), method="translation", reviewer="S", seen=1
+        )
+    department.send(patient.fractions[1].paths[:1])
+    department.fractions.look()
+    assert department.told().count("signed.overtaken") == 1, "the same question is no news"
+    department.reviews.reject(
+        job_of(department, job), reviewer="S", seen=1, why="wrong patient or plan"
+    )
+
+
+def test_a_revision_whose_turn_comes_late_takes_nothing_from_a_newer_one(
+    department: Department, patients: tuple[Treatment, Treatment]
+) -> None:
+    patient = patients[0]
+    cbct = patient.fractions[0]
+    department.send([*patient.plan_paths, *cbct.paths[:-1]])
+    department.arriving.look(now() + LATER)
+    (late,) = (r for r in department.rows(revision) if r.series_uid == cbct.series_uid)
+    department.send(cbct.paths[-1:])
+    department.arriving.look(now() + LATER)
+    newest = next(r for r in department.rows(revision) if r.number == 2)
+    assert department.fractions.match(newest.id)
+    newer = department.jobs()[cbct.series_uid]
+    assert not department.fractions.match(late.id)
+    assert department.records.propagations.jobs() == [newer]
+
+
+def planned(
+    path: Path, patient: Treatment, status: str, *, structures_uid: str = "", day: str = "20251217"
+) -> Path:
+    """A plan of a patient, approved or not; of one name and one UID."""
+
+    def change(dataset: Any) -> None:
+        dataset.PatientName, dataset.PatientID = "Phantom^A", f"ID-{patient.patient}"
+        dataset.RTPlanDate, dataset.ApprovalStatus = day, status
+        dataset.FrameOfReferenceUID = patient.planning_ct.frame_of_reference
+
+    return make_plan(
+        path,
+        name=f"{patient.patient}-plan-{day}",
+        structures_uid=structures_uid or patient.structures_uid,
+        change=change,
+    )
+
+
+def test_a_structure_set_that_comes_again_as_rejected_is_a_question(
+    department: Department, patients: tuple[Treatment, Treatment], tmp_path: Path
+) -> None:
+    patient = patients[0]
+    cbct = patient.fractions[0]
+    dataset = pydicom.dcmread(patient.structures)
+    dataset.ApprovalStatus = "REJECTED"
+    dataset.save_as(rejected := tmp_path / "rejected.dcm")
+    department.send([*patient.plan_paths, *cbct.paths])
+    department.wait()
+    assert department.jobs()
+    department.send([rejected])
+    department.fractions.look()
+    assert open_questions(department)[cbct.series_uid]["question"] == "conflict"
+    assert not department.jobs()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_plan_that_is_approved_later_under_its_own_uid_is_a_question(
+    department: Department, patients: tuple[Treatment, Treatment], tmp_path: Path, when: str
+) -> None:
+    patient, other = patients
+    cbct = patient.fractions[0]
+    dataset = pydicom.dcmread(patient.structures)
+    newer = pydicom.uid.UID(f"{dataset.SOPInstanceUID}.9")
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = newer
+    dataset.SeriesInstanceUID = f"{dataset.SeriesInstanceUID}.9"
+    dataset.save_as(drawn := tmp_path / "newer.dcm")
+    former = planned(tmp_path / "former.dcm", patient, "APPROVED")
+    drafted, approved = (
+        planned(tmp_path / f"{status}.dcm", patient, status, structures_uid=newer, day="20251229")
+        for status in ("UNAPPROVED", "APPROVED")
+    )
+    department.send([*patient.plan_paths, drawn, former, drafted])
+    department.send([*other.plan_paths, *other.fractions[0].paths])
+    if when == "before":
+        department.send([approved])
+    department.send(cbct.paths)
+    department.wait()
+    if when == "after":
+        assert department.jobs()[cbct.series_uid].order["structures"]["sop_uid"] != newer
+        department.send([approved])
+        department.fractions.look()
+    question = open_questions(department)[cbct.series_uid]
+    assert question["question"] == "conflict"
+    assert set(department.jobs()) == {other.fractions[0].series_uid}, "another patient's goes on"
 
 
 def test_a_person_answers_from_the_choices_alone(
@@ -856,10 +1080,10 @@ def test_what_happens_while_a_match_is_written_is_seen_by_it_or_sees_it(
         write = department.fractions._write
         meanwhile = threading.Thread(target=happen)
 
-        def slow(*args: Any) -> None:
+        def slow(*args: Any) -> dict[str, Any]:
             meanwhile.start()
             meanwhile.join(2.0)
-            write(*args)
+            return write(*args)
 
         department.fractions._write = slow  # type: ignore[method-assign, assignment]
         department.fractions.look()

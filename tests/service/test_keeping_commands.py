@@ -17,6 +17,7 @@ from contourcast.service.access.audit import rows as audit_rows
 from contourcast.service.archive import Sent
 from contourcast.service.index.tables import course, fraction, propagation, review
 from contourcast.service.ingest import take_files
+from contourcast.service.intake.states import State
 from contourcast.service.keeping.records import Recorder
 from contourcast.service.records import Records, open_records
 from contourcast.service.settings import ServiceSettings
@@ -104,6 +105,21 @@ def test_a_lost_database_is_rebuilt(lived: CtFiles, data: Path) -> None:
     assert again.exit_code == 1
     assert "the index is not empty" in again.output
     assert audited(data) == ["update"]
+
+
+def test_what_was_on_its_way_out_when_the_database_was_lost_does_not_stay_there(
+    lived: CtFiles, data: Path
+) -> None:
+    with kept_in(data) as records:
+        order = {"cbct": {"series": "1.2"}}
+        with records.index.write() as at:
+            at.execute(propagation.update().values(state="delivering", order_json=order))
+        Recorder(records.index, records.archive.blobs, records.archive.incoming).keep()
+    for lost in data.glob("index.sqlite3*"):
+        lost.unlink()
+    assert run("rebuild", data=data).exit_code == 0
+    with kept_in(data) as records:
+        assert records.propagations.job("p1").state is State.AWAITING_REVIEW
 
 
 def test_a_dry_run_says_what_would_go(lived: CtFiles, data: Path) -> None:

@@ -25,6 +25,7 @@ from contourcast.service.index.tables import (
     propagation,
     series,
 )
+from contourcast.service.jobs import work
 from contourcast.service.records import Records, open_records
 from contourcast.service.settings import ServiceSettings
 from support.course import CourseFiles
@@ -195,6 +196,25 @@ def test_an_empty_service_measures_nothing_and_does_not_fall(
     values = measured(Measures(records, service).text())
     assert values["contourcast_queue_age_seconds['today']"] == 0
     assert values["contourcast_audit_rows_looked_at[]"] == 0
+
+
+def test_a_gpu_s_memory_is_told_by_its_worker_while_that_lives(
+    records: Records, service: ServiceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (3_000, 8_000))
+    for worker in ("gpu-1", "gpu-2"):
+        records.workers.seen(worker, "gpu")
+        duty = work._gpu(records.workers, worker)
+        duty.run()
+        duty.run()
+    assert not duty.alone, "each has its own"
+    records.workers.left("gpu-2")
+    records.workers.seen("cpu-1", "cpu")
+    told = measured(Measures(records, service).text())
+    assert {name: value for name, value in told.items() if "gpu_memory" in name} == {
+        "contourcast_gpu_memory_used_bytes['gpu-1']": 5_000,
+        "contourcast_gpu_memory_bytes['gpu-1']": 8_000,
+    }
 
 
 def test_a_row_of_the_log_that_was_changed_is_told(records: Records) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sqlalchemy import Table, select
 from contourcast.service.archive import Archive, Sent
 from contourcast.service.index.database import Index
 from contourcast.service.index.tables import (
+    arrival,
     course,
     event,
     fraction,
@@ -27,14 +29,23 @@ from contourcast.service.index.tables import (
     series,
 )
 from contourcast.service.ingest import take_files
-from contourcast.service.keeping.rebuild import rebuild
+from contourcast.service.intake.states import State
+from contourcast.service.jobs.derived import Derived
+from contourcast.service.jobs.propagations import Propagations
+from contourcast.service.keeping.rebuild import rebuild, send_again
 from contourcast.service.keeping.records import Recorder, read_records
+from contourcast.service.pacs.deliveries import Deliveries
+from contourcast.service.pacs.destinations import DicomWebDestination
+from contourcast.service.pacs.notices import Notices
+from contourcast.service.pacs.outbox import DeliveryState
 from contourcast.service.problems import ConflictError
+from contourcast.service.records import Records
 from contourcast.service.review.decisions import Reviews
 from contourcast.service.settings import ServiceSettings
 from contourcast.service.store.files import FolderStore
 from support.department import METHOD, Department
 from support.dicom_factory import CtFiles, disc, make_ct_series, make_structure_set, uid
+from support.outgoing import make_results, outgoing
 from support.postgres import postgres
 from support.records import looking_into
 from support.rows import add
@@ -275,3 +286,132 @@ def test_of_signed_sets_those_come_back_that_somebody_signed(tmp_path: Path) -> 
         assert pydicom.dcmread(records.archive.blobs.get(key)).ReviewerName == "bob"
         sets = {row["sop_uid"] for row in rows_of(records.index, instance)}
         assert {signed.structures_uid, uid("theirs")} <= sets
+
+
+def test_what_was_set_aside_stays_so_when_retention_took_what_it_contradicted(
+    before: Index, ct: CtFiles, tmp_path: Path
+) -> None:
+    archive = archive_on(before, tmp_path)
+    other, stranger = (pydicom.dcmread(path) for path in ct.paths[:2])
+    other.PixelData = b"\1" * 160
+    other.save_as(tmp_path / "other.dcm")
+    stranger.PatientID, stranger.SOPInstanceUID = "SOMEBODY ELSE", UID(uid("stranger"))
+    stranger.file_meta.MediaStorageSOPInstanceUID = stranger.SOPInstanceUID
+    stranger.save_as(tmp_path / "stranger.dcm")
+    sent = [*ct.paths, tmp_path / "other.dcm", tmp_path / "stranger.dcm"]
+    assert take(archive, sent, tmp_path)[-2:] == ["conflict", "conflict"]
+    Recorder(before, archive.blobs, archive.incoming).keep()
+    for key in list(archive.blobs.list("instances/")):
+        archive.blobs.delete(key)
+    with closing(Index(f"sqlite:///{tmp_path / 'after.sqlite3'}")) as after:
+        rebuilt = archive_on(after, tmp_path)
+        found = rebuild(rebuilt)
+        assert (found.instances, found.conflicts) == (0, 2)
+        assert rows_of(after, instance) == []
+        assert rows_of(after, series) == rows_of(before, series)
+        aside = {(row["sop_uid"], row["outcome"]) for row in rows_of(after, arrival)}
+        contradicted = str(other.SOPInstanceUID)
+        assert aside == {(contradicted, "conflict"), (uid("stranger"), "conflict")}
+        back = take(rebuilt, [*ct.paths, tmp_path / "stranger.dcm"], tmp_path)
+        assert back == ["stored"] * 5 + ["conflict"]
+
+
+def test_a_contradiction_counts_for_the_series_of_what_it_contradicts(
+    before: Index, ct: CtFiles, tmp_path: Path
+) -> None:
+    archive = archive_on(before, tmp_path)
+    moved = pydicom.dcmread(ct.paths[0])
+    moved.SeriesInstanceUID, moved.PixelData = uid("another series"), b"\1" * 160
+    moved.save_as(tmp_path / "moved.dcm")
+    take(archive, [*ct.paths, tmp_path / "moved.dcm"], tmp_path)
+    with closing(Index(f"sqlite:///{tmp_path / 'after.sqlite3'}")) as after:
+        rebuild(archive_on(after, tmp_path))
+        (aside,) = (row for row in rows_of(after, arrival) if row["outcome"] == "conflict")
+        assert aside["series_uid"] == ct.series_uid
+
+
+ARCHIVES = [
+    DicomWebDestination(name="all", url="http://127.0.0.1:9"),
+    DicomWebDestination(name="good", url="http://127.0.0.1:9", verdicts=("accept",)),
+]
+
+
+@contextmanager
+def lost(records: Records, folder: Path) -> Iterator[Records]:
+    """The index is lost; what comes back over the same store."""
+    Recorder(records.index, records.archive.blobs, records.archive.incoming).keep()
+    with closing(Index(f"sqlite:///{folder / 'after.sqlite3'}")) as index:
+        archive = Archive(index, records.archive.blobs, incoming=folder / "incoming")
+        rebuild(archive)
+        yield replace(
+            records,
+            index=index,
+            archive=archive,
+            propagations=Propagations(index),
+            derived=Derived(archive),
+            notices=Notices(index),
+        )
+
+
+def test_what_goes_out_is_promised_once_more(tmp_path: Path) -> None:
+    results = make_results(tmp_path / "made" / "results")
+    with outgoing(tmp_path / "data", ARCHIVES) as house:
+        house.finish("p1", results=results)
+        house.finish("p2", results=results)
+        house.records.propagations.cancel("p2", by="somebody")
+        house.finish("p3", results=results)
+        house.begin("p4", results=results)
+        with house.records.index.write() as at:
+            house.records.propagations.move(at, "p3", State.AWAITING_REVIEW, "sent")
+        planned = {(one.id, one.propagation) for one in house.deliveries.list()}
+        with lost(house.records, tmp_path) as records:
+            deliveries = Deliveries(records, ARCHIVES)
+            send_again(deliveries)
+            again = list(deliveries.list())
+            states = {job.id: job.state for job in records.propagations.jobs()}
+    assert {(one.id, one.propagation) for one in again} == {
+        one for one in planned if one[1] in ("p1", "p3")
+    }
+    assert {one.state for one in again} == {DeliveryState.WAITING}
+    assert states == {
+        "p1": State.DELIVERING,
+        "p2": State.CANCELLED,
+        "p3": State.AWAITING_REVIEW,
+        "p4": State.WRITING,
+    }
+
+
+def test_what_goes_nowhere_any_more_waits_for_a_person(tmp_path: Path) -> None:
+    results = make_results(tmp_path / "made" / "results")
+    with outgoing(tmp_path / "data", ARCHIVES) as house:
+        house.finish(results=results)
+        assert house.state() is State.DELIVERING
+        with lost(house.records, tmp_path) as records:
+            send_again(Deliveries(records, ARCHIVES[1:]))
+            assert records.propagations.job("p1").state is State.AWAITING_REVIEW
+
+
+def test_of_signed_sets_those_go_out_again_that_stand(tmp_path: Path) -> None:
+    treatment = make_treatment(tmp_path / "treatment", fractions=1, seed=1)
+    with looking_into(tmp_path / "data") as records:
+        department = Department(records)
+        department.send(treatment.paths)
+        department.wait()
+        (job,) = department.jobs().values()
+        department.steps.end(job.id, department.finish(job.id, department.drawn(job)))
+        planned = Deliveries(records, ARCHIVES[:1])
+        reviews, job = Reviews(records, planned.plan_signed), records.propagations.job(job.id)
+        reviews.approve(job, method=METHOD, reviewer="ann", seen=0)
+        (withdrawn,) = planned.list()
+        reviews.reject(job, reviewer="ann", seen=1, why="target wrong")
+        reviews.approve(job, method=METHOD, reviewer="ann", seen=2)
+        (stands,) = (one for one in planned.list() if one.id != withdrawn.id)
+        with lost(records, tmp_path) as after:
+            deliveries = Deliveries(after, ARCHIVES[:1])
+            send_again(deliveries)
+            signed = [one for one in deliveries.list() if one.is_signed]
+            machine = [one for one in deliveries.list() if not one.is_signed]
+            assert after.propagations.job(job.id).state is State.APPROVED
+    assert [one.id for one in signed] == [stands.id]
+    assert [one.objects for one in signed] == [stands.objects]
+    assert len(machine) == 1

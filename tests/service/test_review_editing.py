@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import math
+import re
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pydicom
@@ -23,6 +27,7 @@ from sqlalchemy import Connection, select, update
 
 from contourcast.imaging.dicom.ct_series import read_ct_series
 from contourcast.imaging.dicom.instance import read_header
+from contourcast.imaging.dicom.modules import VERSION
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.metrics import agreement
 from contourcast.imaging.rasterise import rasterise
@@ -33,6 +38,8 @@ from contourcast.service.index.tables import audit, instance, presence, propagat
 from contourcast.service.intake.rematching import turn_of
 from contourcast.service.intake.states import State
 from contourcast.service.jobs.orders import case_of, order_id, started_from
+from contourcast.service.outputs.report import RESEARCH
+from contourcast.service.outputs.site import Site
 from contourcast.service.pacs import ways
 from contourcast.service.pacs.deliveries import Deliveries
 from contourcast.service.pacs.destinations import DimseDestination
@@ -80,10 +87,17 @@ def signed_file(desk: Desk, number: int = 1) -> Path:
     return derived.result(desk.drawn.first, name)
 
 
-def texts(file: Path, roi: int) -> dict[str, list[str]]:
+def numbered(dataset: pydicom.Dataset, number: int) -> pydicom.Dataset:
+    """The contours of a ROI by its number, wherever it stands in the set."""
+    items: list[pydicom.Dataset] = list(dataset.ROIContourSequence)
+    (found,) = (item for item in items if item.ReferencedROINumber == number)
+    return found
+
+
+def texts(file: Path, number: int) -> dict[str, list[str]]:
     """The written text of each contour of a ROI, by the slice that it lies on."""
     found: dict[str, list[str]] = {}
-    for contour in pydicom.dcmread(file).ROIContourSequence[roi].ContourSequence:
+    for contour in numbered(pydicom.dcmread(file), number).ContourSequence:
         on = str(contour.ContourImageSequence[0].ReferencedSOPInstanceUID)
         raw = "\\".join(str(value.original_string) for value in contour.ContourData)
         found.setdefault(on, []).append(raw)
@@ -114,10 +128,14 @@ def test_a_draft_goes_on_from_the_one_before(desk: Desk) -> None:
     assert second.headers["etag"] != first.headers["etag"]
     late = desk.save({7: []}, who="bob", If_Match=first.headers["etag"])
     assert late.status_code == 412
-    assert late.json()["cause"].startswith("ann saved an edit at ")
+    assert re.fullmatch(r"ann saved an edit at [0-9:]{8} UTC", late.json()["cause"])
     anew = desk.save({7: []}, who="bob")
     assert anew.status_code == 412
     assert anew.json()["cause"].startswith("ann saved an edit at ")
+    other: dict[str, Any] = {"decision": "edited", "method": "rigid", "draft_etag": '"of before"'}
+    stale = desk.decide(**other)
+    assert stale.status_code == 412
+    assert re.search(r" ann saved it at [0-9:]{8} UTC$", stale.json()["cause"])
 
 
 def test_a_draft_is_discarded_by_whoever_saw_it(desk: Desk) -> None:
@@ -216,7 +234,7 @@ def test_an_edited_slice_is_signed_and_all_others_stay_as_the_machine_wrote_them
     assert (decision["reviewer"], decision["deliveries"]) == ("ann", ["pacs"])
 
     machine_file = desk.records.derived.result(desk.drawn.first, "RS.dcm")
-    machine, signed = texts(machine_file, 1), texts(signed_file(desk), 0)
+    machine, signed = texts(machine_file, 2), texts(signed_file(desk), 1)
     scan = read_ct_series(desk.drawn.treatment.fractions[0].paths, role="CBCT")
     assert scan.source is not None
     edited_on = scan.source.slices[k].sop_instance_uid
@@ -255,7 +273,7 @@ def test_the_distance_from_the_machines_contour_is_kept_beside_it(desk: Desk) ->
     assert (figures["edited_slices"], figures["seconds"]) == (2, 61.0)
 
     scan = read_ct_series(desk.drawn.treatment.fractions[0].paths, role="CBCT")
-    machine = read_structure_set(desk.records.derived.result(desk.drawn.first, "RS.dcm")).rois[1]
+    machine = read_structure_set(desk.records.derived.result(desk.drawn.first, "RS.dcm")).roi("#2")
     signed = read_structure_set(signed_file(desk)).rois[0]
     measured = agreement(rasterise(signed, scan.grid), rasterise(machine, scan.grid))
     assert figures["surface_dice_1mm"] == pytest.approx(measured.surface_dice_1mm, abs=1e-4)
@@ -283,16 +301,82 @@ def test_an_unchanged_contour_is_signed_as_the_machine_drew_it(desk: Desk) -> No
     assert answer["figures"]["surface_dice_1mm"] == 1.0
     assert answer["figures"]["mean_surface_mm"] == 0.0
     assert answer["figures"]["volume_cc"] == answer["figures"]["machine_volume_cc"]
-    machine = texts(desk.records.derived.result(desk.drawn.first, "RS.dcm"), 1)
-    assert texts(signed_file(desk), 0) == machine
+    machine = texts(desk.records.derived.result(desk.drawn.first, "RS.dcm"), 2)
+    assert texts(signed_file(desk), 1) == machine
     roi = pydicom.dcmread(signed_file(desk)).StructureSetROISequence[0]
     assert roi.ROIGenerationAlgorithm == "AUTOMATIC"
+
+
+def test_a_set_of_before_in_which_the_methods_stand_in_their_own_order_is_signed_as_any(
+    desk: Desk,
+) -> None:
+    file = desk.records.derived.result(desk.drawn.first, "RS.dcm")
+    machine = texts(file, 2)
+    order = [roi.ROINumber for roi in pydicom.dcmread(file).StructureSetROISequence]
+    assert order == [2, 1], "rigid, which is recommended, comes first"
+
+    def as_before(dataset: pydicom.Dataset) -> None:
+        for name in (
+            "StructureSetROISequence",
+            "ROIContourSequence",
+            "RTROIObservationsSequence",
+        ):
+            setattr(dataset, name, dataset[name].value[::-1])
+
+    rewritten(desk, as_before)
+    assert [m["method"] for m in desk.get("/view")["methods"]] == ["translation", "rigid"]
+    assert desk.decide(decision="approved", method="rigid").status_code == 201
+    assert texts(signed_file(desk), 1) == machine
+
+
+def test_a_signed_set_says_its_fraction_its_makers_and_that_this_is_no_medical_device(
+    desk: Desk,
+) -> None:
+    assert desk.decide(decision="approved", method="rigid").status_code == 201
+    (day, *_) = desk.job().origin.acquired_at.partition("T")
+    dataset = pydicom.dcmread(signed_file(desk))
+    assert dataset.StructureSetLabel == f"CC {day.replace('-', '')} F01S"
+    assert dataset.StructureSetName == "GTV"
+    said = dataset.StructureSetDescription
+    assert said == f"rigid, signed unchanged; Contourcast {VERSION} rigid; {RESEARCH}"
+    assert dataset.TimezoneOffsetFromUTC == "+0000"
+
+
+@pytest.mark.peer
+def test_a_site_s_objects_go_by_its_own_clock_and_under_its_own_numbers(desk: Desk) -> None:
+    """In Auckland the evening in UTC is the next day's morning, and so it is written."""
+    site = Site(zone=ZoneInfo("Pacific/Auckland"), series_number=4711)
+    records = replace(desk.records, site=site)
+    job = run(records, desk.drawn.second)
+    before = now().replace(microsecond=0)
+    Reviews(records).approve(job, method="rigid", reviewer="Keller^Ann", seen=0)
+    derived = records.derived
+    (signed,) = (n for n in derived.results(job.id) if n.startswith("RS-signed-"))
+    machine = pydicom.dcmread(derived.result(job.id, "RS.dcm"))
+    assert clock_of(machine, "StructureSet") == job.made_at
+    assert clock_of(pydicom.dcmread(derived.result(job.id, "REG.dcm")), "Content") == job.made_at
+    dataset = pydicom.dcmread(derived.result(job.id, signed))
+    assert before <= clock_of(dataset, "StructureSet") <= now()
+    assert clock_of(dataset, "Review") == clock_of(dataset, "StructureSet")
+    assert (machine.SeriesNumber, dataset.SeriesNumber) == (4711, 4711)
+    assert pydicom.dcmread(derived.result(job.id, "REG.dcm")).SeriesNumber == 4712
+    assert dataset.StructureSetLabel.endswith(" F02S")
+    assert dciodvfy(derived.result(job.id, signed)) == []
+    made_at = json.loads(derived.result(job.id, "report.json").read_text())["provenance"]["made_at"]
+    assert datetime.fromisoformat(made_at).utcoffset() == timedelta()
+
+
+def clock_of(dataset: pydicom.Dataset, what: str) -> datetime:
+    """A moment that an object states, by the zone that it states."""
+    assert dataset.TimezoneOffsetFromUTC in ("+1200", "+1300")
+    said = dataset[f"{what}Date"].value + dataset[f"{what}Time"].value
+    return datetime.strptime(said + dataset.TimezoneOffsetFromUTC, "%Y%m%d%H%M%S%z")
 
 
 def test_where_a_method_drew_nothing_a_person_draws_and_that_is_signed_as_by_hand(
     desk: Desk,
 ) -> None:
-    emptied(desk, roi=1)
+    emptied(desk, number=2)
     assert [m["empty"] for m in desk.get("/view")["methods"]] == [False, True]
     refused = desk.decide(decision="approved", method="rigid")
     assert refused.status_code == 422
@@ -307,11 +391,20 @@ def test_where_a_method_drew_nothing_a_person_draws_and_that_is_signed_as_by_han
     assert roi.ROIGenerationAlgorithm == "MANUAL"
 
 
-def emptied(desk: Desk, *, roi: int) -> None:
+def emptied(desk: Desk, *, number: int) -> None:
     """As if a method had drawn nothing."""
+
+    def empty(dataset: pydicom.Dataset) -> None:
+        del numbered(dataset, number).ContourSequence
+
+    rewritten(desk, empty)
+
+
+def rewritten(desk: Desk, change: Callable[[pydicom.Dataset], None]) -> None:
+    """As if the machine had written another set."""
     file = desk.records.derived.result(desk.drawn.first, "RS.dcm")
     dataset = pydicom.dcmread(file)
-    del dataset.ROIContourSequence[roi].ContourSequence
+    change(dataset)
     dataset.save_as(file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     with desk.records.index.write() as at:
@@ -715,6 +808,14 @@ def test_statistics_say_what_each_method_cost(desk: Desk) -> None:
     assert (rigid["signed"], rigid["unchanged"], rigid["edited"]) == (1, 0, 1)
     assert rigid["median_seconds"] == 30.0
     assert rigid["median_surface_dice_1mm"] == signed["figures"]["surface_dice_1mm"]
+    assert rigid["months"] == [
+        {
+            "month": signed["at"][:7],
+            "signed": 1,
+            "edited": 1,
+            "median_surface_dice_1mm": rigid["median_surface_dice_1mm"],
+        }
+    ]
     # the last decision on a propagation stands
     desk.decide(decision="rejected", reason="target wrong")
     told = desk.people["ann"].get("/v1/statistics/editing").json()

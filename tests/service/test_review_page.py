@@ -416,7 +416,8 @@ def test_loops_are_those_of_the_structure_set_in_the_plane_of_their_slice(desk: 
     path = desk.records.derived.result(desk.drawn.first, "RS.dcm")
     made = pydicom.dcmread(path)
     assert answer["frame_of_reference"] == made.FrameOfReferenceUID
-    for name, item in zip(("translation", "rigid"), made.ROIContourSequence, strict=True):
+    by_number = sorted(made.ROIContourSequence, key=lambda item: int(item.ReferencedROINumber))
+    for name, item in zip(("translation", "rigid"), by_number, strict=True):
         written = [
             np.array(contour.ContourData, float).reshape(-1, 3) for contour in item.ContourSequence
         ]

@@ -23,7 +23,7 @@ from contourcast.service.access.roles import GIVEN, TABLE, Role, rule_of
 from contourcast.service.access.settings import AccessSettings
 from contourcast.service.api.app import create_app
 from contourcast.service.index.database import Index
-from contourcast.service.index.tables import audit
+from contourcast.service.index.tables import audit, idempotency
 from contourcast.service.settings import ServiceSettings
 from support.access import PASSWORD
 from support.data import REPOSITORY
@@ -180,6 +180,21 @@ def test_a_person_signs_in_proves_and_signs_out(http: Client, index: Index) -> N
     assert http.delete("/v1/session", headers={"X-CSRF-Token": renewed}).status_code == 204
     http.cookies.clear()
     assert http.get("/v1/session").status_code == 401
+
+
+def test_no_digest_of_a_password_is_kept_under_an_idempotency_key(
+    http: Client, index: Index
+) -> None:
+    make_account(index, name="pia", password=PASSWORD, roles=[Role.REVIEWER])
+    key = {"Idempotency-Key": "one"}
+    given = {"name": "pia", "password": PASSWORD}
+    signed_in = http.post("/v1/session", json=given, headers=key)
+    token = key | {"X-CSRF-Token": signed_in.json()["csrf"]}
+    for _ in range(2):
+        proof = http.post("/v1/session/proof", json={"password": PASSWORD}, headers=token)
+        assert (proof.status_code, "idempotency-replayed" in proof.headers) == (204, False)
+    with index.read() as at:
+        assert at.execute(select(idempotency)).all() == []
 
 
 def test_accounts_are_made_and_changed_by_people_alone(

@@ -558,6 +558,37 @@ def test_matches_without_end_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> Non
         there.find_studies()
 
 
+def saying(description: str, times: int) -> Callable[[evt.Event], Iterator[Any]]:
+    def found(event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+        match = Dataset()
+        match.SeriesInstanceUID = uid("found")
+        match.SeriesDescription = description
+        for _ in range(times):
+            if not event.assoc.is_established:
+                return
+            yield 0xFF00, match
+        yield 0x0000, None
+
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:.*exceeds the maximum length:UserWarning")
+@pytest.mark.parametrize(("size", "times"), [(1 << 20, 1), (60_000, 1200)])
+def test_matches_too_large_one_by_one_or_together_are_cut_off(size: int, times: int) -> None:
+    with (
+        archive_of(FIND, c_find=saying("d" * size, times)) as there,
+        pytest.raises(PeerError, match="answers our C-FIND with more than we take; ask for fewer"),
+    ):
+        there.find_series(study_uid=uid("s"))
+
+
+@pytest.mark.filterwarnings("ignore:.*exceeds the maximum length:UserWarning")
+def test_of_a_match_no_more_is_kept_than_its_beginning() -> None:
+    with archive_of(FIND, c_find=saying("d" * 60_000, 3)) as there:
+        found = there.find_series(study_uid=uid("s"))
+    assert [one.description for one in found] == ["d" * 1024] * 3
+
+
 def test_a_retrieval_to_a_node_that_is_not_known_is_told_in_words() -> None:
     with (
         archive_of(MOVE, c_move=lambda event: iter([(None, None)])) as there,

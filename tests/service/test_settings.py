@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,14 @@ def test_a_misspelt_setting_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 def test_settings_cross_to_the_worker_unchanged() -> None:
     settings = ServiceSettings(data_folder=Path("/srv/x"), device="cpu", jobs_at_once=3)
     assert ServiceSettings.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_a_zone_is_one_of_the_world_s_and_is_known_by_its_name() -> None:
+    settings = ServiceSettings(time_zone="Europe/Zurich")
+    summer = datetime(2026, 7, 1, tzinfo=UTC).astimezone(settings.zone)
+    assert (summer.hour, summer.strftime("%z")) == (2, "+0200")
+    assert ServiceSettings.model_validate_json(settings.model_dump_json()).zone == settings.zone
+    assert ServiceSettings().zone is UTC
+    for wrong in ("", "Europe", "Europe/Nowhere", "../../etc/passwd", "+02:00"):
+        with pytest.raises(ValidationError, match="no time zone is called"):
+            ServiceSettings(time_zone=wrong)

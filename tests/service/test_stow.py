@@ -20,11 +20,13 @@ from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from contourcast.service.api.app import create_app
+from contourcast.service.index.tables import review
 from contourcast.service.settings import ServiceSettings
 from support.course import CourseFiles
 from support.dicom_factory import make_ct_series
 from support.http import served
 from support.records import looking_into, stored_files
+from support.rows import add
 from support.server import Finished
 
 KIND = 'multipart/related; type="application/dicom"; boundary=sep'
@@ -373,3 +375,10 @@ def test_what_a_person_signed_is_found_too(folder: Path, course: CourseFiles) ->
             *(found[tag]["Value"][0] for tag in ("0020000D", "0020000E", "00080018"))
         )
         assert client.get(path).content == course.structures.read_bytes()
+        with looking_into(folder) as records:
+            signed_as = {"propagation": "p1", "structures_uid": course.structures_uid}
+            add(records.index, review, decision="approved", **signed_as)
+            assert len(client.get("/dicom-web/instances").json()) == 1
+            add(records.index, review, decision="rejected", propagation="p1")
+        assert client.get("/dicom-web/instances").json() == []
+        assert client.get(path).status_code == 404, "it was withdrawn"

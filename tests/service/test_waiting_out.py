@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 from dbos import DBOS, SetWorkflowID
 
+from contourcast.service.intake.states import State
 from contourcast.service.jobs import take_over, work, workflow
 from contourcast.service.jobs.engine import running
+from contourcast.service.jobs.propagations import Job
+from contourcast.service.jobs.steps import Steps
 from contourcast.service.pacs.destinations import OrthancDestination
 from contourcast.service.problems import (
     BusyError,
@@ -144,6 +147,47 @@ def test_who_was_cut_off_itself_lets_the_others_speak_first(
             at_s += take_over.EVERY_S
         at_s += take_over.EVERY_S
         assert state() == "ENQUEUED", "it is dead after all"
+
+
+# Attempts that are over
+
+
+def test_an_upgrade_does_not_end_what_it_has_just_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with looking_into(tmp_path) as records:
+        records.propagations.open("p1", {"cbct": {"series": "1.2"}, "methods": ["rigid"]})
+
+        def cancelled(ids: list[str]) -> list[tuple[str, str]]:
+            records.propagations.begin_again(records.propagations.job("p1"))
+            return [("CANCELLED", name) for name in ids]
+
+        monkeypatch.setattr(take_over, "_ended", cancelled)
+        take_over.end_given_up(records.propagations)
+        job = records.propagations.job("p1")
+        assert (job.attempt, job.state, job.ended) == (2, State.MATCHED, False)
+        monkeypatch.setattr(take_over, "_ended", lambda ids: [("CANCELLED", one) for one in ids])
+        take_over.end_given_up(records.propagations)
+        assert records.propagations.job("p1").state is State.FAILED
+
+
+def test_what_a_former_attempt_comes_to_changes_nothing(tmp_path: Path) -> None:
+    sent: list[str] = []
+
+    def send(at: object, job: Job, files: object) -> bool:
+        sent.append(job.id)
+        return False
+
+    with looking_into(tmp_path) as records:
+        records.propagations.open("p1", {"cbct": {"series": "1.2"}, "methods": ["rigid"]})
+        records.propagations.begin_again(records.propagations.job("p1"))
+        steps = Steps(records, device="cpu", weights=None, send=send)
+        for outcome in ({"files": {"RS.dcm": "ab"}}, {"problem": {"detail": "late"}}):
+            steps.end("p1", outcome, 1)
+            assert not records.propagations.job("p1").ended
+        assert sent == []
+        steps.end("p1", {"files": {"RS.dcm": "ab"}}, 2)
+        assert (records.propagations.job("p1").files, sent) == ({"RS.dcm": "ab"}, ["p1"])
 
 
 # Who needs a password

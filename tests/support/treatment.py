@@ -51,31 +51,8 @@ def make_treatment(
         fractions: How many CBCTs, on consecutive days.
         seed: Of noise and shifts.
     """
-    planning = make_ct_series(
-        folder / "ct",
-        thorax_hu(np.zeros(3), noise_hu=10.0, seed=seed),
-        spacing_xyz_mm=SPACING_XYZ_MM,
-        origin_xyz_mm=origin_xyz_mm(),
-        name=f"{patient}-ct",
-        change=_of(patient, "20251215", "planning"),
-    )
-    z_mm = planning.positions_xyz_mm[:, 2] - TUMOUR_XYZ_MM[2]
-    loops = [
-        disc((*TUMOUR_XYZ_MM[:2], TUMOUR_XYZ_MM[2] + z), float(np.sqrt(TUMOUR_RADIUS_MM**2 - z**2)))
-        for z in z_mm[np.abs(z_mm) < TUMOUR_RADIUS_MM]
-    ]
-    of_plan = _of(patient, "20251216", "plan")
-
-    def drawn(dataset: FileDataset) -> None:
-        of_plan(dataset, 0)
-        dataset.StructureSetDate, dataset.StructureSetTime = "20251216", "100000"
-
-    structures = make_structure_set(
-        folder / "structures.dcm",
-        {"GTV": loops},
-        reference=planning,
-        name=f"{patient}-rs",
-        change=drawn,
+    planning, structures = make_replan(
+        folder, patient=patient, ct_day="20251215", day="20251216", seed=seed, name=patient
     )
     generator = np.random.default_rng(seed)
     return Treatment(
@@ -95,6 +72,48 @@ def make_treatment(
             for number in range(1, fractions + 1)
         ),
     )
+
+
+def make_replan(
+    folder: Path, *, patient: str, ct_day: str, day: str, seed: int, name: str
+) -> tuple[CtFiles, Path]:
+    """Writes a planning CT, and the structure set that was drawn on it.
+
+    Args:
+        folder: Where.
+        patient: ID.
+        ct_day: When the CT was taken, DA.
+        day: When the structures were drawn, DA.
+        seed: Of the noise.
+        name: Seed of the UIDs.
+    """
+    planning = make_ct_series(
+        folder / "ct",
+        thorax_hu(np.zeros(3), noise_hu=10.0, seed=seed),
+        spacing_xyz_mm=SPACING_XYZ_MM,
+        origin_xyz_mm=origin_xyz_mm(),
+        name=f"{name}-ct",
+        change=_of(patient, ct_day, "planning"),
+    )
+    z_mm = planning.positions_xyz_mm[:, 2] - TUMOUR_XYZ_MM[2]
+    loops = [
+        disc((*TUMOUR_XYZ_MM[:2], TUMOUR_XYZ_MM[2] + z), float(np.sqrt(TUMOUR_RADIUS_MM**2 - z**2)))
+        for z in z_mm[np.abs(z_mm) < TUMOUR_RADIUS_MM]
+    ]
+    of_plan = _of(patient, day, "plan")
+
+    def drawn(dataset: FileDataset) -> None:
+        of_plan(dataset, 0)
+        dataset.StructureSetDate, dataset.StructureSetTime = day, "100000"
+
+    structures = make_structure_set(
+        folder / "structures.dcm",
+        {"GTV": loops},
+        reference=planning,
+        name=f"{name}-rs",
+        change=drawn,
+    )
+    return planning, structures
 
 
 def _of(patient: str, day: str, description: str) -> Callable[[FileDataset, int], None]:

@@ -107,6 +107,7 @@ TABLE: Final[dict[str, Rule]] = {
     f"POST {_STUDY}": _SENDS,
     "POST /v1/orthanc/events": _for(Role.MACHINE, what=None),
     "PUT /v1/series/{uid}/completion": _for(_UP, Role.MACHINE, what=What.UPDATE),
+    "PUT /v1/series/{uid}/dismissal": _EDITS,
     # What is here
     "GET /v1/series": _FINDS,
     "GET /v1/series/{uid}": _for(_VIEW, _REVIEW, _UP, what=What.READ),
@@ -120,6 +121,7 @@ TABLE: Final[dict[str, Rule]] = {
     "GET /v1/propagations": _for(_VIEW, _REVIEW, _ADMIN, what=What.QUERY, own=_UP),
     f"GET {_PROPAGATION}": _for(_VIEW, _REVIEW, _ADMIN, what=What.READ, own=_UP),
     f"DELETE {_PROPAGATION}": _for(_REVIEW, _ADMIN, what=What.DELETE, own=_UP),
+    f"POST {_PROPAGATION}/retry": _for(_REVIEW, _ADMIN, what=What.CREATE, own=_UP),
     f"GET {_PROPAGATION}/events": _for(_VIEW, _REVIEW, _ADMIN, what=What.READ, own=_UP),
     f"GET {_PROPAGATION}/structure-set": _RESULTS,
     f"GET {_PROPAGATION}/registration": _RESULTS,

@@ -63,6 +63,8 @@ OTHER: Final = "other"
 AUDIT_AT_ONCE: Final = 20_000
 # Bytes, steps and verdicts are of whole tables; they change slowly.
 WHOLE_EVERY_S: Final = 60.0
+# What a worker that was silent for longer once said of its GPU is not told.
+GPU_TOLD_S: Final = 60.0
 # Behind an arrival of this age none of a smaller number appears: transactions are shorter.
 SETTLED_AFTER: Final = timedelta(seconds=60)
 _STEPS: Final = (
@@ -122,6 +124,7 @@ class Measures:
             yield self._lag(at)
         yield from self._disk()
         yield self._workers()
+        yield from self._gpus()
         ok, known = self._audit.look()
         yield _gauge("audit_chain_ok", "1: every row that was looked at is as it was written.", ok)
         yield _gauge(
@@ -325,6 +328,21 @@ class Measures:
         for worker, seconds in self._records.workers.silent_s().items():
             silent.add_metric([worker], seconds)
         return silent
+
+    def _gpus(self) -> Iterator[Metric]:
+        used = GaugeMetricFamily(
+            "contourcast_gpu_memory_used_bytes",
+            "Of a worker's GPU, by whatever runs on it.",
+            labels=["worker"],
+        )
+        whole = GaugeMetricFamily(
+            "contourcast_gpu_memory_bytes", "What a worker's GPU has.", labels=["worker"]
+        )
+        for worker, memory in self._records.workers.gpus(within_s=GPU_TOLD_S).items():
+            used.add_metric([worker], memory.used_bytes)
+            whole.add_metric([worker], memory.total_bytes)
+        yield used
+        yield whole
 
     def _since_s(self, moment: str | None) -> float:
         if moment is None:

@@ -26,6 +26,7 @@ from contourcast.service.store.disk import writing
 LOOK_S: Final = 0.5
 # Of each destination, so that what waits for one that is down does not hide the others.
 AT_A_LOOK: Final = 8
+RESEND: Final = "POST /v1/deliveries/{id}/resend"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ def handing_over(deliveries: Deliveries, defined: Delivering) -> Duty:
         for name in _ended(left):
             one = handed.pop(name)
             looks = one.looks if one.state is DeliveryState.DELIVERED else None
-            _pass_over(deliveries, one.id, one.attempts, looks, set_aside())
+            _pass_over(deliveries, one.id, one.attempts, looks, set_aside(RESEND))
 
     return Duty(name="deliver", every_s=LOOK_S, run=hand_over)
 

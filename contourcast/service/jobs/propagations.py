@@ -22,6 +22,9 @@ from contourcast.service.problems import BusyError, NotFoundError
 TODAY: Final = 1
 EVALUATION: Final = 9
 
+# From these a propagation is taken up again.
+BEGUN_AGAIN: Final = frozenset({State.FAILED, State.CANCELLED, State.SUPERSEDED})
+
 # Hears, in the transaction that brings it about, that a propagation came into a state.
 Told = Callable[[Connection, str, State], None]
 
@@ -126,10 +129,32 @@ class Propagations:
             full = most is not None and unfinished_before(at, origin.priority) >= most
             new = self.open_within(at, propagation_id, order, origin)
             if new and full:
-                raise BusyError(
-                    "as many propagations wait as may", remedy="send the request again later"
-                )
+                raise _full()
         return self.job(propagation_id), new
+
+    def retry(
+        self, propagation_id: str, *, most: int, require: Callable[[Connection, Job], object]
+    ) -> Job:
+        """Takes up by its id what has stopped, with the order that it has.
+
+        An order of the intake cannot be asked for in other words: it names what a match found.
+
+        Args:
+            propagation_id: Which.
+            most: It is refused when so many others wait that come first, or as soon.
+            require: Raises where this job is not to be begun again.
+
+        Raises:
+            NotFoundError: There is none of that id.
+            BusyError: So many wait.
+        """
+        with self.index.write() as at:
+            job = _job(_locked(at, propagation_id))
+            require(at, job)
+            if unfinished_before(at, job.origin.priority) >= most:
+                raise _full()
+            self.open_within(at, job.id, job.order, job.origin)
+        return self.job(propagation_id)
 
     def open_within(
         self, at: Connection, propagation_id: str, order: dict[str, Any], origin: Origin
@@ -165,7 +190,7 @@ class Propagations:
                     ended=0,
                 )
             )
-        elif State(row.state) in (State.FAILED, State.CANCELLED, State.SUPERSEDED):
+        elif State(row.state) in BEGUN_AGAIN:
             at.execute(
                 update(propagation)
                 .where(propagation.c.id == propagation_id)
@@ -265,28 +290,45 @@ class Propagations:
         self,
         propagation_id: str,
         *,
+        attempt: int | None = None,
         files: dict[str, str] | None = None,
         problem: dict[str, Any] | None = None,
         delivering: bool = False,
     ) -> None:
-        """The engine is through with it; a second time changes nothing."""
+        """The engine is through with it; a second time changes nothing.
+
+        Args:
+            propagation_id: Which.
+            attempt: That has come to its end, however late it is told; None: the last one.
+            files: Name to SHA-256 of the results.
+            problem: Why there are none.
+            delivering: Whether they go out now.
+        """
         with self.index.write() as at:
-            self.end_within(at, propagation_id, files=files, problem=problem, delivering=delivering)
+            self.end_within(
+                at,
+                propagation_id,
+                attempt=attempt,
+                files=files,
+                problem=problem,
+                delivering=delivering,
+            )
 
     def end_within(
         self,
         at: Connection,
         propagation_id: str,
         *,
+        attempt: int | None = None,
         files: dict[str, str] | None = None,
         problem: dict[str, Any] | None = None,
         delivering: bool = False,
     ) -> None:
         """`end`, in a transaction of the caller's, so that results and deliveries are one."""
-        row = _locked(at, propagation_id)
-        if row.ended:
+        job = self.under_way(at, propagation_id, attempt=attempt)
+        if job is None:
             return
-        state = State(row.state)
+        state = job.state
         changes: dict[str, Any] = {"ended": 1}
         if state not in (State.CANCELLED, State.SUPERSEDED):
             to = State.FAILED if problem else State.AWAITING_REVIEW
@@ -306,6 +348,14 @@ class Propagations:
         at.execute(update(propagation).where(propagation.c.id == propagation_id).values(**changes))
         if "state" in changes:
             self._told(at, propagation_id, changes["state"])
+
+    def under_way(
+        self, at: Connection, propagation_id: str, *, attempt: int | None = None
+    ) -> Job | None:
+        """A job as it stays until the transaction ends; None once it, or that attempt, is over."""
+        job = _job(_locked(at, propagation_id))
+        over = job.ended or attempt not in (None, job.attempt)
+        return None if over else job
 
     def move(
         self,
@@ -355,8 +405,17 @@ class Propagations:
             self.move(at, propagation_id, State.CANCELLED, f"cancelled by {by}")
         return self.job(propagation_id)
 
-    def supersede(self, at: Connection, older: Sequence[str], newer: str, why: str) -> list[str]:
-        """Marks what a newer propagation replaces; the ids of signed ones, which stay."""
+    def supersede(
+        self, at: Connection, older: Sequence[str], newer: str | None, why: str
+    ) -> list[str]:
+        """Marks what is not to be signed any more; the ids of signed ones, which stay.
+
+        Args:
+            at: The transaction in which that came about.
+            older: Ids.
+            newer: What took their place; None: nothing, or nothing yet.
+            why: In a sentence.
+        """
         signed = []
         for propagation_id in older:
             row = _locked(at, propagation_id)
@@ -364,6 +423,12 @@ class Propagations:
                 signed.append(propagation_id)
             elif State.SUPERSEDED in TRANSITIONS[State(row.state)]:
                 self.move(at, propagation_id, State.SUPERSEDED, why, superseded_by=newer)
+            elif row.superseded_by is None and newer is not None:  # its place was left empty
+                at.execute(
+                    update(propagation)
+                    .where(propagation.c.id == propagation_id)
+                    .values(superseded_by=newer)
+                )
         return signed
 
     def events(self, propagation_id: str, *, after: int = 0) -> list[Event]:
@@ -390,6 +455,10 @@ def unfinished_before(at: Connection, priority: int) -> int:
     """How many propagations the engine has to do that come as soon as this priority, or sooner."""
     query = select(func.count()).where(propagation.c.ended == 0, propagation.c.priority <= priority)
     return int(at.execute(query).scalar_one())
+
+
+def _full() -> BusyError:
+    return BusyError("as many propagations wait as may", remedy="send the request again later")
 
 
 def _locked(at: Connection, propagation_id: str) -> Row[Any]:

@@ -24,6 +24,7 @@ from contourcast.service.jobs.workers import Workers
 from contourcast.service.jobs.workflow import (
     PROPAGATE,
     RECOVERIES,
+    RETRY,
     part_ids,
     set_aside,
     workflow_id,
@@ -137,7 +138,8 @@ def end_given_up(propagations: Propagations) -> None:
     waiting = {workflow_id(job): job for job in propagations.unfinished()}
     for status, workflow in _ended(list(waiting)):
         job = waiting[workflow]
-        propagations.end(job.id, problem=problem_of(set_aside()).model_dump())
+        problem = problem_of(set_aside(RETRY)).model_dump()
+        propagations.end(job.id, attempt=job.attempt, problem=problem)
         log.error("job_parked", job_id=job.id, status=status)
 
 

@@ -25,6 +25,7 @@ from contourcast.service.jobs.network import served_network
 from contourcast.service.jobs.propagations import Job, Propagations
 from contourcast.service.jobs.queues import DELIVER, chosen
 from contourcast.service.jobs.steps import Steps
+from contourcast.service.jobs.workers import GpuMemory, Workers
 from contourcast.service.jobs.workflow import Work, define, workflow_id
 from contourcast.service.keeping.records import Recorder
 from contourcast.service.pacs.deliveries import Deliveries
@@ -103,7 +104,7 @@ def at_work(
     """
     slot, listen = settings.worker_slot, chosen(settings.queues)
     known: dict[str, Queue] = {}
-    defined = define(steps, lambda: known)
+    defined = define(steps, lambda: known, gpu_draws=settings.gpu_draws)
     heart = take_over.Heartbeat(records.workers, slot, ",".join(listen))
     duties = [
         Duty(
@@ -128,6 +129,7 @@ def at_work(
             run=lambda: take_over.end_given_up(records.propagations),
         ),
         _handing_over(records.propagations, defined),
+        *([_gpu(records.workers, slot)] if steps.device.startswith("cuda") else []),
         *also(lambda: known),
     ]
     with running(settings, listen) as registered:
@@ -152,23 +154,35 @@ def resolve_device(wanted: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def _gpu(workers: Workers, slot: str) -> Duty:
+    """Tells for the metrics how full the GPU is: whoever answers for them sees none."""
+    import torch
+
+    def tell() -> None:
+        free, total = torch.cuda.mem_get_info()
+        workers.has_gpu(slot, GpuMemory(used_bytes=total - free, total_bytes=total))
+
+    return Duty(name="gpu-memory", every_s=take_over.HEARTBEAT_S, run=tell, alone=False)
+
+
 def _intake(settings: ServiceSettings, records: Records) -> list[Duty]:
     """What watches series arrive, and what finds to what they belong."""
     notices = records.notices
     arriving = Arriving(records.index, notices)
-    duties = [Duty(name="arriving", every_s=LOOK_S, run=arriving.look)]
-    if settings.intake == "automatic":
-        fractions = Fractions(
-            Evidence(records.archive),
-            records.propagations,
-            notices,
-            read_rules(settings.rules) if settings.rules else SiteRules(),
-            served_network=served_network(settings),
-            methods=settings.methods or None,
-            waiting_limit=settings.waiting_limit,
-        )
-        duties.append(Duty(name="matching", every_s=LOOK_S, run=fractions.look))
-    return duties
+    fractions = Fractions(
+        Evidence(records.archive),
+        records.propagations,
+        notices,
+        read_rules(settings.rules) if settings.rules else SiteRules(),
+        served_network=served_network(settings),
+        methods=settings.methods or None,
+        waiting_limit=settings.waiting_limit,
+        asked_alone=settings.intake == "on_request",
+    )
+    return [
+        Duty(name="arriving", every_s=LOOK_S, run=arriving.look),
+        Duty(name="matching", every_s=LOOK_S, run=fractions.look),
+    ]
 
 
 def _archives(settings: ServiceSettings, records: Records) -> list[Duty]:

@@ -17,7 +17,8 @@ from dbos import DBOS, Queue, SetEnqueueOptions, SetWorkflowID, WorkflowHandle
 from dbos import error as engine_error
 
 from contourcast.imaging.errors import ContourcastError
-from contourcast.propagate import is_network
+from contourcast.propagate import DeviceError, is_network
+from contourcast.service.jobs import leaving
 from contourcast.service.jobs.engine import POLL_S
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.jobs.queues import COHORT, COURSE, CPU
@@ -35,6 +36,8 @@ from contourcast.service.store.disk import writing
 
 # Times that a job may take its worker down before it is set aside.
 RECOVERIES: Final = 3
+# What only waits for its parts brings nobody down, and pays for its neighbours.
+RECOVERIES_OF_WAITING: Final = 10 * RECOVERIES
 # What is no fault of the job: a full disk, an index or a store that cannot be reached. A damaged
 # file is none of these: it does not mend while a place on a queue is held for it.
 MAY_PASS: Final = (BusyError, DiskFullError, StoreError)
@@ -45,6 +48,7 @@ RETRY_S: Final = 2.0
 LONGEST_WAIT_S: Final = 60.0
 PATIENCE_S: Final = 24 * 3600.0
 PROPAGATE: Final = "propagate"
+RETRY: Final = "POST /v1/propagations/{id}/retry"
 
 log = structlog.get_logger()
 Outcome = dict[str, Any]
@@ -61,18 +65,29 @@ class Work:
     hand_over: Callable[[Job], None]
 
 
-def define(steps: Steps, queues: Callable[[], Mapping[str, Queue]]) -> Work:
-    """Defines the workflows over these steps, before the engine is launched."""
+def define(steps: Steps, queues: Callable[[], Mapping[str, Queue]], *, gpu_draws: int = 0) -> Work:
+    """Defines the workflows over these steps, before the engine is launched.
+
+    Args:
+        steps: What is done.
+        queues: By name, once the engine runs.
+        gpu_draws: Networks that are drawn on a GPU before this process ends itself; 0: it does not.
+    """
+    drawn = 0
 
     def step(name: str, function: Callable[..., Outcome]) -> Callable[..., Outcome]:
         """A step by itself on a queue.
 
         A refusal is its outcome, and so is what did not pass; nothing is raised into the engine.
+        A GPU that is lost is none: the process ends, and the step is begun again in a new one.
         """
 
         def told(propagation: str, *args: Any) -> Outcome:
             try:
                 return waited_out(lambda: function(propagation, *args), job_id=propagation)
+            except DeviceError as error:
+                log_fault("gpu_lost", error.__cause__ or error, trace="", job_id=propagation)
+                leaving.at_once()
             except ContourcastError as error:
                 return {"problem": problem_of(error).model_dump()}
             except Exception as error:  # the engine would log and keep its message
@@ -82,22 +97,38 @@ def define(steps: Steps, queues: Callable[[], Mapping[str, Queue]]) -> Work:
 
         return DBOS.step(name=name)(told)
 
-    def job(name: str, function: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    def job(
+        name: str, function: Callable[..., Outcome], then: Callable[..., None] = lambda *_: None
+    ) -> Callable[..., Outcome]:
         one = step(name, function)
 
         @DBOS.workflow(name=f"{name}_job", max_recovery_attempts=RECOVERIES)
         def run(propagation: str, *args: Any) -> Outcome:
-            return one(propagation, *args)
+            outcome = one(propagation, *args)
+            then(*args)  # what came of the step is written down by now
+            return outcome
 
         return run
 
+    def counted(propagation: str, method: str, *args: Any) -> Outcome:
+        nonlocal drawn
+        outcome = steps.draw(propagation, method, *args)
+        drawn += steps.device.startswith("cuda") and is_network(method)
+        return outcome
+
+    def renewed(*_: Any) -> None:
+        """Ends this process in good order, once it has drawn as much on its GPU as it was to."""
+        if drawn >= gpu_draws > 0:
+            log.info("worker_renewed", draws=drawn)
+            leaving.in_good_order()
+
     register = job("register", steps.register)
-    draw = job("draw", steps.draw)
+    draw = job("draw", counted, renewed)
     finish = job("finish", steps.finish)
     place = step("place", steps.place)
     end = step("end", steps.end)
 
-    @DBOS.workflow(name=PROPAGATE, max_recovery_attempts=RECOVERIES)
+    @DBOS.workflow(name=PROPAGATE, max_recovery_attempts=RECOVERIES_OF_WAITING)
     def propagate(propagation: str, attempt: int, methods: str, priority: int) -> str:
         def start(
             queue: str, part: str, run: Callable[..., Outcome], *args: Any
@@ -121,11 +152,11 @@ def define(steps: Steps, queues: Callable[[], Mapping[str, Queue]]) -> Work:
                 )
                 for method in methods.split(",")
             ]
-            drawn = [_done(handle)["drawn"] for handle in drawing]
-            outcome = _done(start(CPU, "finish", finish, registered, drawn))
+            contours = [_done(handle)["drawn"] for handle in drawing]
+            outcome = _done(start(CPU, "finish", finish, registered, contours))
         except _EndedError as ended:
             outcome = ended.outcome
-        end(propagation, outcome)
+        end(propagation, outcome, attempt)
         return "failed" if "problem" in outcome else "done"
 
     def hand_over(asked: Job) -> None:
@@ -213,15 +244,20 @@ def _done(handle: WorkflowHandle[Outcome]) -> Outcome:
         outcome = handle.get_result(polling_interval_sec=POLL_S)
     except engine_error.DBOSException as error:
         log.error("part_given_up", part=handle.get_workflow_id(), reason=type(error).__name__)
-        raise _EndedError({"problem": problem_of(set_aside()).model_dump()}) from error
+        raise _EndedError({"problem": problem_of(set_aside(RETRY)).model_dump()}) from error
     if "problem" in outcome:
         raise _EndedError(outcome)
     return outcome
 
 
-def set_aside() -> ContourcastError:
-    """What is said of a job that the engine gave up on."""
+def set_aside(again: str) -> ContourcastError:
+    """What is said of a job that the engine gave up on.
+
+    Args:
+        again: The route by which it is done after all.
+    """
     return ContourcastError(
         "the job was set aside: time and again its worker stopped, or could not write, in it",
-        remedy="look into the worker's log, memory and disk, then send the request again",
+        remedy="look into the worker's log, memory, disk and GPU, then have it tried again: "
+        f"{again}",
     )

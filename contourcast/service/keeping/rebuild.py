@@ -1,30 +1,31 @@
 """The index from the store alone, when the database is lost.
 
 Every instance is read and admitted anew; the rows that no header tells come from `records`. What
-is not brought back: when and by which door an instance came, receipts of deliveries (they are sent
-again, and archives answer that they have it), sign-ins and API keys (they are made anew), edits
-that nobody has signed, structure sets that somebody began to sign and did not, and the chain of
-the audit log (its exports stay what they are; a new chain begins). What the review page shows is
-made anew at the first look.
+is not brought back: when and by which door an instance came, receipts of deliveries (`send_again`
+promises all that goes out once more, and archives answer that they have it), sign-ins and API keys
+(they are made anew), edits that nobody has signed, structure sets that somebody began to sign and
+did not, and the chain of the audit log (its exports stay what they are; a new chain begins). What
+the review page shows is made anew at the first look.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Table, select, update
+from sqlalchemy import Connection, Table, select, update
 
 from contourcast.imaging.dicom.instance import STRUCTURE_SET, read_header
 from contourcast.imaging.dicom.modules import MANUFACTURER
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import GeometryError, InputError
-from contourcast.service.archive import Archive, Sent, Staged
+from contourcast.service.archive import Archive, Outcome, Sent, Staged
 from contourcast.service.index.database import Index
 from contourcast.service.index.tables import (
+    arrival,
     event,
     fraction,
     instance,
@@ -33,15 +34,23 @@ from contourcast.service.index.tables import (
     series,
 )
 from contourcast.service.ingest import TAKEN, say_the_same
+from contourcast.service.intake.states import State
+from contourcast.service.intake.withdrawn import WITHDRAWN
+from contourcast.service.jobs.propagations import Job
 from contourcast.service.keeping.records import Record, read_records
+from contourcast.service.pacs.deliveries import Deliveries
 from contourcast.service.problems import ConflictError, DamagedError
-from contourcast.service.review.decisions import OURS, SIGNED_SERIES
+from contourcast.service.review.decisions import OURS, SIGNED_FILE, SIGNED_SERIES
 from contourcast.service.store.blobs import Blobs, digest_in
 
-# Those that were first under their UID, then those that contradicted them.
-PLACES: Final = ("instances/", "quarantine/")
+INSTANCES: Final = "instances/"
+QUARANTINE: Final = "quarantine/"
 RESULTS: Final = "results/"
 BATCH: Final = 64
+# How what comes from the store is said to have come.
+PULLED: Final = Sent(door="pull")
+# Of these, nothing goes out.
+STOPPED: Final = (State.CANCELLED, State.SUPERSEDED, State.FAILED)
 T = TypeVar("T")
 
 
@@ -80,11 +89,13 @@ def rebuild(archive: Archive, *, on_step: Callable[[int], object] = lambda _: No
         BusyError, StoreError: Index or store cannot be reached; begin again with an empty index.
     """
     _require_empty(archive.index)
-    outcomes: list[str] = []
+    for record in read_records(archive.blobs, (series,)):
+        _restore(archive.index, record)  # so that it is known whose each is before it fills
+    outcomes: list[Outcome] = []
     unread: list[tuple[str, str]] = []
     unsigned: list[str] = []
     vouched = _vouched_for(archive.blobs)
-    for place in PLACES:
+    for place, taken in ((INSTANCES, _admit), (QUARANTINE, _set_aside)):
         for keys in _batches(archive.blobs.list(place)):
             staged = []
             for key in keys:
@@ -96,7 +107,7 @@ def rebuild(archive: Archive, *, on_step: Callable[[int], object] = lambda _: No
                         staged.append(file)
                 except (DamagedError, InputError, GeometryError) as error:
                     unread.append((key, error.cause))
-            outcomes += archive.admit(staged, say_the_same, sent=Sent(door="pull"))
+            outcomes += taken(archive, staged)
             on_step(len(outcomes))
     rows: dict[str, int] = {}
     for record in read_records(archive.blobs):
@@ -110,6 +121,72 @@ def rebuild(archive: Archive, *, on_step: Callable[[int], object] = lambda _: No
         unsigned=tuple(unsigned),
         orphans=_orphans(archive),
     )
+
+
+def send_again(deliveries: Deliveries) -> None:
+    """Promises once more all that goes out, after `rebuild`; to archives alone, no notices.
+
+    What was on its way to its first try then, and goes nowhere by the settings of today, waits for
+    a person at once.
+
+    Raises:
+        BusyError: The index cannot be reached; begin again with an empty one.
+    """
+    index, propagations = deliveries.records.index, deliveries.records.propagations
+    query = select(propagation.c.id).where(
+        propagation.c.ended == 1, propagation.c.state.not_in(STOPPED)
+    )
+    with index.read() as at:
+        ended = list(at.execute(query.order_by(propagation.c.number)).scalars())
+    for job in map(propagations.job, ended):
+        with index.write() as at:
+            if job.files:
+                deliveries.plan(at, job, job.files)
+            for name, digest in _standing(at, job):
+                deliveries.plan_signed(at, job.id, name, digest)
+            if job.state is State.DELIVERING and not deliveries.outbox.untried(at, job.id):
+                propagations.move(at, job.id, State.AWAITING_REVIEW, "nothing goes anywhere")
+
+
+def _standing(at: Connection, job: Job) -> list[tuple[str, str]]:
+    """Names and digests of what is signed on a propagation and was not withdrawn."""
+    decided = (
+        select(review.c.structures_uid, instance.c.file_digest)
+        .outerjoin(instance, instance.c.sop_uid == review.c.structures_uid)
+        .where(review.c.propagation == job.id)
+        .order_by(review.c.number)
+    )
+    withdrawn = set(at.execute(WITHDRAWN.where(review.c.propagation == job.id)).scalars())
+    return [
+        (SIGNED_FILE.format(number=number, digest=digest), digest)
+        for number, (uid, digest) in enumerate(at.execute(decided), start=1)
+        if digest is not None and uid not in withdrawn
+    ]
+
+
+def _admit(archive: Archive, files: Sequence[Staged]) -> list[Outcome]:
+    return archive.admit(files, say_the_same, sent=PULLED)
+
+
+def _set_aside(archive: Archive, files: Sequence[Staged]) -> list[Outcome]:
+    """Contradictions stay such, also where what they contradicted is not here any more."""
+    known = archive.known({file.header.sop_instance_uid for file in files})
+    with archive.index.write() as at:
+        moment = archive.index.now(at).isoformat()
+        for file in files:
+            uid, series_uid = _uids(file)
+            at.execute(
+                arrival.insert().values(
+                    sop_uid=uid,
+                    series_uid=known[uid].series_uid if uid in known else series_uid,
+                    file_digest=file.file_digest,
+                    outcome="conflict",
+                    door=PULLED.door,
+                    sender=PULLED.ae_title,
+                    at=moment,
+                )
+            )
+    return ["conflict"] * len(files)
 
 
 def _staged(key: str, path: Path) -> Staged:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 from xml.etree import ElementTree
 
 from python_multipart.exceptions import FormParserError
@@ -21,7 +21,14 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from contourcast.imaging.dicom.instance import read_header
 from contourcast.imaging.errors import ContourcastError, DicomError
-from contourcast.service.pacs.connection import PIECE, Connection, Peer, in_parallel, new_file
+from contourcast.service.pacs.connection import (
+    MIB,
+    PIECE,
+    Connection,
+    Peer,
+    in_parallel,
+    new_file,
+)
 from contourcast.service.pacs.door import Outcome, Receipt, Same, same_data_set
 
 SOP_CLASS: Final = "00080016"
@@ -69,8 +76,13 @@ UID_FORM: Final = re.compile(r"[0-9][0-9.]{0,63}")
 WILDCARDS: Final = frozenset("*?\\")
 PAGE: Final = 500
 PAGES_AT_MOST: Final = 200
+# Of one question: more than a department's archive has series of one week, and their bytes.
+MATCHES_AT_MOST: Final = 20_000
+ANSWER_BYTES: Final = 64 * MIB
+TEXT_CHARACTERS: Final = 1024  # more than any text has that we ask for (PS3.5 table 6.2-1)
 
 DataSet = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +172,14 @@ class DicomWeb:
         if since is not None:
             query.append(("StudyDate", f"{since:%Y%m%d}-"))
         path = f"studies/{_uid(study_instance_uid)}/series" if study_instance_uid else "series"
-        return [
-            FoundSeries(
+
+        def read(uid: str, one: DataSet) -> FoundSeries | None:
+            if patient_id and not _is_of(one, patient_id):
+                return None
+            return FoundSeries(
                 series_instance_uid=uid,
                 study_instance_uid=self._uid_in(one, STUDY) or study_instance_uid,
-                modality=str(_first(one, MODALITY) or ""),
+                modality=_text(one, MODALITY),
                 count=_count(_first(one, SERIES_COUNT)),
                 issuer=_text(one, ISSUER),
                 date=_text(one, SERIES_DATE) or _text(one, STUDY_DATE),
@@ -173,21 +188,32 @@ class DicomWeb:
                 model=_text(one, MODEL),
                 description=_text(one, DESCRIPTION),
             )
-            for uid, one in self._query(path, query, SERIES).items()
-            if not patient_id or _is_of(one, patient_id)
-        ]
+
+        return [one for one in self._query(path, query, SERIES, read) if one is not None]
 
     def instances(self, study_instance_uid: str, series_instance_uid: str) -> list[FoundInstance]:
         """The instances of one series."""
         path = f"studies/{_uid(study_instance_uid)}/series/{_uid(series_instance_uid)}/instances"
-        return [
-            FoundInstance(sop_instance_uid=uid, sop_class_uid=self._uid_in(one, SOP_CLASS))
-            for uid, one in self._query(path, [], SOP_INSTANCE).items()
-        ]
 
-    def _query(self, path: str, query: Sequence[tuple[str, str]], key: str) -> dict[str, DataSet]:
-        """All pages of an answer, by UID: an archive may cut its answers, or ignore the cuts."""
-        found: dict[str, DataSet] = {}
+        def read(uid: str, one: DataSet) -> FoundInstance:
+            return FoundInstance(sop_instance_uid=uid, sop_class_uid=self._uid_in(one, SOP_CLASS))
+
+        return self._query(path, [], SOP_INSTANCE, read)
+
+    def _query(
+        self,
+        path: str,
+        query: Sequence[tuple[str, str]],
+        key: str,
+        read: Callable[[str, DataSet], T],
+    ) -> list[T]:
+        """All pages of an answer: an archive may cut its answers, or ignore the cuts.
+
+        Of each data set nothing is kept but what is read of it, for what else an archive says may
+        be as long as it likes.
+        """
+        found: dict[str, T] = {}
+        came = 0
         for _ in range(PAGES_AT_MOST):
             status, body = self._connection.request(
                 "GET",
@@ -196,13 +222,18 @@ class DicomWeb:
                 headers={"Accept": JSON},
                 expect=(200, 204),
             )
+            came += len(body)
+            if came > ANSWER_BYTES:
+                break
             page = self._data_sets(body) if status == 200 else []
             fresh = {self._uid_in(one, key): one for one in page}
             if "" in fresh:
                 raise self._connection.error("answered a query without UIDs")
             if fresh.keys() <= found.keys():
-                return found
-            found |= fresh
+                return list(found.values())
+            found |= {uid: read(uid, one) for uid, one in fresh.items()}
+            if len(found) > MATCHES_AT_MOST:
+                break
         raise self._connection.error(
             "answers a query without end", remedy="ask for less: one patient, fewer days"
         )
@@ -468,7 +499,7 @@ def _first(data_set: DataSet, tag: str) -> object:
 
 def _text(data_set: DataSet, tag: str) -> str:
     value = _first(data_set, tag)
-    return value.strip("\0 ") if isinstance(value, str) else ""
+    return value.strip("\0 ")[:TEXT_CHARACTERS] if isinstance(value, str) else ""
 
 
 def _is_of(data_set: DataSet, patient_id: str) -> bool:

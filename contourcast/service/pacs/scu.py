@@ -33,6 +33,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from contourcast.imaging.dicom.instance import Header, read_header
 from contourcast.imaging.dicom.modules import reference
 from contourcast.imaging.dicom.pixels import read_stored
+from contourcast.service.pacs.dicomweb import MATCHES_AT_MOST, TEXT_CHARACTERS
 from contourcast.service.pacs.node import (
     CLASSES,
     Committed,
@@ -66,8 +67,6 @@ from contourcast.service.problems import PeerError, PeerUnreachableError, Settin
 COMMITMENT_INSTANCE: Final = "1.2.840.10008.1.20.1.1"
 REQUEST_COMMITMENT: Final = 1  # PS3.4 Table J.3-1, action type
 AET_CHARACTERS: Final = 16  # PS3.5 Table 6.2-1
-# More matches than a department's archive has series of one week.
-MATCHES_AT_MOST: Final = 20_000
 # PS3.8 Table 9-21 by source and reason.
 REJECTIONS: Final = {
     (1, 2): "it does not know DICOM's application context",
@@ -508,7 +507,12 @@ class Peer:
                 self._require_context(assoc, contexts[0], what)
             yield assoc
             assoc.release()
-        except RuntimeError as error:  # pynetdicom's word for an association that is gone
+        except (PeerUnreachableError, RuntimeError) as error:
+            if any(messages.overfed for messages in opened):
+                raise self._endless(what) from error
+            if isinstance(error, PeerUnreachableError):
+                raise
+            # pynetdicom's word for an association that is gone
             raise self._broken_off(what) from error
         finally:
             if assoc.is_established:
@@ -555,6 +559,12 @@ class Peer:
         return PeerUnreachableError(
             f"{self} did not answer our {what} in time, or broke off",
             remedy="try again; if it stays so, look at its log",
+        )
+
+    def _endless(self, what: str) -> PeerError:
+        return PeerError(
+            f"{self} answers our {what} with more than we take",
+            remedy="ask for fewer days, or for one study",
         )
 
     # Answers
@@ -683,7 +693,7 @@ def _text(found: Dataset, tag: int) -> str:
         return ""
     value = element.value
     text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
-    return text.strip(" \0")
+    return text.strip(" \0")[:TEXT_CHARACTERS]
 
 
 def _number(found: Dataset, tag: int) -> int | None:

@@ -41,7 +41,7 @@ from pydicom.uid import (
 from pynetdicom import AE, _config
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_messages import C_STORE_RQ, N_EVENT_REPORT_RQ, DIMSEMessage
+from pynetdicom.dimse_messages import C_FIND_RSP, C_STORE_RQ, N_EVENT_REPORT_RQ, DIMSEMessage
 from pynetdicom.dimse_primitives import C_CANCEL, C_STORE
 from pynetdicom.fsm import StateMachine
 from pynetdicom.pdu_primitives import A_P_ABORT, P_DATA
@@ -64,6 +64,9 @@ PDU_HEADER_BYTES: Final = 6  # PS3.8 §9.3.1
 # A command is below 1 kB; a commitment of 2000 instances takes 300 kB.
 COMMAND_BYTES: Final = 64 << 10
 MESSAGE_BYTES: Final = 4 << 20
+# A match of a query is a dozen short values; all of them, read or waiting, come in one association.
+MATCH_BYTES: Final = 64 << 10
+ANSWERS_BYTES: Final = 64 << 20
 # Nobody may send the next request before the last is answered (PS3.7 D.3.3.3: one operation at a
 # time, unless negotiated otherwise, which pynetdicom does not); C-CANCEL apart. Answers to a query
 # of ours may come faster than they are read.
@@ -156,6 +159,10 @@ class BreachError(Exception):
     """What came breaks the protocol or its bounds; the association ends."""
 
 
+class TooMuchError(BreachError):
+    """More came than is taken; that it is answered more sparingly is for somebody to ask for."""
+
+
 class Body(io.BytesIO):
     """The data set of one message: in memory and bounded, or of a C-STORE on its way to disk.
 
@@ -201,8 +208,9 @@ class Body(io.BytesIO):
         """
         self._came += len(piece)
         if not self._is_stored():
-            if self._came > MESSAGE_BYTES:
-                raise BreachError
+            is_match = isinstance(self._message, C_FIND_RSP)
+            if self._came > (MATCH_BYTES if is_match else MESSAGE_BYTES):
+                raise TooMuchError
             return super().write(piece)
         if self._came > 2 * self._most:
             raise BreachError
@@ -360,6 +368,9 @@ class Messages(DIMSEServiceProvider):
 
     Whatever is wrong with a fragment ends the association as an invalid PDU does (PS3.8 §9.2.3,
     event 19); pynetdicom's own would end the thread that reads, and leave the peer waiting.
+
+    Attributes:
+        overfed: Whether it ended since more came than is taken.
     """
 
     def __init__(self, assoc: Association, intake: Intake | None, file_bytes: int) -> None:
@@ -369,6 +380,8 @@ class Messages(DIMSEServiceProvider):
         self._bodies: list[Body] = []
         self._closing = threading.Lock()
         self._closed = False
+        self._answered_bytes = 0
+        self.overfed = False
 
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Takes the fragments of one PDU."""
@@ -379,8 +392,10 @@ class Messages(DIMSEServiceProvider):
                 one.presentation_data_value_list.append(value)
                 self._receive(one)
         except Exception as error:  # of whatever kind, it came of what the peer sent
+            self.overfed |= isinstance(error, TooMuchError)
             log.info("association_garbled", kind=type(error).__name__)
             self.dul.event_queue.put("Evt19")
+            self.msg_queue.put((None, None))  # whoever waits for an answer gets none any more
 
     def end(self) -> None:
         """Closes the socket, and deletes the files that nobody will take any more."""
@@ -444,6 +459,8 @@ class Messages(DIMSEServiceProvider):
             _uid_of(message.command_set, tag)
         body = cast(Body, message.data_set)
         body.land()
+        if self.assoc.is_requestor:
+            self._count(message.encoded_command_set, body)
         request = message.message_to_primitive()
         context_id = cast(int, message.context_id)
         if isinstance(message, C_STORE_RQ):
@@ -460,6 +477,12 @@ class Messages(DIMSEServiceProvider):
             ).start()
         else:
             self.msg_queue.put((context_id, request))
+
+    def _count(self, *parts: io.BytesIO) -> None:
+        """Answers wait in memory for whoever asked; of a C-STORE nothing does but its command."""
+        self._answered_bytes += sum(part.getbuffer().nbytes for part in parts)
+        if self._answered_bytes > ANSWERS_BYTES:
+            raise TooMuchError
 
     def _instance(self, request: C_STORE, context_id: int) -> None:
         if not request.is_valid_request:

@@ -264,6 +264,7 @@ export interface EditingStatistics {
     median_surface_dice_1mm: number | null;
     median_mean_surface_mm: number | null;
     median_seconds: number | null;
+    months: { month: string; signed: number; edited: number; median_surface_dice_1mm: number | null }[];
   }[];
 }
 

@@ -270,7 +270,7 @@ export const en = {
   "history.shift": "Shift of the centre, mm",
   "history.signed": "signed",
   "history.none": "No earlier fraction.",
-  "history.point": "fraction {n}: {value}",
+  "history.point": "{n}: {value}",
   "history.summary": "{what} over {count} fractions, from {first} to {last}",
   "history.no_points": "{what}: no value yet",
 
@@ -415,6 +415,7 @@ export const en = {
   "course.edits": "Edited slices",
   "course.seconds": "Editing",
   "course.by": "{decision} by {reviewer}",
+  "course.surface_dice_by_month": "surface Dice at 1 mm of what was signed, median of each month",
   "course.statistics": "What people had to mend, by method",
   "course.statistics_hint": "Over all patients of this department: distance between the machine's contour and the signed one.",
   "course.statistics_none": "Nothing has been signed yet.",

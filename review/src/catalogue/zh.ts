@@ -272,7 +272,7 @@ export const zh: Texts = {
   "history.shift": "中心位移，mm",
   "history.signed": "已签名",
   "history.none": "没有更早的分次。",
-  "history.point": "第 {n} 次：{value}",
+  "history.point": "{n}：{value}",
   "history.summary": "{what}，共 {count} 次，由 {first} 至 {last}",
   "history.no_points": "{what}：尚无数值",
 
@@ -417,6 +417,7 @@ export const zh: Texts = {
   "course.edits": "编辑层数",
   "course.seconds": "编辑用时",
   "course.by": "{reviewer}：{decision}",
+  "course.surface_dice_by_month": "签署轮廓的表面 Dice（1 mm），按月中位数",
   "course.statistics": "各方法需要人工修改的程度",
   "course.statistics_hint": "本科室全部患者：机器轮廓与签名轮廓之间的距离。",
   "course.statistics_none": "尚无签名。",

@@ -46,12 +46,14 @@ export function scaleOf(series: readonly Series[]): [number, number] {
 }
 
 /** A chart of one quantity. */
-export function chart(what: string, series: readonly Series[], fractions: readonly number[], size: { width: number; height: number }, current: number | null): HTMLElement {
+export function chart(what: string, series: readonly Series[], fractions: readonly number[], size: { width: number; height: number }, current: number | null, name: (n: number) => string = String): HTMLElement {
   const [low, high] = scaleOf(series);
   const first = Math.min(...fractions);
   const last = Math.max(...fractions, first + 1);
   const x = (n: number): number => LEFT + ((n - first) / (last - first)) * (size.width - LEFT - RIGHT);
   const y = (value: number): number => TOP + ((high - value) / (high - low)) * (size.height - TOP - BOTTOM);
+  // Long names stay inside the picture.
+  const anchor = (n: number): string => (name === String ? "middle" : n === first ? "start" : n === last ? "end" : "middle");
   const marks = ticks(low, high);
   const places = marks.some((value) => !Number.isInteger(value)) ? 1 : 0;
   const known = series.flatMap((each) => each.points).filter((point) => point.value !== null);
@@ -72,16 +74,16 @@ export function chart(what: string, series: readonly Series[], fractions: readon
       s("text", { x: LEFT - 5, y: y(value) + 3.5, "text-anchor": "end" }, number(value, places)),
     ]),
     current !== null && s("line", { x1: x(current), x2: x(current), y1: TOP, y2: size.height - BOTTOM, class: "chart-now" }),
-    labelled(fractions, last - first).map((n) => s("text", { x: x(n), y: size.height - 4, "text-anchor": "middle" }, String(n))),
-    series.map((each) => plot(each, x, y)),
+    labelled(fractions, last - first).map((n) => s("text", { x: x(n), y: size.height - 4, "text-anchor": anchor(n) }, name(n))),
+    series.map((each) => plot(each, x, y, name)),
   );
   return h("figure", { class: "chart-figure" }, h("figcaption", {}, what), drawn);
 }
 
-function plot(each: Series, x: (n: number) => number, y: (value: number) => number): SVGElement[] {
+function plot(each: Series, x: (n: number) => number, y: (value: number) => number, name: (n: number) => string): SVGElement[] {
   const known = each.points.filter((point): point is Point & { value: number } => point.value !== null);
   const title = (point: Point & { value: number }): SVGElement =>
-    s("title", {}, `${each.label} · ${t("history.point", { n: point.n, value: number(point.value, 1) })}`);
+    s("title", {}, `${each.label} · ${t("history.point", { n: name(point.n), value: number(point.value, point.value < 2 ? 2 : 1) })}`);
   const dots = known.map((point) =>
     each.marks
       ? s("path", { d: diamond(x(point.n), y(point.value)), fill: each.colour, class: "chart-signed" }, title(point))

@@ -3,10 +3,11 @@
 import type { App, Screen } from "../app";
 import type { Tagged } from "../api/client";
 import { Problem } from "../api/problem";
-import type { Course, EditingStatistics, FractionHistory, History, View } from "../api/types";
+import type { Course, EditingStatistics, FractionHistory, History, Method, View } from "../api/types";
 import { t, told } from "../catalogue";
 import { h, show } from "../dom";
 import { duration, fullName, length_mm, number, patientName, personName, taken } from "../format";
+import { chart } from "../parts/charts";
 import { coursePlots } from "../parts/course-plots";
 import { disclaimer, header } from "../parts/header";
 import { reasonOf } from "../parts/figures";
@@ -40,7 +41,7 @@ export function course(app: App, place: Place): Screen {
         open,
         open.length === 0 && history === null && h("p", { class: "empty" }, t("course.no_question")),
         history !== null && historyOf(app, history, shown?.body ?? null),
-        statistics !== null && statisticsOf(statistics),
+        statistics !== null && statisticsOf(statistics, new Map(shown?.body.methods.map((each) => [each.method, each]))),
       );
     } catch (error) {
       show(body, problemBox(error, h("button", { onclick: () => void load() }, t("page.again"))));
@@ -150,7 +151,21 @@ function placeIn({ fraction, scan }: FractionHistory): string {
   return (scan ?? 1) > 1 ? `${fraction}, ${t("worklist.scan", { n: scan ?? "" })}` : String(fraction);
 }
 
-function statisticsOf(statistics: EditingStatistics): HTMLElement {
+/** How near signed contours were to each method's, month by month: whether it gets better or worse. */
+function monthsOf({ methods }: EditingStatistics, looks: ReadonlyMap<string, Pick<Method, "colour" | "dash">>): HTMLElement | null {
+  const months = [...new Set(methods.flatMap((each) => each.months.map(({ month }) => month)))].sort();
+  if (months.length < 2) return null;
+  const series = methods.map(({ method, months: its }) => ({
+    label: method,
+    colour: looks.get(method)?.colour ?? "currentColor",
+    dash: looks.get(method)?.dash ?? [],
+    points: its.map((each) => ({ n: months.indexOf(each.month) + 1, value: each.median_surface_dice_1mm })),
+  }));
+  const ends = [1, months.length];
+  return h("div", { class: "plots" }, chart(t("course.surface_dice_by_month"), series, ends, PLOT, null, (n) => months[n - 1] ?? ""));
+}
+
+function statisticsOf(statistics: EditingStatistics, looks: ReadonlyMap<string, Pick<Method, "colour" | "dash">>): HTMLElement {
   const heads = ["method", "signed", "unchanged", "edited", "rejected", "surface_dice", "mean_surface", "seconds"] as const;
   return h(
     "section",
@@ -179,6 +194,7 @@ function statisticsOf(statistics: EditingStatistics): HTMLElement {
             ),
           ),
         ),
+    monthsOf(statistics, looks),
   );
 }
 
