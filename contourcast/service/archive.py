@@ -415,6 +415,24 @@ class Archive:
         with self.index.read() as index:
             return index.execute(select(series).where(series.c.uid == series_uid)).first()
 
+    def set_aside(self, sop_uid: str, series_uid: str) -> list[str]:
+        """File digests of other contents that came under a UID, in the order of coming."""
+        query = (
+            select(arrival.c.file_digest)
+            .where(
+                arrival.c.series_uid == series_uid,
+                arrival.c.sop_uid == sop_uid,
+                arrival.c.outcome == "conflict",
+            )
+            .order_by(arrival.c.number)
+        )
+        with self.index.read() as at:
+            return list(dict.fromkeys(at.execute(query).scalars()))
+
+    def file_set_aside(self, file_digest: str) -> Path:
+        """A file on this machine with one of these contents."""
+        return self.blobs.get(f"quarantine/{file_digest}.dcm")
+
     def path(self, kept: Kept) -> Path:
         """A file on this machine with the bytes of an instance."""
         return self.file_of(kept.series_uid, kept.file_digest)

@@ -54,6 +54,12 @@ TAKEN: Final = {
     DEFORMABLE_REGISTRATION: "REG",
     RT_PLAN: "RTPLAN",
 }
+# Words of approval (300E,0002), and which of them come after them.
+LATER: Final = {
+    "": ("APPROVED", "REJECTED"),
+    "UNAPPROVED": ("APPROVED", "REJECTED"),
+    "APPROVED": ("REJECTED",),
+}
 LOCAL_HEADER_BYTES: Final = 30  # APPNOTE.TXT 4.3.7
 
 log = structlog.get_logger()
@@ -223,7 +229,37 @@ def say_the_same(first: Path, second: Path) -> bool:
         return False
 
 
-def _say_the_same(first: Path, second: Path) -> bool:
+def later_approval(first: Path, second: Path, *, status: str) -> str:
+    """The approval status of the second, where that alone differs and it is the later word.
+
+    A plan is drawn up, approved, perhaps rejected after all, and keeps its UID all the while. An
+    approval that was taken away is no such word: it cannot be told from an older copy.
+
+    Args:
+        first: What is here.
+        second: What came under the same UID.
+        status: The last word so far.
+
+    Returns:
+        Empty where it is none.
+    """
+    try:
+        if not _say_the_same(first, second, but_for_approval=True):
+            return ""
+        said = _status(second)
+    except InputError:
+        return ""
+    return said if said in LATER.get(status, ()) else ""
+
+
+def _status(path: Path) -> str:
+    header = read_header(path)
+    if header.sop_class_uid == STRUCTURE_SET:
+        return read_structure_set(path).approval_status
+    return read_plan(path).approval_status if header.sop_class_uid == RT_PLAN else ""
+
+
+def _say_the_same(first: Path, second: Path, *, but_for_approval: bool = False) -> bool:
     one, two = read_header(first), read_header(second)
     if not _of_one_patient(one.patient, two.patient):
         return False
@@ -232,10 +268,11 @@ def _say_the_same(first: Path, second: Path) -> bool:
     if one.sop_class_uid == CT_IMAGE:
         return one.plane == two.plane and pixel_digest(first) == pixel_digest(second)
     if one.sop_class_uid == STRUCTURE_SET:
-        return _draws(first) == _draws(second)
+        return _draws(first, but_for_approval) == _draws(second, but_for_approval)
     if one.sop_class_uid == RT_PLAN:
-        plans = plan_facts(read_plan(first)), plan_facts(read_plan(second))
-        return plans[0] == replace(plans[1], patient=plans[0].patient)
+        here, there = plan_facts(read_plan(first)), plan_facts(read_plan(second))
+        status = here.approval_status if but_for_approval else there.approval_status
+        return here == replace(there, patient=here.patient, approval_status=status)
     if one.sop_class_uid == SPATIAL_REGISTRATION:
         return _ties(first) == _ties(second)
     return False
@@ -248,13 +285,13 @@ def _of_one_patient(one: Patient, two: Patient) -> bool:
     return first == second and len(issuers) < 2
 
 
-def _draws(structures: Path) -> bytes:
+def _draws(structures: Path, but_for_approval: bool) -> bytes:
     """What a structure set says, of where, and whether a person stands for it."""
     found = read_structure_set(structures)
     return dump(
         (
             found.rois,
-            found.approval_status,
+            None if but_for_approval else found.approval_status,
             found.frame_of_reference,
             sorted(found.referenced_series_uids),
             sorted(found.referenced_sop_uids),

@@ -510,7 +510,7 @@ def planned(
     )
 
 
-def test_a_structure_set_that_comes_again_as_rejected_is_a_question(
+def test_a_structure_set_that_comes_again_as_rejected_is_used_no_more(
     department: Department, patients: tuple[Treatment, Treatment], tmp_path: Path
 ) -> None:
     patient = patients[0]
@@ -523,12 +523,13 @@ def test_a_structure_set_that_comes_again_as_rejected_is_a_question(
     assert department.jobs()
     department.send([rejected])
     department.fractions.look()
-    assert open_questions(department)[cbct.series_uid]["question"] == "conflict"
+    question = open_questions(department)[cbct.series_uid]
+    assert question["question"] == "planning_ct", "no set on it is in use; nothing is disputed"
     assert not department.jobs()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_plan_that_is_approved_later_under_its_own_uid_is_a_question(
+def test_a_plan_that_is_approved_later_under_its_own_uid_counts(
     department: Department, patients: tuple[Treatment, Treatment], tmp_path: Path, when: str
 ) -> None:
     patient, other = patients
@@ -553,9 +554,14 @@ def test_a_plan_that_is_approved_later_under_its_own_uid_is_a_question(
         assert department.jobs()[cbct.series_uid].order["structures"]["sop_uid"] != newer
         department.send([approved])
         department.fractions.look()
-    question = open_questions(department)[cbct.series_uid]
-    assert question["question"] == "conflict"
-    assert set(department.jobs()) == {other.fractions[0].series_uid}, "another patient's goes on"
+    assert not open_questions(department)
+    jobs = department.jobs()
+    assert jobs[cbct.series_uid].order["structures"]["sop_uid"] == newer
+    assert set(jobs) == {cbct.series_uid, other.fractions[0].series_uid}
+    # an older copy that comes again says nothing new
+    department.send([drafted])
+    department.fractions.look()
+    assert department.jobs()[cbct.series_uid].order["structures"]["sop_uid"] == newer
 
 
 def test_a_person_answers_from_the_choices_alone(

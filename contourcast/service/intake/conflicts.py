@@ -3,7 +3,7 @@
 Nothing in DICOM tells which of two images of one UID is the patient of today. So whatever uses
 such an instance, as CBCT, planning CT or structure set, waits for an answer, and so does every
 fraction of a patient with two contents of one plan: plans decide which structures count. Yet
-another content after the answer is a new question.
+another content after the answer is a new question. A later approval alone is none: it counts.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Conflict:
     """A second content that came, however often."""
 
     sop_uid: str
+    series_uid: str
     file_digest: str
 
 
@@ -44,7 +45,7 @@ def conflicts_of(at: Connection, found: Match) -> list[Conflict]:
         series.c.modality == "RTPLAN", series.c.patient_key.in_(whose)
     )
     query = (
-        select(arrival.c.sop_uid, arrival.c.file_digest)
+        select(arrival.c.sop_uid, arrival.c.series_uid, arrival.c.file_digest)
         .distinct()
         .where(
             arrival.c.outcome == "conflict",
@@ -57,7 +58,10 @@ def conflicts_of(at: Connection, found: Match) -> list[Conflict]:
         )
         .order_by(arrival.c.sop_uid, arrival.c.file_digest)
     )
-    return [Conflict(sop_uid=sop, file_digest=digest) for sop, digest in at.execute(query)]
+    return [
+        Conflict(sop_uid=sop, series_uid=whose, file_digest=digest)
+        for sop, whose, digest in at.execute(query)
+    ]
 
 
 def settled(

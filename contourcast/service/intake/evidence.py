@@ -7,6 +7,7 @@ there is nothing to bring up to date when a rule or a reader changes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
@@ -25,8 +26,9 @@ from contourcast.imaging.dicom.registration_in import read_registration
 from contourcast.imaging.dicom.rtplan_in import RT_PLAN, read_plan
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.errors import ContourcastError
-from contourcast.service.archive import Archive
+from contourcast.service.archive import Archive, Kept
 from contourcast.service.index.tables import course, fraction, propagation, review, series
+from contourcast.service.ingest import later_approval
 from contourcast.service.intake.facts import (
     CourseFacts,
     PlanFacts,
@@ -60,6 +62,7 @@ class Evidence:
         self.archive = archive
         self._series = lru_cache(maxsize=REMEMBERED)(self._read_series)
         self._object = lru_cache(maxsize=REMEMBERED)(self._read_object)
+        self._later = lru_cache(maxsize=REMEMBERED)(self._read_later)
 
     def of_series(self, series_uid: str, sender: str = "") -> SeriesFacts | None:
         """The facts of a series of images; None when none of it can be read."""
@@ -121,12 +124,43 @@ class Evidence:
         found, lost = [], []
         for kept in (kept for uid in series_uids for kept in self.archive.instances_of(uid)):
             try:
-                found.append(self._object(kept.series_uid, kept.file_digest, kept.sop_class_uid))
+                facts = self._object(kept.series_uid, kept.file_digest, kept.sop_class_uid)
+                if isinstance(facts, StructureSetFacts | PlanFacts):
+                    status, _ = self._approval(kept, facts.approval_status)
+                    facts = replace(facts, approval_status=status)
+                found.append(facts)
             except LOST as error:  # as of series
                 log.warning("evidence_lost", kind=error.code, series=kept.series_uid)
                 if kept.sop_class_uid in (STRUCTURE_SET, RT_PLAN):
                     lost.append(kept.sop_uid)
         return found, tuple(lost)
+
+    def explains(self, sop_uid: str, series_uid: str, file_digest: str) -> bool:
+        """Whether another content under a UID says no more than a later word of approval."""
+        its = (k for k in self.archive.instances_of(series_uid) if k.sop_uid == sop_uid)
+        kept = next(its, None)
+        if kept is None or kept.sop_class_uid not in (STRUCTURE_SET, RT_PLAN):
+            return False
+        try:
+            facts = self._object(kept.series_uid, kept.file_digest, kept.sop_class_uid)
+            if not isinstance(facts, StructureSetFacts | PlanFacts):
+                return False
+            return file_digest in self._approval(kept, facts.approval_status)[1]
+        except LOST:
+            return False
+
+    def _approval(self, kept: Kept, status: str) -> tuple[str, frozenset[str]]:
+        """The last word of approval of an object, and the contents that said no more than that."""
+        said = set()
+        for other in self.archive.set_aside(kept.sop_uid, kept.series_uid):
+            if later := self._later(kept.series_uid, kept.file_digest, other, status):
+                status = later
+                said.add(other)
+        return status, frozenset(said)
+
+    def _read_later(self, series_uid: str, file_digest: str, other: str, status: str) -> str:
+        here = self.archive.file_of(series_uid, file_digest)
+        return later_approval(here, self.archive.file_set_aside(other), status=status)
 
     def _is_left(self, series_uid: str, file_digest: str) -> bool:
         try:

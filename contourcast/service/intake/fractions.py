@@ -201,7 +201,7 @@ class Fractions:
         conflicts: list[Conflict] = []
         if isinstance(outcome, Match):
             with self.index.read() as at:
-                conflicts = conflicts_of(at, outcome)
+                conflicts = self._conflicts(at, outcome)
             outcome = settled(outcome, conflicts, _answers(asked))
         if isinstance(outcome, Match):
             planning = self._planning_ct(outcome.planning_ct_uid)
@@ -233,7 +233,7 @@ class Fractions:
                 log.info("answered_meanwhile", series=row.series_uid)
                 return None  # matched by whoever answered, or looked at again
             if isinstance(outcome, Match) and (
-                conflicts_of(at, outcome) != conflicts
+                self._conflicts(at, outcome) != conflicts
                 or priors_of(at, scan.patient_key) != known.priors
             ):
                 return None  # one came, or was signed or withdrawn meanwhile: looked at again
@@ -357,6 +357,14 @@ class Fractions:
                 ),
             )
             for item in items
+        ]
+
+    def _conflicts(self, at: Connection, found: Match) -> list[Conflict]:
+        """Contents that a person has to choose from."""
+        return [
+            each
+            for each in conflicts_of(at, found)
+            if not self.evidence.explains(each.sop_uid, each.series_uid, each.file_digest)
         ]
 
     def _planning_ct(self, series_uid: str) -> Row[Any]:
