@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float
 
-from contourcast.imaging.distance import carry, distance_map
+from contourcast.imaging.distance import carry, distance_map, filled
 from contourcast.imaging.errors import ContourcastError, InputError
 from contourcast.imaging.metrics import Agreement, agreement, dice
 from contourcast.imaging.resample import Moved
@@ -312,9 +312,8 @@ def prior_mask(case: Case) -> Mask:
 
     Rasterised alone it would have half its volume (docs/decisions/0011).
     """
-    grid, frame = case.planning_ct.grid, case.prior.frame_of_reference
-    here = RigidTransform.identity(source_frame=frame, target_frame=frame)
-    return carry(distance_map(case.prior, grid=grid), here, onto=grid).mask()
+    grid = case.planning_ct.grid
+    return filled(case.prior, grid=grid, onto=grid)
 
 
 def carry_prior(case: Case, registrations: Registrations) -> Probability:

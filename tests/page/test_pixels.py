@@ -254,11 +254,11 @@ def cbct_from_planning(clinic: Department, propagation: str, planning_frame: str
 
 
 def loops(clinic: Department, propagation: str, number: int) -> list[np.ndarray]:
-    """Of the structure set, as ``(n, 3)`` mm."""
+    """Of the method of that place in the order, whatever stands first, as ``(n, 3)`` mm."""
     answer = clinic.server.http.get(f"/v1/propagations/{propagation}/structure-set")
     dataset = pydicom.dcmread(BytesIO(answer.content))
-    contours = dataset.ROIContourSequence[number].ContourSequence
-    return [np.array(each.ContourData, float).reshape(-1, 3) for each in contours]
+    (item,) = (i for i in dataset.ROIContourSequence if i.ReferencedROINumber == number + 1)
+    return [np.array(each.ContourData, float).reshape(-1, 3) for each in item.ContourSequence]
 
 
 def dense(line: np.ndarray) -> np.ndarray:
