@@ -86,13 +86,29 @@ class OrthancDestination(_Archive, _OverHttp):
     )
 
 
-class DicomWebDestination(_Archive, _OverHttp):
+class _Surveyed(BaseModel):
+    """An archive without a diary: what arrived there is found out by asking."""
+
+    watch: bool = Field(
+        default=False,
+        description="Whether it is asked for CT series of the last days, and those are taken in "
+        "with what belongs to them.",
+    )
+    watch_every_s: float = Field(
+        default=60.0, ge=10.0, le=3600.0, description="Until it is asked for them again, seconds."
+    )
+    watch_days: int = Field(
+        default=2, ge=1, le=14, description="How many days before today are looked through."
+    )
+
+
+class DicomWebDestination(_Archive, _OverHttp, _Surveyed):
     """An archive that speaks DICOMweb; the URL is that of its root."""
 
     kind: Literal["dicomweb"] = "dicomweb"
 
 
-class DimseDestination(_Archive):
+class DimseDestination(_Archive, _Surveyed):
     """A DICOM node."""
 
     kind: Literal["dimse"] = "dimse"
@@ -124,7 +140,8 @@ class WebhookDestination(_Destination, _OverHttp):
     )
 
 
-Archive = OrthancDestination | DicomWebDestination | DimseDestination
+Surveyed = DicomWebDestination | DimseDestination
+Archive = OrthancDestination | Surveyed
 Destination = Annotated[Archive | WebhookDestination, Field(discriminator="kind")]
 
 

@@ -19,13 +19,12 @@ from functools import partial
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from contourcast.imaging.dicom.instance import CT_IMAGE, Header
 from contourcast.imaging.errors import ContourcastError
-from contourcast.service.doors import ArchiveDoor
 from contourcast.service.index.database import now
-from contourcast.service.index.tables import cursor, fraction, series
+from contourcast.service.index.tables import fraction, series
 from contourcast.service.intake.arriving import Arriving
 from contourcast.service.intake.evidence import Evidence
 from contourcast.service.intake.facts import OURS, PatientKey, SeriesFacts, series_facts
@@ -33,12 +32,15 @@ from contourcast.service.intake.matching import relation
 from contourcast.service.intake.outcomes import NONE_OF_THESE
 from contourcast.service.intake.rules import SiteRules, judge_series, read_rules
 from contourcast.service.jobs.duties import Duty
+from contourcast.service.pacs import cursors
 from contourcast.service.pacs.destinations import (
     Archive,
     Destination,
+    Surveyed,
     WebhookDestination,
     require_ready,
 )
+from contourcast.service.pacs.pulling import Puller
 from contourcast.service.pacs.sources import Budget, Gate, Offer, Source, source_of
 from contourcast.service.problems import PeerError, PeerUnreachableError
 from contourcast.service.records import Records
@@ -233,9 +235,16 @@ def _newest_first(offers: Iterable[Offer]) -> list[Offer]:
 
 
 def fetched_from(destinations: Sequence[Destination]) -> tuple[Archive, ...]:
-    """Those that are asked for what is missing."""
+    """Those that are asked for what is missing.
+
+    An Orthanc that is watched gives plans and structure sets as they arrive; of the others CT
+    series alone are found, so what belongs to those is asked for.
+    """
     return tuple(
-        one for one in destinations if not isinstance(one, WebhookDestination) and one.fetch
+        one
+        for one in destinations
+        if not isinstance(one, WebhookDestination)
+        and (one.fetch or (isinstance(one, Surveyed) and one.watch))
     )
 
 
@@ -283,7 +292,7 @@ class Fetcher:
         self._rules = rules
         self._bounds = bounds
         self._folder = settings.data_folder / "incoming" / settings.worker_slot
-        self._door = ArchiveDoor(records.archive, settings)
+        self._puller = Puller(archive.name, settings, records)
         self._arriving = Arriving(records.index, records.notices)
         self._evidence = Evidence(records.archive)
         self._away_until: datetime | None = None
@@ -432,26 +441,8 @@ class Fetcher:
         self, source: Source, offer: Offer, judge: Callable[[Header], str], budget: Budget
     ) -> list[Gate]:
         """What the archive has of a series and we have not; nothing, where that is nothing."""
-        if budget.series == 0:
-            return []
-        there = source.instances(offer)
-        here = self._records.archive.known(there)
-        lacking = [uid for uid in there if uid not in here]
-        if not lacking:
-            return []
-        if not budget.allows(len(lacking)):
-            log.warning("too_much_to_fetch", series=offer.series_uid, instances=len(lacking))
-            return []
-        budget.series -= 1
-        gate = Gate(self._door, self._to.name, judge, budget)
-        try:
-            source.bring(offer, lacking, gate)
-        finally:
-            # an association that sent the first slices has long ended, and says so of the last
-            self._arriving.released([offer.series_uid])
-        if gate.reasons:
-            log.warning("files_left_out", series=offer.series_uid, reasons=dict(gate.reasons))
-        return [gate]
+        gate = self._puller.pull(source, offer, judge, budget).gate
+        return [] if gate is None else [gate]
 
     def _referred(self, wanted: Wanted) -> frozenset[str]:
         """The series on which the patient's structure sets, as far as they are here, were drawn."""
@@ -467,17 +458,12 @@ class Fetcher:
 
     def _memory(self, what: str) -> dict[str, Any] | None:
         with self._index.read() as at:
-            found = at.execute(
-                select(cursor.c.value_json).where(cursor.c.name == self._name(what))
-            ).scalar()
-        return None if found is None else dict(found)
+            return cursors.note(at, self._name(what))
 
     def _remember(self, what: str, moment: datetime, wait: timedelta, **more: Any) -> None:
-        name = self._name(what)
         value = {"asked_at": moment.isoformat(), "next_at": (moment + wait).isoformat(), **more}
         with self._index.write() as at:
-            at.execute(self._index.insert_new(cursor, {"name": name, "value_json": value}))
-            at.execute(update(cursor).where(cursor.c.name == name).values(value_json=value))
+            cursors.write(self._index, at, self._name(what), value)
 
     def _put_off(self, what: str, moment: datetime) -> None:
         self._away_until = moment + self._bounds.away

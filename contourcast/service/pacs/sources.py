@@ -1,4 +1,4 @@
-"""Three ways to ask an archive what it has of a patient, and to have it bring that.
+"""Three ways to ask an archive what it has, of a patient or of some days, and to have that brought.
 
 What an archive says is believed as far as choosing goes; what it brings passes a `Gate`, which
 reads each file's own header first.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -23,8 +23,13 @@ from contourcast.imaging.errors import ContourcastError
 from contourcast.service.intake.facts import moment
 from contourcast.service.pacs import node
 from contourcast.service.pacs.connection import in_parallel
-from contourcast.service.pacs.destinations import Archive, DimseDestination, OrthancDestination
-from contourcast.service.pacs.dicomweb import DicomWeb
+from contourcast.service.pacs.destinations import (
+    Archive,
+    DimseDestination,
+    OrthancDestination,
+    Surveyed,
+)
+from contourcast.service.pacs.dicomweb import MATCHES_AT_MOST, UID_FORM, DicomWeb
 from contourcast.service.pacs.door import Door, Taken
 from contourcast.service.pacs.orthanc import Orthanc
 from contourcast.service.pacs.scu import Peer, SeriesFound, StudyFound
@@ -35,6 +40,8 @@ from contourcast.service.problems import PeerError, PeerUnreachableError
 BATCH: Final = 64
 # A slice of 512 x 512 voxels of 16 bit, by which what has not come yet is reckoned.
 SLICE_BYTES: Final = 512 * 512 * 2
+# Studies that one look asks for their series: each is an association of its own.
+STUDIES_AT_ONCE: Final = 64
 
 log = structlog.get_logger()
 
@@ -56,6 +63,21 @@ class Offer:
     manufacturer: str = ""
     model: str = ""
     description: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A CT series of some days that an archive says it has.
+
+    Attributes:
+        instances: How many it counts; None: it does not say.
+        taken_at: When the series, or its study, was made; None: idem.
+    """
+
+    series_uid: str
+    study_uid: str
+    instances: int | None
+    taken_at: datetime | None
 
 
 @dataclass(kw_only=True)
@@ -159,6 +181,105 @@ class Source(Protocol):
         ...
 
 
+class Listing(Source, Protocol):
+    """An archive that is asked what it has of some days, because it keeps no diary."""
+
+    def recent(self, since: date, until: date, studies: Studies) -> list[Listed]:
+        """The CT series of studies of these days.
+
+        Args:
+            since: The first Study Date.
+            until: The last one, as far as the archive can be told.
+            studies: What was listed of them before.
+        """
+        ...
+
+
+class Studies:
+    """What a DICOM node listed of each study, so that it is asked again only for what changed.
+
+    Attributes:
+        done: Whether the last look asked for every study that was new or had changed.
+    """
+
+    def __init__(self) -> None:
+        self.done = True
+        self._kept: dict[str, _Kept] = {}
+        self._again: frozenset[str] = frozenset()
+        self._looks = 0
+
+    def ask_again(self, study_uids: Iterable[str]) -> None:
+        """At the next look these are asked for their series, changed or not."""
+        self._again = frozenset(study_uids)
+
+    def to_ask(self, there: Iterable[StudyFound]) -> list[StudyFound]:
+        """Of the studies that are there, those to ask for their series now.
+
+        First what is new or changed, the newest before; then what is to be asked again; then, one
+        after the other, those of which the node does not say how much they hold.
+        """
+        sound = {one.study_uid: one for one in there if UID_FORM.fullmatch(one.study_uid)}
+        self._kept = {
+            uid: kept
+            for uid, kept in self._kept.items()
+            if uid in sound and kept.numbers == _numbers(sound[uid])
+        }
+        newest = sorted(sound.values(), key=lambda one: (one.date, one.time), reverse=True)
+        fresh = [one for one in newest if one.study_uid not in self._kept]
+        known = [one for one in newest if one.study_uid in self._kept]
+        again = [one for one in known if one.study_uid in self._again]
+        unsure = [one for one in known if self._kept[one.study_uid].unsure]
+        unsure.sort(key=lambda one: self._kept[one.study_uid].look)
+        self.done = len(fresh) <= STUDIES_AT_ONCE
+        self._again = frozenset()
+        self._looks += 1
+        return list(dict.fromkeys([*fresh, *again, *unsure]))[:STUDIES_AT_ONCE]
+
+    def keep(self, study: StudyFound, listed: Sequence[Listed] | None) -> None:
+        """Keeps what was listed of a study; None: it could not be listed, and is asked again.
+
+        Raises:
+            PeerError: That is more in all than we keep; everything is forgotten.
+        """
+        before = self._kept.get(study.study_uid)
+        self._kept[study.study_uid] = _Kept(
+            numbers=_numbers(study),
+            unsure=listed is None or None in _numbers(study),
+            look=self._looks,
+            series=tuple(listed if listed is not None else before.series if before else ()),
+        )
+        if sum(len(kept.series) for kept in self._kept.values()) > MATCHES_AT_MOST:
+            self._kept.clear()
+            raise PeerError(
+                f"the archive lists more series than {MATCHES_AT_MOST}",
+                remedy="watch fewer days of it",
+            )
+
+    def listed(self) -> list[Listed]:
+        """All series of the studies that are there and have not changed since they were asked."""
+        return [one for kept in self._kept.values() for one in kept.series]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """What is known of one study.
+
+    Attributes:
+        numbers: Of its series and instances, when it was asked.
+        unsure: Whether it may have changed though the numbers have not.
+        look: At which it was asked.
+    """
+
+    numbers: tuple[int | None, int | None]
+    unsure: bool
+    look: int
+    series: tuple[Listed, ...]
+
+
+def _numbers(study: StudyFound) -> tuple[int | None, int | None]:
+    return study.series, study.instances
+
+
 @contextmanager
 def source_of(archive: Archive, folder: Path) -> Iterator[Source]:
     """An open way to ask an archive of the settings.
@@ -170,11 +291,19 @@ def source_of(archive: Archive, folder: Path) -> Iterator[Source]:
     Raises:
         SettingsError: Its address or its credentials are none.
     """
-    if isinstance(archive, DimseDestination):
-        yield _Dimse(dimse_peer(archive), folder)
-    elif isinstance(archive, OrthancDestination):
+    if isinstance(archive, OrthancDestination):
         with Orthanc(http_peer(archive)) as orthanc:
             yield _Orthanc(orthanc, folder)
+    else:
+        with listing_of(archive, folder) as source:
+            yield source
+
+
+@contextmanager
+def listing_of(archive: Surveyed, folder: Path) -> Iterator[Listing]:
+    """`source_of` an archive that can be asked what it has of some days, too."""
+    if isinstance(archive, DimseDestination):
+        yield _Dimse(dimse_peer(archive), folder)
     else:
         with DicomWeb(http_peer(archive)) as web:
             yield _Web(web, folder)
@@ -227,6 +356,20 @@ class _Web:
             for one in self._web.series(patient_id=patient_id, modality=modality)
         ]
 
+    def recent(self, since: date, until: date, studies: Studies) -> list[Listed]:
+        """By one question for all studies, which has no end: `DicomWeb.series` takes none."""
+        del until, studies
+        return [
+            Listed(
+                series_uid=one.series_instance_uid,
+                study_uid=one.study_instance_uid,
+                instances=one.count,
+                taken_at=moment(one.date, one.time),
+            )
+            for one in self._web.series(modality="CT", since=since)
+            if one.study_instance_uid and one.modality in ("", "CT")
+        ]
+
     def instances(self, offer: Offer) -> list[str]:
         found = self._web.instances(offer.study_uid, offer.series_uid)
         return [one.sop_instance_uid for one in found]
@@ -262,6 +405,21 @@ class _Dimse:
             if one.modality in modalities
         ]
 
+    def recent(self, since: date, until: date, studies: Studies) -> list[Listed]:
+        """Study by study, as strict peers want it; a fault of one study holds up no other."""
+        there = self._peer.find_studies(dates=f"{since:%Y%m%d}-{until:%Y%m%d}")
+        for study in studies.to_ask(there):
+            try:
+                found = self._peer.find_series(study_uid=study.study_uid, modality="CT")
+            except PeerUnreachableError:
+                raise
+            except PeerError as error:
+                log.warning("study_not_listed", study=study.study_uid, cause=error.cause)
+                studies.keep(study, None)
+            else:
+                studies.keep(study, [_listed(study, one) for one in found if _is_ct(one)])
+        return studies.listed()
+
     def instances(self, offer: Offer) -> list[str]:
         found = self._peer.find_images(study_uid=offer.study_uid, series_uid=offer.series_uid)
         return [one.sop_uid for one in found]
@@ -279,6 +437,20 @@ class _Dimse:
             moved = self._peer.move(**where)
             gate.outcomes["stored"] += moved.completed
             gate.spend(moved.completed * SLICE_BYTES)
+
+
+def _is_ct(one: SeriesFound) -> bool:
+    return one.modality in ("", "CT") and UID_FORM.fullmatch(one.series_uid) is not None
+
+
+def _listed(study: StudyFound, one: SeriesFound) -> Listed:
+    dated = one if one.date else study
+    return Listed(
+        series_uid=one.series_uid,
+        study_uid=study.study_uid,
+        instances=one.instances,
+        taken_at=moment(dated.date, dated.time),
+    )
 
 
 def _offered(study: StudyFound, one: SeriesFound) -> Offer:

@@ -1,7 +1,8 @@
 """Archives that are watched: what arrives there is taken in here, told or not.
 
-Where we are in an archive's diary, and what it counted of each series, is written down in one
-transaction with nothing in between, so that whatever dies, the next look finds the same again.
+An Orthanc has a diary, which is read here; others are asked what they have (see `surveys`). Where
+we are in a diary, and what its archive counted of each series, is written down in one transaction
+with nothing in between, so that whatever dies, the next look finds the same again.
 """
 
 from __future__ import annotations
@@ -14,17 +15,24 @@ from datetime import datetime
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import Connection, select, update
+from sqlalchemy import select
 
 from contourcast.service.doors import ArchiveDoor
 from contourcast.service.index.database import Index
-from contourcast.service.index.tables import cursor, series
+from contourcast.service.index.tables import series
 from contourcast.service.intake.arriving import Arriving
 from contourcast.service.intake.evidence import LOST
 from contourcast.service.jobs.duties import Duty
-from contourcast.service.pacs.destinations import Destination, OrthancDestination
+from contourcast.service.pacs import cursors
+from contourcast.service.pacs.destinations import (
+    Archive,
+    Destination,
+    OrthancDestination,
+    WebhookDestination,
+)
 from contourcast.service.pacs.orthanc import Orthanc
 from contourcast.service.pacs.reconcile import Count, Look, Memory, Position, Reconciler
+from contourcast.service.pacs.surveys import Survey
 from contourcast.service.pacs.ways import http_peer
 from contourcast.service.records import Records
 from contourcast.service.settings import ServiceSettings
@@ -38,9 +46,9 @@ REFUSED_AT_MOST: Final = 10_000
 log = structlog.get_logger()
 
 
-def watched(destinations: Sequence[Destination]) -> tuple[OrthancDestination, ...]:
+def watched(destinations: Sequence[Destination]) -> tuple[Archive, ...]:
     """Those of which the arrivals are taken in."""
-    return tuple(d for d in destinations if isinstance(d, OrthancDestination) and d.watch)
+    return tuple(d for d in destinations if not isinstance(d, WebhookDestination) and d.watch)
 
 
 def watching(settings: ServiceSettings, records: Records) -> list[Duty]:
@@ -56,16 +64,17 @@ def watching(settings: ServiceSettings, records: Records) -> list[Duty]:
 
 
 def hint(index: Index, archive: str) -> None:
-    """Something arrived at an archive: the next look is now.
-
-    Hints are counted: whoever gives one and whoever follows it need no common clock.
-    """
-    with index.write() as at:
-        index.in_turn(at, _hint_of(archive))
-        _put(index, at, _hint_of(archive), {"number": _hints(at, archive) + 1})
+    """Something arrived at an archive: the next look is now."""
+    cursors.add_hint(index, archive)
 
 
-def _looker(
+def _looker(archive: Archive, settings: ServiceSettings, records: Records) -> Callable[[], object]:
+    if isinstance(archive, OrthancDestination):
+        return _reader(archive, settings, records)
+    return Survey(archive, settings, records).look
+
+
+def _reader(
     archive: OrthancDestination, settings: ServiceSettings, records: Records
 ) -> Callable[[], None]:
     door = ArchiveDoor(records.archive, settings)
@@ -130,7 +139,7 @@ class _Place:
             "looked_at": self._index.now().isoformat(),
         }
         with self._index.write() as at:
-            _put(self._index, at, _name_of(self._archive), value)
+            cursors.write(self._index, at, _name_of(self._archive), value)
             for count in look.counts:
                 self._arriving.counted_within(at, count.series_instance_uid, count.instances)
 
@@ -155,7 +164,7 @@ class _Place:
     def hints(self) -> int:
         """How often the archive told of something."""
         with self._index.read() as at:
-            return _hints(at, self._archive)
+            return cursors.hints(at, self._archive)
 
     def _is_open(self, count: dict[str, Any]) -> bool:
         with self._index.read() as at:
@@ -166,28 +175,11 @@ class _Place:
 
     def _kept(self) -> dict[str, Any]:
         with self._index.read() as at:
-            found = at.execute(
-                select(cursor.c.value_json).where(cursor.c.name == _name_of(self._archive))
-            ).scalar()
-        return dict(found or {})
+            return cursors.note(at, _name_of(self._archive)) or {}
 
 
 def _name_of(archive: str) -> str:
     return f"diary:{archive}"
-
-
-def _hint_of(archive: str) -> str:
-    return f"hint:{archive}"
-
-
-def _hints(at: Connection, archive: str) -> int:
-    query = select(cursor.c.value_json).where(cursor.c.name == _hint_of(archive))
-    return int((at.execute(query).scalar() or {}).get("number", 0))
-
-
-def _put(index: Index, at: Connection, name: str, value: dict[str, Any]) -> None:
-    at.execute(index.insert_new(cursor, {"name": name, "value_json": value}))
-    at.execute(update(cursor).where(cursor.c.name == name).values(value_json=value))
 
 
 def _plain(count: Count) -> dict[str, Any]:
