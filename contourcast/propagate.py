@@ -117,8 +117,9 @@ class Network(Protocol):
     ) -> Probability:
         """Today's region on the CBCT's grid; empty where the r-CT channel is.
 
-        ``on_note`` is told, in a sentence, what was done otherwise than asked; ``on_unseen`` which
-        share of the prior lies where the scan shows nothing, and therefore stands as it was.
+        ``on_note`` is told, in a sentence, what was done otherwise than asked, or in what the scan
+        is unlike those that it was fitted on; ``on_unseen`` which share of the prior lies where
+        the scan shows nothing, and therefore stands as it was.
         """
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import typer
 
 from contourcast.cli import access, audit, fit, train
+from contourcast.cli.accept import accept
 from contourcast.cli.cohort import cohort
 from contourcast.cli.evidence import analyse, evaluate
 from contourcast.cli.keeping import export, rebuild, retention
@@ -39,6 +40,7 @@ for command in (
     demo,
     networks,
     doctor,
+    accept,
     serve,
     send,
     settings,

@@ -96,6 +96,7 @@ def fit_network(
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
 ) -> None:
     """Fit a Diff-UMamba on samples, or go on where the folder's last epoch ended."""
+    from contourcast.models.seen import united
     from contourcast.models.weights import load_model
     from contourcast.training.loop import TrainSettings, export, train, widened
     from contourcast.training.samples import load_samples, split
@@ -109,10 +110,10 @@ def fit_network(
         threads=threads,
         device=chosen_device(device, threads),
     )
-    weights = None
+    weights, before = None, []
     if start is not None:
         begun, card, digest = load_model(start)
-        settings = replace(settings, start=digest)
+        settings, before = replace(settings, start=digest), [card.seen]
         weights = widened(begun.state_dict(), shown=card.channels, settings=settings)
     fitted, aside = split(load_samples(samples), validation_cts=validation)
     with progress() as tell:
@@ -133,7 +134,8 @@ def fit_network(
         "cts": sorted({s.ct for s in fitted}),
         "validation_cts": sorted({s.ct for s in aside}),
     }
-    made = export(trained, out / "model", training=facts)
+    seen = united((*before, *(sample.seen for sample in fitted)))
+    made = export(trained, out / "model", training=facts, seen=seen)
     typer.echo(f"best validation DSC {trained.best.validation_dice:.3f}; {made.weights_sha256}")
 
 

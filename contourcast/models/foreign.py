@@ -33,6 +33,7 @@ from contourcast.models import foreign_child
 from contourcast.models.config import NetworkConfig
 from contourcast.models.networks import NETWORKS, build
 from contourcast.models.plans import FIXED, config_of, name_of_class
+from contourcast.models.seen import Seen
 from contourcast.models.stages import StagesConfig
 from contourcast.models.weights import (
     CARD_FILE,
@@ -80,12 +81,14 @@ class ImportSettings:
         fold: Which of several; None: the only one.
         margin_mm: Round the prior, where the network is to look.
         region: Whether it was trained on regions round the prior rather than on whole scans.
+        seen: The scans it was trained on; None: not known.
         training: What people should know of it, beside what the folder says.
     """
 
     fold: str | None = None
     margin_mm: float = 30.0
     region: bool = False
+    seen: Seen | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -129,6 +132,7 @@ def import_folder(folder: Path, out: Path, settings: ImportSettings | None = Non
         margin_mm=settings.margin_mm,
         normalisation=model.normalisation(region=settings.region),
         windows="region" if settings.region else "scan",
+        seen=settings.seen,
         training={
             "checkpoint_sha256": _sha256(checkpoint),
             "data": str(plans.get("dataset_name", "")),

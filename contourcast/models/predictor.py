@@ -61,7 +61,7 @@ INSIDE: Final = 0.5
 SMALLER_WINDOWS: Final = 2
 
 OnNote = Callable[[str], None]
-"""Told, in a sentence, what was done otherwise than asked."""
+"""Told, in a sentence, what was done otherwise than asked, or what the model never saw."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,7 +102,8 @@ class Predictor:
             cbct: Today's scan.
             r_ct: The carried prior.
             planning_ct: Carried by the same registration; only some models look at it.
-            on_note: Told when memory ran out, and what was done.
+            on_note: Told in what the scan is unlike those that the model was fitted on, and when
+                memory ran out.
             on_unseen: Told which share of the prior is out of view.
 
         Raises:
@@ -115,6 +116,8 @@ class Predictor:
         if is_empty(r_ct):
             return r_ct.with_values(np.zeros_like(r_ct.values))
         card = self.card
+        if card.seen is not None and (unlike := card.seen.note(cbct)):
+            on_note(unlike)
         place = _on_scan(cbct, r_ct, card) if card.windows == "scan" else _in_region(r_ct, card)
         grid = place.grid
         values, observed = scan_on(cbct, grid)

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from contourcast.imaging.errors import InputError, WeightsError
 from contourcast.models.config import STRICT, NetworkConfig
 from contourcast.models.networks import build, config_from_plain, config_to_plain
+from contourcast.models.seen import Seen
 
 if TYPE_CHECKING:  # a card is read where nothing is computed
     import torch
@@ -115,6 +116,7 @@ class Card:
             ``scan`` as nnU-Net lays them, of which those are drawn that tell near the prior.
             Networks normalise in each window, so in others they draw another contour.
         weights_sha256: Of the weights file.
+        seen: The scans it was fitted on; None: not known.
         training: How it came about: command, seed, data, figures; for people.
     """
 
@@ -127,11 +129,14 @@ class Card:
     normalisation: Normalisation = field(default_factory=Normalisation)
     windows: Literal["region", "scan"] = "region"
     weights_sha256: str = ""
+    seen: Seen | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """One stable text."""
+        """One stable text; what is not known is left out, as in the cards of before."""
         plain = asdict(self) | {"format": 1, "config": config_to_plain(self.config)}
+        if self.seen is None:
+            del plain["seen"]
         return json.dumps(plain, indent=2, sort_keys=True) + "\n"
 
 
@@ -152,6 +157,7 @@ class _PlainCard:
     weights_sha256: str
     training: dict[str, Any]
     windows: Literal["region", "scan"] = "region"
+    seen: Seen | None = None
 
 
 def card_from_json(text: str | bytes) -> Card:

@@ -21,6 +21,7 @@ from contourcast.imaging.files import whole_folder
 from contourcast.models.arbiter import CHANNELS, Arbiter, asked
 from contourcast.models.diff_umamba import DiffUMambaConfig
 from contourcast.models.networks import build
+from contourcast.models.seen import united
 from contourcast.models.weights import KNOWN_CHANNELS, Card, load_model, save_model
 from contourcast.training.augment import Augmentation, augment, centre_crop
 from contourcast.training.loop import (
@@ -118,6 +119,7 @@ def teach(
         card,
         config=wide,
         channels=KNOWN_CHANNELS,
+        seen=united((card.seen, *(sample.seen for sample in samples))),
         training=dict(card.training)
         | {
             "arbiter": learned,

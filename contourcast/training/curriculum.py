@@ -39,7 +39,9 @@ from contourcast.imaging.distance import carry, distance_map
 from contourcast.imaging.errors import ContourcastError, InputError
 from contourcast.imaging.resample import Moved
 from contourcast.imaging.volume import Volume
+from contourcast.models.seen import Seen
 from contourcast.simulation.anatomy import LEFT, RIGHT, Anatomy
+from contourcast.simulation.courses import MANUFACTURER
 from contourcast.simulation.fraction import fraction
 from contourcast.simulation.patient import virtual_patient
 from contourcast.simulation.phantom import phantom
@@ -187,10 +189,15 @@ def build_curriculum(
                     ct=name,
                     settings=settings,
                 )
-                save_sample(out, sample)
+                save_sample(out, replace(sample, seen=_simulated(day.cbct)))
                 on_sample(sample_name)
         except ContourcastError as error:  # a CT without a place for this tumour: no such patient
             on_sample(f"patient-{number:03d} left out: {error.cause}")
+
+
+def _simulated(cbct: Volume) -> Seen:
+    """What the scan was; its maker is the simulation, as in courses on disk."""
+    return replace(Seen.of(cbct), manufacturers=(MANUFACTURER,))
 
 
 def _recipe(shares: Mapping[str, float], rng: np.random.Generator) -> Recipe:

@@ -21,6 +21,7 @@ from contourcast.imaging.errors import ContourcastError, InputError
 from contourcast.models.config import NetworkConfig
 from contourcast.models.diff_umamba import DiffUMambaConfig
 from contourcast.models.networks import SEGMENTING, build
+from contourcast.models.seen import Seen
 from contourcast.models.slicewise import on_volume
 from contourcast.models.weights import KNOWN_CHANNELS, Card, save_model
 from contourcast.training.augment import Augmentation, augment, centre_crop
@@ -267,13 +268,16 @@ def best_so_far(folder: Path, settings: TrainSettings) -> Trained:
     return Trained(network=network.to(settings.device).eval(), settings=settings, log=log)
 
 
-def export(trained: Trained, folder: Path, *, training: dict[str, Any]) -> Card:
+def export(
+    trained: Trained, folder: Path, *, training: dict[str, Any], seen: Seen | None = None
+) -> Card:
     """Writes the model folder (float16 weights and card) that the service loads.
 
     Args:
         trained: What `train` gave.
         folder: Made if it is not there.
         training: What people should know of it: command, data, who it is for.
+        seen: The scans it was fitted on, and those before them where it began with another model.
     """
     settings, samples = trained.settings, trained.settings.samples
     card = Card(
@@ -284,6 +288,7 @@ def export(trained: Trained, folder: Path, *, training: dict[str, Any]) -> Card:
         patch_zyx=samples.patch_zyx,
         margin_mm=samples.margin_mm,
         normalisation=samples.normalisation,
+        seen=seen,
         training=training
         | {
             "settings": _plain(settings),

@@ -12,11 +12,12 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import TypeAdapter
 
 from contourcast.imaging.errors import InputError
 from contourcast.imaging.grid import Grid
@@ -32,6 +33,7 @@ from contourcast.models.region import (
     scan_on,
     signed_distance,
 )
+from contourcast.models.seen import Seen
 from contourcast.models.weights import Normalisation
 
 ARRAYS: Final = (
@@ -42,6 +44,7 @@ ARRAYS: Final = (
     "followed_planning",
     "label",
 )
+SEEN: Final = TypeAdapter(Seen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,7 @@ class Sample:
         followed_prior_mm: The prior deformed onto the scan,
         followed_planning: ... and the planning CT (models/follow.py).
         label: Share of each voxel that the label fills, 0 to 1.
+        seen: The scan it was cut from; None: an earlier version made it.
     """
 
     name: str
@@ -87,6 +91,7 @@ class Sample:
     followed_prior_mm: Float[np.ndarray, "z y x"]
     followed_planning: Float[np.ndarray, "z y x"]
     label: Float[np.ndarray, "z y x"]
+    seen: Seen | None = None
 
 
 def make_sample(
@@ -139,6 +144,7 @@ def make_sample(
         followed_prior_mm=followed(prior_mm, moved, spacing_zyx_mm=spacing),
         followed_planning=followed(planning, moved, spacing_zyx_mm=spacing),
         label=sample_on(label.values, label.grid, onto=wide, outside=0.0).clip(0.0, 1.0),
+        seen=Seen.of(cbct),
     )
 
 
@@ -146,8 +152,10 @@ def save_sample(folder: Path, sample: Sample) -> Path:
     """Writes ``NAME.npz``; float16 holds all to better than a hundredth."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{sample.name}.npz"
-    arrays = {name: getattr(sample, name).astype(np.float16) for name in ARRAYS}
-    np.savez_compressed(path, patient=sample.patient, ct=sample.ct, **arrays)
+    held: dict[str, Any] = {name: getattr(sample, name).astype(np.float16) for name in ARRAYS}
+    if sample.seen is not None:
+        held["seen"] = SEEN.dump_json(sample.seen).decode()
+    np.savez_compressed(path, patient=sample.patient, ct=sample.ct, **held)
     return path
 
 
@@ -178,6 +186,7 @@ def _load_sample(path: Path) -> Sample:
                 name=path.stem,
                 patient=str(file["patient"]),
                 ct=str(file["ct"]),
+                seen=SEEN.validate_json(str(file["seen"])) if "seen" in file else None,
                 **{key: file[key] for key in ARRAYS},
             )
     except (BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError) as error:

@@ -106,6 +106,7 @@ def test_an_output_folder_with_other_files_is_refused(course: CourseFiles, tmp_p
     [
         "propagate --planning-ct=none --structures=none --cbct=none --roi=GTV --method=rigid",
         "simulate",
+        "accept",
         "calibrate --curriculum=none --data=none",
         "compare none",
         "evaluate --reference=rigid --scores=none",

@@ -603,6 +603,8 @@ def test_what_is_no_fraction_is_recorded_and_nobody_is_named(recorded: tuple[Pat
     facts = told["cases"]["p1_01"]["facts"]
     assert facts["verdict"] in ("accept", "look")
     assert abs(facts["label_cc"] / BALL_CC - 1) < 0.1
+    least, most = facts["seen"]["slices"]
+    assert least == most > 1
     assert not any("ZZQQ" in p.read_text() for p in dataset.glob("*.json"))
 
 

@@ -15,7 +15,6 @@ resamples nothing: the CBCT by our interpolator, and the prior as the service ca
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -25,6 +24,13 @@ from typing import Any, Final
 import numpy as np
 
 from contourcast.imaging.dicom.ct_series import read_ct_series
+from contourcast.imaging.dicom.folder import (
+    DicomFolder,
+    Drawn,
+    Scan,
+    planning_of,
+    read_dicom_folder,
+)
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set, require_drawn_on
 from contourcast.imaging.distance import drawn_volume_cc, filled
 from contourcast.imaging.errors import InputError
@@ -33,15 +39,17 @@ from contourcast.imaging.rasterise import raster_notes, rasterise, skips_slices
 from contourcast.imaging.structures import Roi, StructureSet
 from contourcast.imaging.volume import Mask, Probability, Volume
 from contourcast.models.region import is_empty, region_grid, sample_on, scan_on, whole_grid
+from contourcast.models.seen import Seen
 from contourcast.propagate import Case, Settings, carry_prior, register
 from contourcast.simulation.truth import load_truth
-from contourcast.training.datasets.dicom_folder import (
-    DicomFolder,
-    Drawn,
-    Scan,
-    read_dicom_folder,
+from contourcast.training.datasets.source import (
+    SEEN,
+    Converted,
+    Found,
+    LeftOut,
+    Options,
+    Pending,
 )
-from contourcast.training.datasets.source import Converted, Found, LeftOut, Options, Pending
 from contourcast.training.samples import SampleSettings
 
 GTV: Final = "GTV"
@@ -192,6 +200,7 @@ def on_grid(
     scan: Volume, r_ct: Probability | None, label: Mask, options: Options, facts: dict[str, Any]
 ) -> Converted:
     """Scan, prior (if there is to be one) and label on the grid that the options ask for."""
+    facts = facts | {SEEN: asdict(Seen.of(scan))}
     grid = _grid(scan, r_ct, options)
     if grid is None:
         return Converted(
@@ -414,34 +423,12 @@ def _planning(scans: Sequence[Scan], folder: Path) -> Scan:
             "CT and a CBCT or more",
             remedy="add the structure sets, or take the folder away",
         )
-    named = [
-        scan
-        for scan in scans
-        if any(
-            part.lower().startswith("plan")
-            for part in scan.files[0].relative_to(folder).parent.parts
-        )
-    ]
-    if len(named) == 1:
-        return named[0]
-    times = Counter(scan.taken_at for scan in scans)
-    first = scans[0]
-    if "" in times or times[first.taken_at] > 1:
-        raise InputError(
-            f"{folder.name}: which scan is the planning CT cannot be told from their dates",
-            tag="(0008,0021) Series Date",
-            remedy="put its files into a folder named planning-ct",
-        )
-    return first
+    return planning_of(scans, below=folder)
 
 
 def _holding(index: DicomFolder, scan: Scan, roi: str) -> Drawn:
     """The structure set of a scan that holds the ROI; where none does, the last one says so."""
-    sets = index.on(scan)
-    for drawn in sets:
-        if any(r.name.strip() == roi.strip() for r in drawn.structures.rois):
-            return drawn
-    return sets[-1]
+    return index.holding(scan, roi) or index.on(scan)[-1]
 
 
 def _grid(scan: Volume, r_ct: Probability | None, options: Options) -> Grid | None:

@@ -21,6 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from contourcast.imaging.dicom.folder import (
+    DicomFolder,
+    Drawn,
+    Scan,
+    read_dicom_folder,
+)
 from contourcast.imaging.structures import Roi
 from contourcast.training.datasets.courses import (
     LABELS,
@@ -36,12 +42,6 @@ from contourcast.training.datasets.courses import (
     settings_of,
     volumes_of,
     what_is_lost,
-)
-from contourcast.training.datasets.dicom_folder import (
-    DicomFolder,
-    Drawn,
-    Scan,
-    read_dicom_folder,
 )
 from contourcast.training.datasets.source import Converted, Found, LeftOut, Options, Pending
 

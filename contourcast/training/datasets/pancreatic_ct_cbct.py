@@ -20,6 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from contourcast.imaging.dicom.folder import (
+    DicomFolder,
+    Drawn,
+    Scan,
+    read_dicom_folder,
+)
 from contourcast.imaging.structures import Roi
 from contourcast.training.datasets.courses import (
     LABELS,
@@ -31,12 +37,6 @@ from contourcast.training.datasets.courses import (
     label_of,
     opened,
     settings_of,
-)
-from contourcast.training.datasets.dicom_folder import (
-    DicomFolder,
-    Drawn,
-    Scan,
-    read_dicom_folder,
 )
 from contourcast.training.datasets.source import Found, Options, Pending
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from contourcast.imaging.grid import Grid
 # means z-score (NETWORKS §16.4).
 Normalised = Literal["CT", "zscore", "noNorm"]
 Label = int | tuple[int, ...]
+
+# Where a case's facts say what its scan was (models.seen), where the source knows it.
+SEEN: Final = "seen"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import TypeAdapter
+
 from contourcast.imaging.errors import InputError
 from contourcast.models.foreign import DATASET_FILE, PLANS_FILE, ImportSettings, import_folder
+from contourcast.models.seen import Seen, united
 from contourcast.models.weights import Card
 from contourcast.training.datasets.nnunet_raw import PROVENANCE_FILE
+from contourcast.training.datasets.source import SEEN
 from contourcast.training.nnunet.progress import read_rows
 from contourcast.training.nnunet.recipe import PLANS_KEY
 from contourcast.training.nnunet.run import FINAL, RunSettings, fold_folder
@@ -50,10 +55,20 @@ def export(workplace: Workplace, number: int, settings: RunSettings, out: Path) 
     asked = ImportSettings(
         fold=str(settings.fold), region=given.get(EXTENT) == "region", training=facts
     )
+    asked = replace(asked, seen=seen_in(made))
     margin = given.get("margin_mm")
     if isinstance(margin, int | float):
         asked = replace(asked, margin_mm=float(margin))
     return import_folder(fold.parent, out, asked)
+
+
+def seen_in(made: Mapping[str, Any]) -> Seen | None:
+    """What the scans of all cases were, as far as the source of each knew it."""
+    known = TypeAdapter(Seen)
+    told = (case.get("facts", {}).get(SEEN) for case in made.get("cases", {}).values())
+    return united(
+        None if plain is None else known.validate_json(json.dumps(plain)) for plain in told
+    )
 
 
 def _provenance(raw: Path) -> dict[str, Any]:

@@ -6,6 +6,8 @@ files or folders.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,6 +68,17 @@ class DicomFolder:
         """
         return tuple(drawn for drawn in self.drawn if self._home(drawn.structures) is scan)
 
+    def holding(self, scan: Scan, roi: str) -> Drawn | None:
+        """The first structure set of a scan that holds a ROI of this name; None: none does."""
+        return next(
+            (
+                drawn
+                for drawn in self.on(scan)
+                if any(each.name.strip() == roi.strip() for each in drawn.structures.rois)
+            ),
+            None,
+        )
+
     def _home(self, structures: StructureSet) -> Scan | None:
         frame = [s for s in self.scans if s.frame_of_reference == structures.frame_of_reference]
         named = [s for s in frame if s.series_uid in structures.referenced_series_uids]
@@ -94,6 +107,37 @@ def read_dicom_folder(folder: Path) -> DicomFolder:
         scans=tuple(sorted(scans, key=lambda scan: (scan.taken_at, scan.series_uid))),
         drawn=tuple(drawn),
     )
+
+
+def planning_of(scans: Sequence[Scan], *, below: Path) -> Scan:
+    """The scan in a folder named ``plan…``, or the first in time, when that is beyond doubt.
+
+    Args:
+        scans: One or more, in the order of time.
+        below: The folder that was searched; only what lies beneath it names a scan.
+
+    Raises:
+        InputError: Several could be it.
+    """
+    named = [
+        scan
+        for scan in scans
+        if any(
+            part.lower().startswith("plan")
+            for part in scan.files[0].relative_to(below).parent.parts
+        )
+    ]
+    if len(named) == 1:
+        return named[0]
+    times = Counter(scan.taken_at for scan in scans)
+    first = scans[0]
+    if len(scans) > 1 and ("" in times or times[first.taken_at] > 1):
+        raise InputError(
+            f"{below.name}: which scan is the planning CT cannot be told from their dates",
+            tag="(0008,0021) Series Date",
+            remedy="put its files into a folder named planning-ct",
+        )
+    return first
 
 
 def _scan(summary: SeriesSummary) -> Scan:
