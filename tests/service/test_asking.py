@@ -202,9 +202,9 @@ def test_what_was_asked_for_is_taken_back_with_its_match(
     arrive(department, *patient.paths)
     job, _ = asked(department, cbct.series_uid)
     dataset = pydicom.dcmread(patient.structures)
-    dataset.ApprovalStatus = "REJECTED"
-    dataset.save_as(tmp_path / "rejected.dcm")
-    department.send([tmp_path / "rejected.dcm"])
+    dataset.StructureSetROISequence[0].ROIName = "another"
+    dataset.save_as(tmp_path / "other.dcm")
+    department.send([tmp_path / "other.dcm"])
     watch = Fractions(
         Evidence(records.archive),
         records.propagations,
