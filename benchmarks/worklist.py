@@ -51,6 +51,7 @@ def fill(index: Index, propagations: int) -> None:
         who, nth = divmod(number, 30)
         key, course_id = f"{who:032x}", f"{who + 10**6:032x}"
         at = (START + timedelta(minutes=2 * number)).isoformat()
+        taken_at = (START + timedelta(days=nth, minutes=2 * who)).isoformat()[:19]
         if nth == 0:
             rows["course"].append(
                 {
@@ -97,7 +98,7 @@ def fill(index: Index, propagations: int) -> None:
                 "series_uid": scan,
                 "patient_key": key,
                 "course_id": None if asks else course_id,
-                "acquired_at": at[:19],
+                "acquired_at": taken_at,
                 "state": "needs_person" if asks else "matched",
                 "reasons_json": [],
                 "question_json": {"question": "roi", "why": "two targets", "choices": []}
@@ -143,7 +144,7 @@ def fill(index: Index, propagations: int) -> None:
                 "revision_id": revision,
                 "patient_key": key,
                 "cbct_series_uid": scan,
-                "acquired_at": at[:19],
+                "acquired_at": taken_at,
                 "verdict": verdict,
                 "priority": 1,
                 "asked_by": "intake",
