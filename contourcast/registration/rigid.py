@@ -36,9 +36,9 @@ from contourcast.registration.result import LevelLog, Registration, Registration
 from contourcast.registration.settings import RegistrationSettings
 
 # Ways to lay one scan upon the other, in words.
-GIVEN: Final = "as it says"
-NONE: Final = "equal coordinates"
-BACK: Final = "the same the other way round"
+_GIVEN: Final = "as it says"
+_NONE: Final = "equal coordinates"
+_BACK: Final = "the same the other way round"
 
 
 def register_all(
@@ -119,14 +119,13 @@ def _given(
     settings = pair.settings.rigid.start
     same = RigidTransform.identity(source_frame=pair.cbct_frame, target_frame=pair.planning_frame)
     turned = replace(same, matrix=start.inverse().matrix)
-    poses = {
-        words: pair.pose_of(each) for words, each in ((GIVEN, start), (NONE, same), (BACK, turned))
-    }
+    ways = {_GIVEN: start, _NONE: same, _BACK: turned}
+    poses = {words: pair.pose_of(way) for words, way in ways.items()}
     level = pair.settings.rigid.levels[0]
     places = pair.places(level.spacing_mm, most=level.samples)
     fits = {w: pair.metric(level.spacing_mm, pose, places).value(pose) for w, pose in poses.items()}
     best = max(fits, key=lambda words: fits[words])
-    behind = fits[best] - fits[GIVEN]
+    behind = fits[best] - fits[_GIVEN]
     if behind <= settings.worse_lncc:
         return start, ()
     return None, (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -50,12 +49,11 @@ from contourcast.service.pacs.fetching import (
     why_not_of_series,
 )
 from contourcast.service.pacs.node import Caller, Node, NodeSettings
-from contourcast.service.pacs.scu import Peer
 from contourcast.service.pacs.sources import SLICE_BYTES, Budget, Gate, Offer, source_of
 from contourcast.service.problems import DiskFullError, PeerUnreachableError, SettingsError
 from contourcast.service.records import Records, open_records
 from contourcast.service.settings import ServiceSettings
-from support.data import peer
+from support.dcmqrscp import dcmqrscp
 from support.dicom_factory import CtFiles, make_ct_series, make_registration, uid
 from support.dimse import AET, LOOPBACK, dcmtk
 from support.orthanc import PASSWORD, USER, RealOrthanc, free_ports, orthanc
@@ -334,42 +332,6 @@ def test_the_three_doors_of_one_archive_offer_the_same(
     assert told["orthanc"] == told["dicomweb"] == told["dimse"]
 
 
-@contextmanager
-def dcmqrscp(folder: Path, move_to: int, *options: str) -> Iterator[DimseDestination]:
-    """DCMTK's archive for a block; waits until it answers."""
-    (port,) = free_ports(1)
-    (folder / "db").mkdir(parents=True)
-    configuration = folder / "dcmqrscp.cfg"
-    configuration.write_text(
-        f"NetworkTCPPort = {port}\nMaxPDUSize = 131072\nMaxAssociations = 16\n"
-        f"HostTable BEGIN\nours = ({AET}, localhost, {move_to})\nHostTable END\n"
-        "VendorTable BEGIN\nVendorTable END\n"
-        f"AETable BEGIN\nDCMQRSCP {folder / 'db'} RW (200, 1024mb) ANY\nAETable END\n"
-    )
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [peer("dcmqrscp"), "-c", str(configuration), *options],
-            stdout=log,
-            stderr=log,
-            env={"TCP_NODELAY": "1", "PATH": "/usr/bin"},
-        )
-    there = Peer(aet="DCMQRSCP", host=LOOPBACK, port=port, our_aet=AET)
-    try:
-        for _ in range(100):
-            try:
-                there.echo()
-            except PeerUnreachableError:
-                threading.Event().wait(0.05)
-            else:
-                break
-        yield DimseDestination(
-            name="qr", host=LOOPBACK, port=port, aet="DCMQRSCP", our_aet=AET, fetch=True
-        )
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-
-
 @pytest.mark.peer
 @pytest.mark.parametrize("by", ["get", "move"])
 def test_dcmtk_s_archive_gives_by_get_or_moves_to_our_node(
@@ -392,8 +354,16 @@ def test_dcmtk_s_archive_gives_by_get_or_moves_to_our_node(
             NodeDoor(department.records.archive),
             arrived=lambda uids, _: department.arriving.released(sorted(uids)),
         ) as ours,
-        dcmqrscp(tmp_path / "qr", ours.port, *options) as archive,
+        dcmqrscp(tmp_path / "qr", ours.port, *options) as running,
     ):
+        archive = DimseDestination(
+            name="qr",
+            host=LOOPBACK,
+            port=running.port,
+            aet="DCMQRSCP",
+            our_aet=AET,
+            fetch=True,
+        )
         sent = dcmtk(
             "storescu", "-aec", "DCMQRSCP", LOOPBACK, str(archive.port), *scene.paths
         )  # fmt: skip

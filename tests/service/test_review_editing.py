@@ -38,6 +38,7 @@ from contourcast.service.index.tables import audit, instance, presence, propagat
 from contourcast.service.intake.rematching import turn_of
 from contourcast.service.intake.states import State
 from contourcast.service.jobs.orders import case_of, order_id, started_from
+from contourcast.service.outputs.recommended import recommended
 from contourcast.service.outputs.report import RESEARCH
 from contourcast.service.outputs.site import Site
 from contourcast.service.pacs import ways
@@ -50,7 +51,7 @@ from contourcast.service.problems import ChangedError, ConflictError
 from contourcast.service.review.again import begin_again
 from contourcast.service.review.decisions import Reviews
 from contourcast.service.review.drafts import Drafts
-from contourcast.service.review.figures import change_percent, mean_or_none, recommended
+from contourcast.service.review.figures import change_percent, mean_or_none
 from contourcast.service.review.presence import KEPT, look_at, open_by
 from contourcast.service.review.stale import stale_of
 from support.review import Desk, Drawn, at_desk, circle, draw, matching, run

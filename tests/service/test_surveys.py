@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -40,7 +39,7 @@ from contourcast.service.pacs.destinations import (
 )
 from contourcast.service.pacs.fetching import Fetcher, fetched_from
 from contourcast.service.pacs.node import Caller, Node, NodeSettings
-from contourcast.service.pacs.scu import Peer, SeriesFound, StudyFound
+from contourcast.service.pacs.scu import SeriesFound, StudyFound
 from contourcast.service.pacs.sources import STUDIES_AT_ONCE, Listed, Studies, listing_of
 from contourcast.service.pacs.surveys import (
     NOTHING,
@@ -57,10 +56,10 @@ from contourcast.service.pacs.watching import hint, watched, watching
 from contourcast.service.problems import DiskFullError, PeerError, PeerUnreachableError
 from contourcast.service.records import Records, open_records
 from contourcast.service.settings import ServiceSettings
-from support.data import peer
+from support.dcmqrscp import dcmqrscp
 from support.dicom_factory import CtFiles, make_ct_series
 from support.dimse import AET, LOOPBACK, dcmtk
-from support.orthanc import PASSWORD, USER, RealOrthanc, free_ports, orthanc
+from support.orthanc import PASSWORD, USER, RealOrthanc, orthanc
 from support.outgoing import make_results
 from support.records import looking_into
 from support.server import serving
@@ -307,42 +306,6 @@ def test_an_archive_that_was_away_is_asked_again_and_loses_nothing(
         assert survey.look(TODAY + 6 * MINUTE) == len(cbct.paths)
 
 
-@contextmanager
-def dcmqrscp(folder: Path, move_to: int, *options: str) -> Iterator[DimseDestination]:
-    """DCMTK's archive for a block, which counts no instances; waits until it answers."""
-    (port,) = free_ports(1)
-    (folder / "db").mkdir(parents=True)
-    configuration = folder / "dcmqrscp.cfg"
-    configuration.write_text(
-        f"NetworkTCPPort = {port}\nMaxPDUSize = 131072\nMaxAssociations = 16\n"
-        f"HostTable BEGIN\nours = ({AET}, localhost, {move_to})\nHostTable END\n"
-        "VendorTable BEGIN\nVendorTable END\n"
-        f"AETable BEGIN\nDCMQRSCP {folder / 'db'} RW (200, 1024mb) ANY\nAETable END\n"
-    )
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [peer("dcmqrscp"), "-c", str(configuration), *options],
-            stdout=log,
-            stderr=log,
-            env={"TCP_NODELAY": "1", "PATH": "/usr/bin"},
-        )
-    there = Peer(aet="DCMQRSCP", host=LOOPBACK, port=port, our_aet=AET)
-    try:
-        for _ in range(100):
-            try:
-                there.echo()
-            except PeerUnreachableError:
-                threading.Event().wait(0.05)
-            else:
-                break
-        yield DimseDestination(
-            name="qr", host=LOOPBACK, port=port, aet="DCMQRSCP", our_aet=AET, watch=True
-        )
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
-
-
 @pytest.mark.peer
 @pytest.mark.parametrize("by", ["get", "move"])
 def test_dcmtk_s_archive_which_counts_nothing_gives_by_get_or_moves_to_our_node(
@@ -363,8 +326,16 @@ def test_dcmtk_s_archive_which_counts_nothing_gives_by_get_or_moves_to_our_node(
             NodeDoor(department.records.archive),
             arrived=lambda uids, _: department.arriving.released(sorted(uids)),
         ) as ours,
-        dcmqrscp(tmp_path / "qr", ours.port, *options) as archive,
+        dcmqrscp(tmp_path / "qr", ours.port, *options) as running,
     ):
+        archive = DimseDestination(
+            name="qr",
+            host=LOOPBACK,
+            port=running.port,
+            aet="DCMQRSCP",
+            our_aet=AET,
+            watch=True,
+        )
         survey = department.survey(archive)
         send = ["storescu", "-aec", "DCMQRSCP", LOOPBACK, str(archive.port)]
         assert dcmtk(*send, *cbct.paths[:10], *treatment.plan_paths).returncode == 0

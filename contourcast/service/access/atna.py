@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Final
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from sqlalchemy import select
-
 from contourcast.service.access.audit import Row, rows
 from contourcast.service.access.roles import What
+from contourcast.service.index import cursors
 from contourcast.service.index.database import Index
-from contourcast.service.index.tables import cursor
 from contourcast.service.problems import PeerUnreachableError
 
 SENT: Final = "audit-syslog"  # in the table of cursors
@@ -173,17 +171,13 @@ def _batches(found: Iterable[Row], *, size: int) -> Iterator[list[Row]]:
 
 def _sent(index: Index) -> int:
     with index.read() as connection:
-        said = connection.execute(
-            select(cursor.c.value_json).where(cursor.c.name == SENT)
-        ).scalar_one_or_none()
+        said = cursors.note(connection, SENT)
     return 0 if said is None else int(said["number"])
 
 
 def _remember(index: Index, number: int) -> None:
-    value = {"number": number}
     with index.write() as connection:
-        connection.execute(index.insert_new(cursor, {"name": SENT, "value_json": value}))
-        connection.execute(cursor.update().where(cursor.c.name == SENT).values(value_json=value))
+        cursors.write(index, connection, SENT, {"number": number})
 
 
 def _code(parent: Element, tag: str, code: str, meaning: str, system: str = "DCM") -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from typing import Final
+from typing import Annotated, Final
 
+from fastapi import Header
 from pydantic import BaseModel
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +21,12 @@ COMPRESSED: Final = "-gzip"  # ends the tag of a compressed answer
 SMALLEST: Final = 1024  # bytes that compression gains something on
 JSON: Final = ("application/json", "application/dicom+json", "application/problem+json")
 PRIVATE: Final = "private, no-store"
+
+SEEN: Final = Header(description="The ETag of what was looked at.")
+IfMatch = Annotated[str | None, SEEN]
+"""Of a request that changes something: what was not looked at is changed all the same."""
+MustMatch = Annotated[str, SEEN]
+"""Of one that may change nothing but what was looked at."""
 
 
 def etag(answer: BaseModel) -> str:

@@ -32,7 +32,6 @@ class Conflict:
     """A second content that came, however often."""
 
     sop_uid: str
-    series_uid: str
     file_digest: str
 
 
@@ -45,7 +44,7 @@ def conflicts_of(at: Connection, found: Match) -> list[Conflict]:
         series.c.modality == "RTPLAN", series.c.patient_key.in_(whose)
     )
     query = (
-        select(arrival.c.sop_uid, arrival.c.series_uid, arrival.c.file_digest)
+        select(arrival.c.sop_uid, arrival.c.file_digest)
         .distinct()
         .where(
             arrival.c.outcome == "conflict",
@@ -58,10 +57,7 @@ def conflicts_of(at: Connection, found: Match) -> list[Conflict]:
         )
         .order_by(arrival.c.sop_uid, arrival.c.file_digest)
     )
-    return [
-        Conflict(sop_uid=sop, series_uid=whose, file_digest=digest)
-        for sop, whose, digest in at.execute(query)
-    ]
+    return [Conflict(sop_uid=sop, file_digest=digest) for sop, digest in at.execute(query)]
 
 
 def settled(

@@ -135,19 +135,26 @@ class Evidence:
                     lost.append(kept.sop_uid)
         return found, tuple(lost)
 
-    def explains(self, sop_uid: str, series_uid: str, file_digest: str) -> bool:
-        """Whether another content under a UID says no more than a later word of approval."""
-        its = (k for k in self.archive.instances_of(series_uid) if k.sop_uid == sop_uid)
-        kept = next(its, None)
-        if kept is None or kept.sop_class_uid not in (STRUCTURE_SET, RT_PLAN):
-            return False
-        try:
-            facts = self._object(kept.series_uid, kept.file_digest, kept.sop_class_uid)
-            if not isinstance(facts, StructureSetFacts | PlanFacts):
-                return False
-            return file_digest in self._approval(kept, facts.approval_status)[1]
-        except LOST:
-            return False
+    def approvals(self, contents: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Which other contents under a UID say no more than a later word of approval.
+
+        Args:
+            contents: SOP Instance UID and file digest of each.
+        """
+        asked = set(contents)
+        kept = self.archive.known({sop_uid for sop_uid, _ in asked})
+        said = set()
+        for each in kept.values():
+            if each.sop_class_uid not in (STRUCTURE_SET, RT_PLAN):
+                continue
+            try:
+                facts = self._object(each.series_uid, each.file_digest, each.sop_class_uid)
+                if isinstance(facts, StructureSetFacts | PlanFacts):
+                    _, digests = self._approval(each, facts.approval_status)
+                    said |= {(each.sop_uid, digest) for digest in digests}
+            except LOST:  # told where it is looked for as evidence
+                continue
+        return asked & said
 
     def _approval(self, kept: Kept, status: str) -> tuple[str, frozenset[str]]:
         """The last word of approval of an object, and the contents that said no more than that."""

@@ -361,11 +361,9 @@ class Fractions:
 
     def _conflicts(self, at: Connection, found: Match) -> list[Conflict]:
         """Contents that a person has to choose from."""
-        return [
-            each
-            for each in conflicts_of(at, found)
-            if not self.evidence.explains(each.sop_uid, each.series_uid, each.file_digest)
-        ]
+        came = conflicts_of(at, found)
+        approvals = self.evidence.approvals((each.sop_uid, each.file_digest) for each in came)
+        return [each for each in came if (each.sop_uid, each.file_digest) not in approvals]
 
     def _planning_ct(self, series_uid: str) -> Row[Any]:
         with self.index.read() as at:

@@ -47,6 +47,8 @@ SIGNED: Final = frozenset({_S.APPROVED, _S.EDITED})
 """A person stands for the contour: nothing but a person's next decision moves it."""
 DECIDED: Final = SIGNED | {_S.REJECTED}
 """A person has decided."""
+THROUGH: Final = DECIDED | {_S.SUPERSEDED, _S.CANCELLED}
+"""A person is through with these; a worklist shows them when they are asked for."""
 STOPPED: Final = frozenset({_S.NEEDS_PERSON, _S.FAILED, _S.SUPERSEDED, _S.CANCELLED})
 """Left its way; where it may come back is in the table."""
 WAITING_FOR_A_PERSON: Final = frozenset({_S.AWAITING_REVIEW, _S.NEEDS_PERSON})

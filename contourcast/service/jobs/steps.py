@@ -29,9 +29,10 @@ from contourcast.service.jobs.orders import case_of, settings_of
 from contourcast.service.jobs.propagations import Job
 from contourcast.service.jobs.queues import CPU, GPU
 from contourcast.service.jobs.results import dump, load
+from contourcast.service.outputs.recommended import recommended
 from contourcast.service.outputs.report import JudgedFigure, Report, write_results
 from contourcast.service.records import Records
-from contourcast.service.review.figures import change_percent, mean_or_none, recommended
+from contourcast.service.review.figures import change_percent, mean_or_none
 from contourcast.service.review.pages import Pages
 
 # A worker that was not seen for so long is not waited for (CLINICAL_SERVICE §6.1, "GPU gone").

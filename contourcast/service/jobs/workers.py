@@ -7,8 +7,9 @@ from typing import Final
 
 from sqlalchemy import select, text, update
 
+from contourcast.service.index import cursors
 from contourcast.service.index.database import DATABASE_CLOCK, Index
-from contourcast.service.index.tables import cursor, worker
+from contourcast.service.index.tables import worker
 
 # Begins the name of a cursor: what a worker last said of its GPU.
 GPU_OF: Final = "gpu:"
@@ -50,18 +51,15 @@ class Workers:
 
     def has_gpu(self, executor: str, memory: GpuMemory) -> None:
         """A worker says how full its GPU is."""
-        row = {"name": f"{GPU_OF}{executor}", "value_json": asdict(memory)}
         with self.index.write() as at:
-            at.execute(self.index.insert_new(cursor, row))
-            at.execute(update(cursor).where(cursor.c.name == row["name"]).values(**row))
+            cursors.write(self.index, at, f"{GPU_OF}{executor}", asdict(memory))
 
     def gpus(self, *, within_s: float) -> dict[str, GpuMemory]:
         """What the workers that were seen lately last said of their GPUs."""
         seen = [name for name, silent_s in self.silent_s().items() if silent_s < within_s]
-        names = {f"{GPU_OF}{name}": name for name in seen}
         with self.index.read() as at:
-            rows = at.execute(select(cursor).where(cursor.c.name.in_(names)))
-            return {names[row.name]: GpuMemory(**row.value_json) for row in rows}
+            said = {name: cursors.note(at, f"{GPU_OF}{name}") for name in seen}
+        return {name: GpuMemory(**memory) for name, memory in said.items() if memory is not None}
 
     def silent_s(self) -> dict[str, float]:
         """Of each worker that was ever seen: seconds since then."""

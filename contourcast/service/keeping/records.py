@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, Table, func, select, update
+from sqlalchemy import Connection, Table, func, select
 
+from contourcast.service.index import cursors
 from contourcast.service.index.database import Index, as_json
 from contourcast.service.index.tables import (
     course,
-    cursor,
     event,
     fraction,
     propagation,
@@ -144,14 +144,12 @@ class Recorder:
     def _was_last(self) -> bool:
         """Whether nobody else has written since we did."""
         with self._index.read() as at:
-            said = at.execute(select(cursor.c.value_json).where(cursor.c.name == WRITER)).scalar()
+            said = cursors.note(at, WRITER)
         return said == {"by": self._token}
 
     def _be_last(self) -> None:
-        row = {"name": WRITER, "value_json": {"by": self._token}}
         with self._index.write() as at:
-            at.execute(self._index.insert_new(cursor, row))
-            at.execute(update(cursor).where(cursor.c.name == WRITER).values(**row))
+            cursors.write(self._index, at, WRITER, {"by": self._token})
 
     def _rows(self, table: Table) -> Iterator[dict[str, Any]]:
         """Those that may have changed since they were last handed out, by their keys."""

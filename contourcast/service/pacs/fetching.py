@@ -23,6 +23,7 @@ from sqlalchemy import select
 
 from contourcast.imaging.dicom.instance import CT_IMAGE, Header
 from contourcast.imaging.errors import ContourcastError
+from contourcast.service.index import cursors
 from contourcast.service.index.database import now
 from contourcast.service.index.tables import fraction, series
 from contourcast.service.intake.arriving import Arriving
@@ -32,7 +33,6 @@ from contourcast.service.intake.matching import relation
 from contourcast.service.intake.outcomes import NONE_OF_THESE
 from contourcast.service.intake.rules import SiteRules, judge_series, read_rules
 from contourcast.service.jobs.duties import Duty
-from contourcast.service.pacs import cursors
 from contourcast.service.pacs.destinations import (
     Archive,
     Destination,

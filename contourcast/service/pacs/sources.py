@@ -443,24 +443,28 @@ def _is_ct(one: SeriesFound) -> bool:
     return one.modality in ("", "CT") and UID_FORM.fullmatch(one.series_uid) is not None
 
 
-def _listed(study: StudyFound, one: SeriesFound) -> Listed:
+def _taken_at(study: StudyFound, one: SeriesFound) -> datetime | None:
+    """By the series, else by its study."""
     dated = one if one.date else study
+    return moment(dated.date, dated.time)
+
+
+def _listed(study: StudyFound, one: SeriesFound) -> Listed:
     return Listed(
         series_uid=one.series_uid,
         study_uid=study.study_uid,
         instances=one.instances,
-        taken_at=moment(dated.date, dated.time),
+        taken_at=_taken_at(study, one),
     )
 
 
 def _offered(study: StudyFound, one: SeriesFound) -> Offer:
-    dated = one if one.date else study
     return Offer(
         series_uid=one.series_uid,
         study_uid=one.study_uid,
         modality=one.modality,
         issuer=study.issuer,
-        taken_at=moment(dated.date, dated.time),
+        taken_at=_taken_at(study, one),
         manufacturer=one.manufacturer,
         model=one.model,
         description=one.description,

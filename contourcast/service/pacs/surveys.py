@@ -22,9 +22,10 @@ from sqlalchemy import func, select
 
 from contourcast.imaging.dicom.instance import Header
 from contourcast.imaging.errors import ContourcastError
+from contourcast.service.index import cursors
 from contourcast.service.index.tables import instance, series
 from contourcast.service.intake.arriving import Arriving
-from contourcast.service.pacs import cursors
+from contourcast.service.pacs import hints
 from contourcast.service.pacs.destinations import Surveyed
 from contourcast.service.pacs.pulling import Pulled, Puller
 from contourcast.service.pacs.sources import Budget, Listed, Listing, Offer, Studies, listing_of
@@ -171,11 +172,11 @@ class Survey:
             ContourcastError: Nothing can be taken in at present; idem.
         """
         at = at_time or self._now()
-        turn, hints = self._notes.turn()
-        hinted = hints != turn.hints and turn.failures == 0
+        turn, told = self._notes.turn()
+        hinted = told != turn.hints and turn.failures == 0
         if turn.next_at is not None and at < turn.next_at and not hinted:
             return 0
-        turn = replace(turn, next_at=at + self._every, hints=hints)
+        turn = replace(turn, next_at=at + self._every, hints=told)
         self._notes.set_turn(turn)
         try:
             came, done = self._take(at)
@@ -283,10 +284,10 @@ class _Notes:
         """When it is looked at next, and how many hints it gave."""
         with self._index.read() as at:
             kept = cursors.note(at, self._turn_of)
-            hints = cursors.hints(at, self._archive)
+            told = hints.count(at, self._archive)
         if kept is None:
-            return Turn(hints=hints), hints
-        return Turn(**kept | {"next_at": datetime.fromisoformat(kept["next_at"])}), hints
+            return Turn(hints=told), told
+        return Turn(**kept | {"next_at": datetime.fromisoformat(kept["next_at"])}), told
 
     def set_turn(self, turn: Turn) -> None:
         """Writes down when it is looked at next."""

@@ -18,12 +18,13 @@ import structlog
 from sqlalchemy import select
 
 from contourcast.service.doors import ArchiveDoor
+from contourcast.service.index import cursors
 from contourcast.service.index.database import Index
 from contourcast.service.index.tables import series
 from contourcast.service.intake.arriving import Arriving
 from contourcast.service.intake.evidence import LOST
 from contourcast.service.jobs.duties import Duty
-from contourcast.service.pacs import cursors
+from contourcast.service.pacs import hints
 from contourcast.service.pacs.destinations import (
     Archive,
     Destination,
@@ -65,7 +66,7 @@ def watching(settings: ServiceSettings, records: Records) -> list[Duty]:
 
 def hint(index: Index, archive: str) -> None:
     """Something arrived at an archive: the next look is now."""
-    cursors.add_hint(index, archive)
+    hints.add(index, archive)
 
 
 def _looker(archive: Archive, settings: ServiceSettings, records: Records) -> Callable[[], object]:
@@ -164,7 +165,7 @@ class _Place:
     def hints(self) -> int:
         """How often the archive told of something."""
         with self._index.read() as at:
-            return cursors.hints(at, self._archive)
+            return hints.count(at, self._archive)
 
     def _is_open(self, count: dict[str, Any]) -> bool:
         with self._index.read() as at:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from contourcast.service.outputs.recommended import recommended as recommended
 from contourcast.service.outputs.report import JudgedFigure
 
 

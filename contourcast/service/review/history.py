@@ -12,8 +12,9 @@ from sqlalchemy import Connection, Row, select
 
 from contourcast.service.index.tables import propagation, review
 from contourcast.service.intake.states import State
+from contourcast.service.outputs.recommended import recommended
 from contourcast.service.outputs.report import JudgedFigure
-from contourcast.service.review.figures import first_doubt, first_reason, recommended, volumes_cc
+from contourcast.service.review.figures import first_doubt, first_reason, volumes_cc
 from contourcast.service.review.numbering import Taken
 
 # Replaced, or given up: they say nothing of how the course went.

@@ -12,12 +12,13 @@ from contourcast.imaging.transform import RigidTransform
 from contourcast.propagate import color_rgb
 from contourcast.service.intake.states import DECIDED, State
 from contourcast.service.jobs.propagations import Job
+from contourcast.service.outputs.recommended import recommended
 from contourcast.service.outputs.report import JudgedFigure, MethodReport, Report
 from contourcast.service.records import Records
 from contourcast.service.review.basis import BasisItem, basis_of
 from contourcast.service.review.decisions import Review
 from contourcast.service.review.drafts import Draft
-from contourcast.service.review.figures import change_percent, recommended
+from contourcast.service.review.figures import change_percent
 from contourcast.service.review.numbering import Taken
 from contourcast.service.review.pages import PRIOR, Page
 from contourcast.service.review.patient import PatientItem, facts_of, patient_of_scan

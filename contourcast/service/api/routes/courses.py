@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, Row, select, union_all
 from sqlalchemy import literal_column as literal
 
 from contourcast.service.api.asked import caller_of
-from contourcast.service.api.conditional import etag, require_unchanged
+from contourcast.service.api.conditional import IfMatch, etag, require_unchanged
 from contourcast.service.api.context import Context, in_thread
 from contourcast.service.api.paging import USUAL, Cursor, Limit, after, lead_on
 from contourcast.service.index.tables import course, fraction, propagation, review
@@ -189,9 +189,7 @@ def routes(context: Context) -> APIRouter:
         course_id: str,
         answer: CourseAnswer,
         request: Request,
-        if_match: Annotated[
-            str | None, Header(description="The ETag of what was looked at.")
-        ] = None,
+        if_match: IfMatch = None,
     ) -> FractionItem:
         """Answer an open question; the scan is matched again at once."""
         caller = caller_of(request)

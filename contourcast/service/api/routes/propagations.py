@@ -18,7 +18,7 @@ from sqlalchemy import Connection, func, select, tuple_
 
 from contourcast.service.access.guard import note
 from contourcast.service.api.asked import caller_of, only_own, remember, require_seen
-from contourcast.service.api.conditional import etag, require_unchanged
+from contourcast.service.api.conditional import IfMatch, etag, require_unchanged
 from contourcast.service.api.context import PRIVATE, Context, a_file, also, in_thread
 from contourcast.service.api.paging import USUAL, Cursor, Limit, after, lead_on
 from contourcast.service.index.tables import event, propagation
@@ -211,14 +211,10 @@ def routes(context: Context) -> APIRouter:
     async def cancel_propagation(
         propagation: str,
         request: Request,
-        if_match: Annotated[
-            str | None, Header(description="The ETag of what was looked at.")
-        ] = None,
+        if_match: IfMatch = None,
     ) -> PropagationAnswer:
         """Stop it. What was written stays; asked for again, or retried, it is taken up again."""
-        await in_thread(require_seen, request, index, propagation)
-        seen = await in_thread(records.propagations.job, propagation)
-        require_unchanged(if_match, await in_thread(shown, seen, records))
+        await in_thread(_require_as_seen, records, request, propagation, if_match)
         cancel = functools.partial(
             records.propagations.cancel, propagation, by=caller_of(request).name
         )
@@ -233,14 +229,10 @@ def routes(context: Context) -> APIRouter:
         propagation: str,
         request: Request,
         response: Response,
-        if_match: Annotated[
-            str | None, Header(description="The ETag of what was looked at.")
-        ] = None,
+        if_match: IfMatch = None,
     ) -> PropagationAnswer:
         """Try again what failed or was cancelled; what was superseded while nothing replaced it."""
-        await in_thread(require_seen, request, index, propagation)
-        seen = await in_thread(records.propagations.job, propagation)
-        require_unchanged(if_match, await in_thread(shown, seen, records))
+        await in_thread(_require_as_seen, records, request, propagation, if_match)
         retry = functools.partial(
             records.propagations.retry,
             propagation,
@@ -320,6 +312,19 @@ def routes(context: Context) -> APIRouter:
         return await _result(records, request, propagation, name, "image/png")
 
     return router
+
+
+def _require_as_seen(
+    records: Records, request: Request, propagation: str, if_match: str | None
+) -> None:
+    """It may be seen by the caller, and is what the caller looked at.
+
+    Raises:
+        NotFoundError: There is none, for this caller.
+        ChangedError: It is another by now.
+    """
+    require_seen(request, records.index, propagation)
+    require_unchanged(if_match, shown(records.propagations.job(propagation), records))
 
 
 def shown(job: Job, records: Records) -> PropagationAnswer:

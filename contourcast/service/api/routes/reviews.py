@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
-from typing import Annotated, Literal
+from typing import Literal
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 
 from contourcast.imaging.errors import InputError
 from contourcast.service.access.caller import Caller
 from contourcast.service.access.sessions import require_proof, spend_proof
-from contourcast.service.api.conditional import digest_in_tag, etag
+from contourcast.service.api.conditional import MustMatch, digest_in_tag, etag
 from contourcast.service.api.context import Context, in_thread
 from contourcast.service.api.routes.propagations import shown
 from contourcast.service.index.database import Index
@@ -103,7 +103,7 @@ def routes(context: Context) -> APIRouter:
         propagation: str,
         decision: ReviewRequest,
         request: Request,
-        if_match: Annotated[str, Header(description="The ETag of what was looked at.")],
+        if_match: MustMatch,
     ) -> ReviewAnswer:
         """Sign, or reject. Refused when anything changed since it was looked at."""
         caller: Caller = request.state.caller

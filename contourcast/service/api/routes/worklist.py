@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from operator import itemgetter
 from typing import Annotated, Any, Final, Literal, get_args
 
 from fastapi import APIRouter, Query, Request, Response
@@ -35,17 +34,16 @@ from contourcast.service.api.context import Context, in_thread
 from contourcast.service.api.paging import USUAL, Cursor, Limit, after, lead_on
 from contourcast.service.archive import taken_at
 from contourcast.service.index.tables import fraction, propagation, series
-from contourcast.service.intake.states import DECIDED, SIGNED, State
+from contourcast.service.intake.states import THROUGH, State
 from contourcast.service.outputs.report import JudgedFigure
 from contourcast.service.review.figures import first_doubt, first_reason, volumes_cc
+from contourcast.service.review.folding import earlier_scans
 from contourcast.service.review.numbering import Taken, numbers_of
 from contourcast.service.review.patient import PatientItem, facts_of, patient_of_scan
 from contourcast.service.review.presence import open_by
 
 Kind = Literal["propagation", "question", "series"]
 Verdict = Literal["accept", "look", "reject"]
-# A person is through with these; they are shown when asked for by state.
-_THROUGH: Final = DECIDED | {State.SUPERSEDED, State.CANCELLED}
 _SHOWN: Final = (
     "patient_key",
     "course_id",
@@ -162,7 +160,7 @@ def _conditions(
     since: datetime | None,
 ) -> _Wanted:
     drawn: list[Any] = [
-        propagation.c.state.in_(states) if states else propagation.c.state.not_in(_THROUGH)
+        propagation.c.state.in_(states) if states else propagation.c.state.not_in(THROUGH)
     ]
     asked: list[Any] = [fraction.c.state == "needs_person"]
     gapped: list[Any] = [series.c.state == "incomplete", series.c.modality == "CT"]
@@ -201,7 +199,7 @@ def _page(
         (propagation.c.state.in_([State.NEEDS_PERSON, State.FAILED]), 1),
         (waiting & (propagation.c.verdict == "look"), 2),
         (waiting, 3),
-        (propagation.c.state.in_(_THROUGH), 5),
+        (propagation.c.state.in_(THROUGH), 5),
         else_=4,
     )
     parts: list[Select[Any]] = [
@@ -248,7 +246,7 @@ def _items(
     rows = _drawn(at, ids["propagation"])
     courses = {row.course_id for row in rows.values()} - {None}
     numbers = numbers_of(at, courses, repeat_minutes=repeat_minutes)
-    earlier = _earlier(at, numbers, listed)
+    earlier = earlier_scans(at, numbers, listed)
     folded = {each for under in earlier.values() for each in under}
     rows |= _drawn(at, folded - rows.keys())
     asked = select(fraction).where(fraction.c.revision_id.in_(ids["question"]))
@@ -272,47 +270,6 @@ def _drawn(at: Connection, ids: Iterable[str]) -> dict[str, Row[Any]]:
         *(propagation.c[name] for name in _SHOWN),
     )
     return {row.id: row for row in at.execute(query.where(propagation.c.id.in_(ids)))}
-
-
-def _earlier(
-    at: Connection, numbers: Mapping[tuple[str, str], Taken], listed: ColumnElement[bool]
-) -> dict[str, list[str]]:
-    """Under the last of a fraction, listed or signed: what is listed of its earlier scans."""
-    again = [key for key, taken in numbers.items() if taken.scans > 1]
-    if not again:
-        return {}
-    rows = at.execute(
-        select(
-            propagation.c.id,
-            propagation.c.course_id,
-            propagation.c.cbct_series_uid,
-            propagation.c.order_json["roi_number"].as_integer().label("roi_number"),
-            propagation.c.state,
-            listed.label("listed"),
-        )
-        .where(
-            propagation.c.course_id.in_({course_id for course_id, _ in again}),
-            propagation.c.cbct_series_uid.in_({scan for _, scan in again}),
-            listed | propagation.c.state.in_(SIGNED),
-        )
-        .order_by(propagation.c.number.desc())
-    ).all()
-    fractions: dict[tuple[Any, ...], list[tuple[int, Row[Any]]]] = {}
-    for row in rows:
-        taken = numbers[row.course_id, row.cbct_series_uid]
-        key = (row.course_id, row.roi_number, taken.fraction)
-        fractions.setdefault(key, []).append((taken.scan, row))
-    found: dict[str, list[str]] = {}
-    for together in fractions.values():
-        together.sort(key=itemgetter(0), reverse=True)  # newest propagation first inside each
-        number, last = together[0]
-        # what is decided is folded under what is decided too, and under nothing else
-        found[last.id] = [
-            row.id
-            for scan, row in together[1:]
-            if scan < number and row.listed and (last.listed or row.state not in _THROUGH)
-        ]
-    return found
 
 
 def _scan(row: Row[Any]) -> str:
