@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -42,14 +41,13 @@ from contourcast.models.weights import FOLLOWED
 from contourcast.propagate import Case, Settings, carry_prior, register
 from contourcast.service.jobs.inputs import read_case
 from support.data import data_item
+from support.nnunet_peer import nnunets
 
 ROI = "Tumor_c40"
 
 
 def main() -> None:
     """Prints the ratio and how far the contours agree."""
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
     torch.set_num_threads(1)
     case = _case()
     registrations = register(case, Settings())
@@ -59,22 +57,10 @@ def main() -> None:
     )
     network = load_network(None)
     channels, whole, region = _whole_volume(network, case.cbct, r_ct, moved)
-    peer = nnUNetPredictor(
-        tile_step_size=0.5,
-        use_gaussian=True,
-        use_mirroring=False,
-        device=torch.device("cpu"),
-        perform_everything_on_device=False,
-        allow_tqdm=False,
-    )
-    peer.network, peer.allowed_mirroring_axes = network.network, None
-    peer.configuration_manager = SimpleNamespace(patch_size=list(network.card.patch_zyx))
-    peer.label_manager = SimpleNamespace(num_segmentation_heads=2)
+    peer = nnunets(network.network, network.card.patch_zyx)
 
     def theirs() -> Float[np.ndarray, "z y x"]:
-        logits = peer.predict_sliding_window_return_logits(torch.from_numpy(channels)).float()
-        values: np.ndarray = (logits[1] - logits[0]).numpy()
-        return values
+        return peer(channels)
 
     print(
         compared("network step", lambda: network.predict(case.cbct, r_ct, moved), theirs, times=3)

@@ -3,7 +3,8 @@
     python benchmarks/never_silently_wrong.py [--seeds 4] [--json FILE]
 
 Scans: 4D-Lung 113, Pancreatic-CT-CBCT-SEG 001, Lung-PET-CT-Dx A0001 and A0002,
-NSCLC-Radiogenomics R01-001, OpenTPS 4DCT; virtual cone beams of each (tests/support).
+NSCLC-Radiogenomics R01-001, OpenTPS 4DCT; virtual cone beams of each; ten virtual patients of one
+build, each under two others' names (tests/support).
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=4, help="right pairings per scan")
     parser.add_argument("--json", type=Path, help="every figure of every pairing")
-    parser.add_argument("--only", default="", help="kinds that begin so")
+    parser.add_argument("--only", default="", help="kinds with this in their name")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[Row] = []
     began = time.process_time()
     for pairing in chain(correct(arguments.seeds), wrong()):
-        if not pairing.kind.startswith(arguments.only):
+        if arguments.only not in pairing.kind:
             continue
         try:
             quality = pairing.answer(RegistrationSettings())

@@ -8,10 +8,25 @@ import numpy as np
 from jaxtyping import Float
 
 from contourcast.registration.local_ncc import NOTHING, LocalNcc, Pose, Slope
+from contourcast.registration.pair import Pair
 from contourcast.registration.result import LevelLog
-from contourcast.registration.settings import DescentSettings
+from contourcast.registration.settings import DescentSettings, LevelSettings
 
 RIGID, TRANSLATION = 6, 3  # how many of (shift, rotation) may change
+
+
+def descend_level(
+    pair: Pair, pose: Pose, *, level: LevelSettings, free: int = RIGID
+) -> tuple[Pose, float, LevelLog]:
+    """`descend` over the whole field of view, on one level of the pyramid."""
+    places = pair.places(level.spacing_mm, most=level.samples)
+    return descend(
+        pair.metric(level.spacing_mm, pose, places),
+        pose,
+        free=free,
+        settings=pair.settings.rigid.descent,
+        spacing_mm=level.spacing_mm,
+    )
 
 
 def descend(

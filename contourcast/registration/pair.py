@@ -181,11 +181,10 @@ class Pair:
         )
 
     def mirrored(self) -> Pair:
-        """The same CBCT with the left-right mirror image of the planning CT, coarse alone."""
-        image = self.moving[self.coarse_mm]
-        left_right = int(np.abs(image.world_from_index[0, :3]).argmax())
-        values = image.values.flip(2 - left_right)
-        twin = replace(self, moving={self.coarse_mm: image.with_values(values)})
+        """The same CBCT with the planning CT's left-right mirror image, as fine as is judged."""
+        least_mm = self.settings.limits.spacing_mm
+        images = {mm: _mirrored(i) for mm, i in self.moving.items() if mm >= least_mm}
+        twin = replace(self, moving=images)
         twin._places.update(self._places)
         twin._normalised_fixed.update(self._normalised_fixed)
         return twin
@@ -294,6 +293,11 @@ def _corners(depth: Image) -> Float[np.ndarray, "8 3"]:
     """Outer corners of the field of view's box."""
     ends = [(-0.5, size - 0.5) for size in depth.size_xyz]
     return depth.world(np.array([[i, j, k] for k in ends[2] for j in ends[1] for i in ends[0]]))
+
+
+def _mirrored(image: Image) -> Image:
+    left_right = int(np.abs(image.world_from_index[0, :3]).argmax())
+    return image.with_values(image.values.flip(2 - left_right))
 
 
 def _region_on(depth: Image, region: Mask) -> Float[Tensor, "z y x"]:

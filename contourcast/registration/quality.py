@@ -16,9 +16,9 @@ from jaxtyping import Float
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.verdict import Figure, Quality, Verdict
 from contourcast.imaging.volume import Mask, Volume, require_same_frame
-from contourcast.registration.descent import RIGID, descend
-from contourcast.registration.fft_start import start_poses
-from contourcast.registration.local_ncc import NOTHING, Pose, correlation
+from contourcast.registration.descent import descend_level
+from contourcast.registration.local_ncc import Pose, correlation
+from contourcast.registration.mirror import Mirror
 from contourcast.registration.pair import Near, Pair, make_pair
 from contourcast.registration.prior_region import PriorRegion
 from contourcast.registration.sampling import sample
@@ -78,10 +78,10 @@ def assess(
         source_frame=pair.cbct_frame, target_frame=pair.planning_frame
     )
     pose, start = pair.pose_of(planning_from_cbct), pair.pose_of(base)
-    settled, value = settle(pair, pose)
+    settled, value, _ = descend_level(pair, pose, level=settings.rigid.coarsest)
     evidence = Evidence(
         better_fit_mm=apart_mm(pair, pose, settled),
-        mirror_margin=value - mirrored_fit(pair, start),
+        mirror_margin=Mirror.of(pair, start).margin(pair, pose, coarse=value),
     )
     return judge(pair, pose, PriorRegion.of(prior), base=start, evidence=evidence)
 
@@ -100,41 +100,6 @@ def judge(
         prior_in_view(pair, pose, prior),
     )
     return Quality(figures=(*figures, _identity_doubts(figures)))
-
-
-def settle(pair: Pair, pose: Pose) -> tuple[Pose, float]:
-    """Where a descent at the coarsest level ends that begins here, and its local NCC."""
-    settings = pair.settings.rigid
-    level = max(settings.levels, key=lambda each: each.spacing_mm)
-    places = pair.places(level.spacing_mm, most=level.samples)
-    settled, value, _ = descend(
-        pair.metric(level.spacing_mm, pose, places),
-        pose,
-        free=RIGID,
-        settings=settings.descent,
-        spacing_mm=level.spacing_mm,
-    )
-    return settled, value
-
-
-def mirrored_fit(pair: Pair, base: Pose) -> float:
-    """The best local NCC of the CBCT with the planning CT's left-right mirror image.
-
-    A body is nearly symmetric: bones of a mirrored patient fit well (near-bone local NCC up to
-    0.46 in benchmarks/never_silently_wrong.py), and only the comparison tells.
-    """
-    mirrored = pair.mirrored()
-    settings = mirrored.settings.rigid
-    starts = start_poses(
-        mirrored.fixed[mirrored.coarse_mm],
-        mirrored.core,
-        mirrored.moving[mirrored.coarse_mm],
-        base,
-        range_mm=settings.start.range_mm,
-        settings=settings.start,
-        local_ncc=settings.local_ncc,
-    )
-    return max((settle(mirrored, start.pose)[1] for start in starts[:1]), default=NOTHING)
 
 
 def apart_mm(pair: Pair, first: Pose, second: Pose) -> float:

@@ -19,9 +19,10 @@ from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.verdict import Figure, Quality, Verdict
 from contourcast.imaging.volume import Mask, Volume, require_same_frame
 from contourcast.registration.consensus import agreed, blocks_at
-from contourcast.registration.descent import RIGID, TRANSLATION, descend
+from contourcast.registration.descent import RIGID, TRANSLATION, descend, descend_level
 from contourcast.registration.fft_start import start_poses
 from contourcast.registration.local_ncc import Pose
+from contourcast.registration.mirror import Mirror
 from contourcast.registration.pair import Near, Pair, make_pair
 from contourcast.registration.prior_region import PriorRegion
 from contourcast.registration.quality import (
@@ -29,7 +30,6 @@ from contourcast.registration.quality import (
     apart_mm,
     compare,
     judge,
-    mirrored_fit,
     prior_in_view,
 )
 from contourcast.registration.result import LevelLog, Registration, Registrations
@@ -181,14 +181,14 @@ def _body(
     """The rigid answer of the whole field; turned starts only when the first is not accepted."""
     coarse = _coarse(pair, starts.poses, free=RIGID)
     answer = _agreed(pair, _finest(pair, coarse, free=RIGID))
-    mirrored = mirrored_fit(pair, base)
+    mirror = Mirror.of(pair, base)
 
     def judged() -> Quality:
         evidence = Evidence(
             start_ratio=starts.ratio,
             spread_mm=_spread(pair, coarse),
             blind=blind,
-            mirror_margin=max(a.value for a in coarse) - mirrored,
+            mirror_margin=mirror.margin(pair, answer.pose, coarse=max(a.value for a in coarse)),
         )
         return judge(pair, answer.pose, prior, base=base, evidence=evidence)
 
@@ -229,14 +229,7 @@ def _finest(pair: Pair, coarse: Sequence[_Answer], *, free: int) -> _Answer:
 def _descended(pair: Pair, pose: Pose, *, free: int, levels: slice) -> _Answer:
     value, logs = -1.0, []
     for level in pair.settings.rigid.levels[levels]:
-        places = pair.places(level.spacing_mm, most=level.samples)
-        pose, value, log = descend(
-            pair.metric(level.spacing_mm, pose, places),
-            pose,
-            free=free,
-            settings=pair.settings.rigid.descent,
-            spacing_mm=level.spacing_mm,
-        )
+        pose, value, log = descend_level(pair, pose, level=level, free=free)
         logs.append(log)
     return _Answer(pose=pose, value=value, log=tuple(logs))
 

@@ -114,9 +114,11 @@ class QualityLimits:
 
     Attributes:
         version: Changes with every number here; recorded with each verdict.
+        closer_mirror_margin: Right pairs of asymmetric bodies are ahead of their mirror image by
+            more than this at the coarsest level; of others it is asked again at `spacing_mm`.
     """
 
-    version: str = "3"
+    version: str = "4"
     spacing_mm: float = 3.0
     samples: int = 100_000  # a correlation is known to 0.003 then
     bone_hu: float = 150.0
@@ -130,7 +132,8 @@ class QualityLimits:
     reject_overlap: float = 0.30
     accept_start_ratio: float = 1.3
     accept_spread_mm: float = 3.0
-    accept_mirror_margin: float = 0.03
+    closer_mirror_margin: float = 0.25
+    accept_mirror_margin: float = 0.08
     accept_better_fit_mm: float = 2.0
     reject_better_fit_mm: float = 5.0
     accept_prior_in_view: float = 0.99
@@ -158,6 +161,11 @@ class RigidSettings:
     target: TargetSettings = field(default_factory=TargetSettings)
     least_samples: int = 2000
     seed: int = 20
+
+    @property
+    def coarsest(self) -> LevelSettings:
+        """Where descents begin."""
+        return max(self.levels, key=lambda level: level.spacing_mm)
 
 
 @dataclass(frozen=True, kw_only=True)

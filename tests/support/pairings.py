@@ -13,16 +13,20 @@ from scipy.spatial.transform import Rotation
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.verdict import Quality
 from contourcast.imaging.volume import Volume
+from contourcast.propagate import prior_mask
 from contourcast.registration.quality import assess
 from contourcast.registration.rigid import register_all
 from contourcast.registration.settings import RegistrationSettings
 from support.real_scans import CBCTS, PLANNING_CTS, flipped, scan, slices
 from support.virtual_cbct import CBCT_FRAME, ball, cone_beam, moved_series, random_motion
+from support.virtual_patients import phantom_course
 
 LUNG, PANCREAS = "4D-Lung 113", "Pancreatic-CT-CBCT-SEG 001"
 REAL = {PANCREAS: "Pancreatic-CT-CBCT-SEG 001 CBCT", LUNG: "4D-Lung 113 simulated CBCT"}
 # Places of the planning CT that its CBCT shows: the middle of the field, by eye.
 IN_VIEW = {PANCREAS: (-11.0, 72.0, 276.0), LUNG: (30.0, 85.0, -945.0)}
+# Virtual patients of one build, whose bones nearly fit each other's.
+PHANTOMS = range(600_001, 600_011)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +147,13 @@ def correct(seeds: int) -> Iterator[Pairing]:
                 answer=registered(moved_series(fixed, motion), scan(name), np.array(IN_VIEW[name])),
             )
 
+    for seed in PHANTOMS:
+        yield Pairing(
+            kind="correct, phantom",
+            name=f"phantom {seed} with its own scan",
+            answer=_with_scan_of(seed, seed),
+        )
+
 
 def wrong() -> Iterator[Pairing]:
     """Everything that may go wrong and must be seen."""
@@ -151,6 +162,7 @@ def wrong() -> Iterator[Pairing]:
     yield from _regions()
     yield from _broken()
     yield from _displaced()
+    yield from _phantoms()
 
 
 def _fixed() -> Iterator[tuple[str, str, Volume]]:
@@ -170,6 +182,28 @@ def _other_patients() -> Iterator[Pairing]:
                     name=f"{fixed_name} with {name}",
                     answer=registered(_centred(fixed, scan(name)), scan(name)),
                 )
+
+
+def _phantoms() -> Iterator[Pairing]:
+    """Each of them under two others' names."""
+    for step in (1, 3):
+        for place, seed in enumerate(PHANTOMS):
+            other = PHANTOMS[(place + step) % len(PHANTOMS)]
+            yield Pairing(
+                kind="other phantom",
+                name=f"phantom {seed} with the scan of {other}",
+                answer=_with_scan_of(seed, other),
+            )
+
+
+def _with_scan_of(seed: int, other: int) -> Callable[[RegistrationSettings], Quality]:
+    def answer(settings: RegistrationSettings) -> Quality:
+        own, scanned = phantom_course(seed)[0], phantom_course(other)[0]
+        return register_all(
+            fixed=scanned.cbct, moving=own.planning_ct, prior=prior_mask(own), settings=settings
+        ).quality
+
+    return answer
 
 
 def _flips() -> Iterator[Pairing]:

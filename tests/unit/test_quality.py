@@ -7,10 +7,13 @@ from scipy.spatial.transform import Rotation
 from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.verdict import Quality, Verdict
 from contourcast.imaging.volume import Mask, Volume
+from contourcast.propagate import prior_mask
 from contourcast.registration.quality import _limited, assess
+from contourcast.registration.rigid import register_all
 from contourcast.registration.settings import LevelSettings, RegistrationSettings, RigidSettings
 from support.analytic_phantom import CBCT, PLANNING, Phantom, motion
 from support.virtual_cbct import ball
+from support.virtual_patients import phantom_course
 
 SETTINGS = RegistrationSettings(
     rigid=RigidSettings(levels=(LevelSettings(spacing_mm=6.0, samples=8000),))
@@ -84,6 +87,25 @@ def test_a_nearly_symmetric_patient_who_is_mirrored_is_told_by_comparison() -> N
     assert margins[1] < -0.1
     assert any("left and right may be swapped" in reason for reason in quality.reasons)
     assert quality.verdict is Verdict.REJECT
+
+
+def test_a_stranger_of_the_same_build_fits_little_better_than_a_mirror_image() -> None:
+    """Likeness of bones, starts and motion were all accepted: only what nobody shares tells."""
+    (own, _), (stranger, _) = phantom_course(600_001), phantom_course(600_004)
+    judged = {
+        who: register_all(
+            fixed=scanned.cbct,
+            moving=own.planning_ct,
+            prior=prior_mask(own),
+            settings=RegistrationSettings(),
+        ).quality
+        for who, scanned in (("own", own), ("stranger", stranger))
+    }
+    margins = {who: quality.figure("mirror_margin") or 0.0 for who, quality in judged.items()}
+    assert judged["own"].verdict is Verdict.ACCEPT, judged["own"].reasons
+    assert judged["stranger"].verdict is Verdict.LOOK
+    assert "it is another patient" in " ".join(judged["stranger"].reasons)
+    assert margins["own"] > 2 * margins["stranger"]
 
 
 def test_an_answer_tells_how_far_away_the_scans_fit_better() -> None:

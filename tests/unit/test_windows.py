@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from contourcast.models.predictor import Predictor
 from contourcast.models.weights import Normalisation
 from contourcast.models.windows import LOGIT_LIMIT, Box, Windows, in_windows
 from support.models import FRAME, TINY, ball, tiny_card
+from support.nnunet_peer import nnunets
 
 PATCH = (16, 20, 20)
 SHAPE = (40, 64, 70)
@@ -39,26 +39,6 @@ class Tilting(nn.Module):
         smooth = nn.functional.avg_pool3d(x[:, :1], 3, 1, 1)
         bright = smooth - 1.0 - x[:, :1].mean()
         return torch.cat((-bright, bright), 1)
-
-
-def nnunets(network: nn.Module, channels: np.ndarray, patch: tuple[int, ...]) -> np.ndarray:
-    """What nnU-Net's own predictor answers for the whole volume."""
-    predictor: Any = pytest.importorskip(
-        "nnunetv2.inference.predict_from_raw_data"
-    ).nnUNetPredictor(
-        tile_step_size=0.5,
-        use_gaussian=True,
-        use_mirroring=False,
-        device=torch.device("cpu"),
-        perform_everything_on_device=False,
-        allow_tqdm=False,
-    )
-    predictor.network, predictor.allowed_mirroring_axes = network, None
-    predictor.configuration_manager = SimpleNamespace(patch_size=list(patch))
-    predictor.label_manager = SimpleNamespace(num_segmentation_heads=2)
-    logits = predictor.predict_sliding_window_return_logits(torch.from_numpy(channels)).float()
-    found: np.ndarray = (logits[1] - logits[0]).numpy()
-    return found
 
 
 def lumps(shape: tuple[int, int, int], center_zyx: tuple[int, int, int]) -> np.ndarray:
@@ -81,7 +61,7 @@ def test_they_lie_where_nnunet_lays_them(sides: tuple[int, int]) -> None:
 def test_all_of_them_say_what_nnunet_says() -> None:
     channels = lumps(SHAPE, (20, 30, 30))
     ours = in_windows(Tilting(), channels, Windows.over(SHAPE, PATCH), device="cpu")
-    theirs = nnunets(Tilting(), channels, PATCH).clip(-LOGIT_LIMIT, LOGIT_LIMIT)
+    theirs = nnunets(Tilting(), PATCH)(channels).clip(-LOGIT_LIMIT, LOGIT_LIMIT)
     # nnU-Net adds up in half precision, and its Gaussian lies half a voxel further on
     apart = np.abs(ours - theirs)
     assert np.quantile(apart, 0.5) < 0.01
@@ -142,7 +122,7 @@ def test_a_model_of_whole_scans_draws_what_nnunet_draws(shape: tuple[int, int, i
     shown = (scan.values.clip(-1000, 200) + 700) / 200
     channels = np.stack([shown, prior.values]).astype(np.float32)
     theirs = Mask(
-        values=nnunets(Tilting(), channels, PATCH) > 0, grid=scan.grid, frame_of_reference=FRAME
+        values=nnunets(Tilting(), PATCH)(channels) > 0, grid=scan.grid, frame_of_reference=FRAME
     )
     assert ours.values.sum() > 100
     assert dice(ours, theirs) >= 0.995
