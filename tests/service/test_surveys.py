@@ -50,6 +50,7 @@ from contourcast.service.pacs.surveys import (
     in_turn,
     is_due,
     is_lacking,
+    older_in_turn,
     put_off,
 )
 from contourcast.service.pacs.watching import hint, watched, watching
@@ -213,6 +214,35 @@ def test_a_cbct_of_which_nobody_told_is_found_and_matched(
     who = read_header(first.paths[0]).patient
     assert not [one for one in logs if who.patient_id in str(one) or who.name in str(one)]
     assert not department.on_their_way()
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cbct_that_is_filed_under_the_study_of_its_planning_ct_is_found(
+    department: Department, treatment: Treatment, tmp_path: Path, kind: Kind
+) -> None:
+    first, second = treatment.fractions
+    planned = dcmread(treatment.planning_ct.paths[0], stop_before_pixels=True)
+    filed = [tmp_path / path.name for path in second.paths]
+    for path, copy in zip(second.paths, filed, strict=True):
+        dataset = dcmread(path)
+        dataset.StudyInstanceUID, dataset.StudyDate = planned.StudyInstanceUID, planned.StudyDate
+        dataset.SeriesDate = "20260106"
+        dataset.save_as(copy)
+    with pacs_of(tmp_path) as pacs:
+        pacs.upload([*treatment.plan_paths, *first.paths, *filed])
+        archive = to(pacs, kind)
+        survey = department.survey(archive)
+        assert survey.look(TODAY) == len(first.paths), "nobody is known to be treated yet"
+        department.wait()
+        Fetcher(archive, department.settings, department.records, SiteRules()).look()
+        department.wait()
+        planning = department.here()[treatment.planning_ct.series_uid]
+        assert survey.look(TODAY + MINUTE) == len(filed)
+        department.wait()
+        assert survey.look(TODAY + 2 * MINUTE) == 0
+    assert department.here()[treatment.planning_ct.series_uid] == planning
+    assert department.planned().keys() == {first.series_uid, second.series_uid}
 
 
 @pytest.mark.peer
@@ -764,6 +794,23 @@ def test_a_peer_that_lists_without_end_is_given_up(
     assert len(listing(peered, studies, tmp_path)) == 3
 
 
+def test_of_a_study_of_the_past_only_what_has_todays_date_is_listed(tmp_path: Path) -> None:
+    peered = Peered(1)
+    archive = DimseDestination(name="pacs", host=LOOPBACK, port=104, aet="PACS")
+    found = {
+        day: SeriesFound(
+            study_uid="1.0", series_uid=f"1.0.{n}", modality="CT", instances=2, date=day
+        )
+        for n, day in enumerate(("20260106", "20251215", ""))
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "dimse_peer", lambda _: peered)
+        patch.setattr(peered, "find_series", lambda **_: tuple(found.values()))
+        with listing_of(archive, tmp_path) as source:
+            listed = source.in_study("1.0", date(2026, 1, 3))
+    assert [one.series_uid for one in listed] == ["1.0.0"]
+
+
 def test_uids_that_are_none_are_not_listed(tmp_path: Path) -> None:
     peered = Peered(1)
     peered.studies |= {
@@ -820,6 +867,52 @@ def test_the_newest_come_first_and_those_that_failed_last() -> None:
     offs = {"failed": PutOff(instances=5, times=3, until=TODAY)}
     due = [listed("old", day=1), listed("failed", day=6), listed("new", day=5)]
     assert [one.series_uid for one in in_turn(due, offs)] == ["new", "old", "failed"]
+
+
+def test_older_studies_have_their_turn_and_where_something_came_at_once() -> None:
+    studies, asked = [f"1.{number}" for number in range(40)], dict[str, int]()
+    for look in (1, 2, 3):
+        for uid in older_in_turn(studies, asked, again={"1.7"}):
+            asked[uid] = look
+    assert asked.keys() == set(studies), "forty within three looks of sixteen"
+    assert asked["1.7"] == 3
+
+
+@pytest.mark.parametrize("error", [PeerError, PeerUnreachableError])
+def test_an_older_study_that_cannot_be_listed_holds_up_no_other(
+    department: Department, treatment: Treatment, error: type[PeerError]
+) -> None:
+    department.send(treatment.paths)
+    department.wait()
+    asked: list[str] = []
+
+    class Broken:
+        def in_study(self, study_uid: str, since: date) -> list[Listed]:
+            asked.append(study_uid)
+            raise error("it answered our C-FIND with a failure")
+
+    survey = department.survey(DimseDestination(name="tps", host=LOOPBACK, port=104, aet="TPS"))
+    since = date(2026, 1, 3)
+    broken: Any = Broken()
+    if error is PeerUnreachableError:
+        with pytest.raises(PeerUnreachableError):
+            survey._filed_elsewhere(broken, since, set(), TODAY)
+        assert len(asked) == 1
+    else:
+        assert survey._filed_elsewhere(broken, since, set(), TODAY) == []
+        studies = {read_header(one.paths[0]).study_instance_uid for one in treatment.fractions[1:]}
+        studies.add(read_header(treatment.planning_ct.paths[0]).study_instance_uid)
+        assert set(asked) == studies, "of the planning CT and of the last CBCT"
+
+
+def test_whoever_is_no_longer_treated_is_not_asked_for(
+    department: Department, treatment: Treatment
+) -> None:
+    department.send(treatment.paths)
+    department.wait()
+    notes = surveys._Notes(department.records, "pacs")
+    assert notes.studies(now() - DAY)
+    assert notes.studies(now() + DAY) == []
 
 
 def test_the_archives_of_the_settings_that_say_so_are_watched(department: Department) -> None:

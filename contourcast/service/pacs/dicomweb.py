@@ -167,6 +167,8 @@ class DicomWeb:
         if patient_id:
             query.append((PATIENT_ID, _literal(patient_id)))
             query += [("includefield", tag) for tag in OF_A_PATIENT]
+        elif study_instance_uid:
+            query += [("includefield", tag) for tag in (SERIES_DATE, SERIES_TIME)]
         if modality:
             query.append((MODALITY, _literal(modality)))
         if since is not None:

@@ -29,7 +29,7 @@ from contourcast.service.pacs.destinations import (
     OrthancDestination,
     Surveyed,
 )
-from contourcast.service.pacs.dicomweb import MATCHES_AT_MOST, UID_FORM, DicomWeb
+from contourcast.service.pacs.dicomweb import MATCHES_AT_MOST, UID_FORM, DicomWeb, FoundSeries
 from contourcast.service.pacs.door import Door, Taken
 from contourcast.service.pacs.orthanc import Orthanc
 from contourcast.service.pacs.scu import Peer, SeriesFound, StudyFound
@@ -192,6 +192,10 @@ class Listing(Source, Protocol):
             until: The last one, as far as the archive can be told.
             studies: What was listed of them before.
         """
+        ...
+
+    def in_study(self, study_uid: str, since: date) -> list[Listed]:
+        """The CT series of one study that were made since a day; what has no date was not."""
         ...
 
 
@@ -359,6 +363,14 @@ class _Web:
     def recent(self, since: date, until: date, studies: Studies) -> list[Listed]:
         """By one question for all studies, which has no end: `DicomWeb.series` takes none."""
         del until, studies
+        return self._listed(self._web.series(modality="CT", since=since))
+
+    def in_study(self, study_uid: str, since: date) -> list[Listed]:
+        found = self._listed(self._web.series(study_instance_uid=study_uid, modality="CT"))
+        return _made_since(since, found)
+
+    @staticmethod
+    def _listed(found: Iterable[FoundSeries]) -> list[Listed]:
         return [
             Listed(
                 series_uid=one.series_instance_uid,
@@ -366,7 +378,7 @@ class _Web:
                 instances=one.count,
                 taken_at=moment(one.date, one.time),
             )
-            for one in self._web.series(modality="CT", since=since)
+            for one in found
             if one.study_instance_uid and one.modality in ("", "CT")
         ]
 
@@ -420,6 +432,11 @@ class _Dimse:
                 studies.keep(study, [_listed(study, one) for one in found if _is_ct(one)])
         return studies.listed()
 
+    def in_study(self, study_uid: str, since: date) -> list[Listed]:
+        study = StudyFound(study_uid=study_uid, series=None, instances=None)
+        found = self._peer.find_series(study_uid=study_uid, modality="CT")
+        return _made_since(since, [_listed(study, one) for one in found if _is_ct(one)])
+
     def instances(self, offer: Offer) -> list[str]:
         found = self._peer.find_images(study_uid=offer.study_uid, series_uid=offer.series_uid)
         return [one.sop_uid for one in found]
@@ -437,6 +454,10 @@ class _Dimse:
             moved = self._peer.move(**where)
             gate.outcomes["stored"] += moved.completed
             gate.spend(moved.completed * SLICE_BYTES)
+
+
+def _made_since(since: date, found: Iterable[Listed]) -> list[Listed]:
+    return [one for one in found if one.taken_at is not None and one.taken_at.date() >= since]
 
 
 def _is_ct(one: SeriesFound) -> bool:

@@ -1,8 +1,10 @@
 """Archives that keep no diary are asked, again and again, what they have of the last days.
 
 Over DICOMweb and DIMSE an archive tells which CT series it has and how many instances it counts in
-each. What is new or has grown is pulled, and what it counts is told to whoever decides that a
-series is whole (completeness, rule 4). What belongs to a CBCT is asked for by `fetching`.
+each. Some machines file a CBCT under the study of its planning CT, or all fractions under one: the
+studies of those who are under treatment are asked too, in turn. What is new or has grown is pulled,
+and what it counts is told to whoever decides that a series is whole (completeness, rule 4). What
+belongs to a CBCT is asked for by `fetching`.
 
 What to do is decided by functions of values (`is_lacking`, `is_due`, `put_off`, `in_turn`);
 `Survey` asks, and writes down beforehand what it is about to pull, so that a series by which a
@@ -13,17 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import func, select
+from sqlalchemy import func, select, union_all
 
 from contourcast.imaging.dicom.instance import Header
 from contourcast.imaging.errors import ContourcastError
 from contourcast.service.index import cursors
-from contourcast.service.index.tables import instance, series
+from contourcast.service.index.tables import course, fraction, instance, series
 from contourcast.service.intake.arriving import Arriving
 from contourcast.service.pacs import hints
 from contourcast.service.pacs.destinations import Surveyed
@@ -37,6 +39,10 @@ from contourcast.service.settings import ServiceSettings
 SERIES_AT_ONCE: Final = 16
 # Counts that one look writes down, the newest; each is two small statements of one transaction.
 COUNTS_AT_ONCE: Final = 200
+# Older studies that one look asks for: of 200 patients, each comes up within half an hour.
+STUDIES_IN_TURN: Final = 16
+# Since when there was a CBCT, or a course began.
+UNDER_TREATMENT: Final = timedelta(days=60)
 # Of one series; a CBCT of 200 slices has 100 MiB.
 BYTES_AT_MOST: Final = 2 * 1024**3
 # A study may be dated by the clock of another zone.
@@ -135,6 +141,20 @@ def in_turn(due: Iterable[Listed], offs: Mapping[str, PutOff]) -> list[Listed]:
     )
 
 
+def older_in_turn(
+    studies: Iterable[str], asked: Mapping[str, int], again: Collection[str]
+) -> list[str]:
+    """Those to ask now: what grew when it was last asked, then what was not asked for longest.
+
+    Args:
+        studies: Of those under treatment, the newest first.
+        asked: At which look each was asked last.
+        again: Where something came at the last look.
+    """
+    turn = sorted(studies, key=lambda uid: (uid not in again, asked.get(uid, 0)))
+    return turn[:STUDIES_IN_TURN]
+
+
 def why_not(header: Header, *, series_uid: str) -> str:
     """Why a file may not come in as one of a series; empty: it may."""
     return "" if header.series_instance_uid == series_uid else "another series"
@@ -162,6 +182,9 @@ class Survey:
         self._archive = records.archive
         self._now = records.index.now
         self._studies = Studies()
+        self._looks = 0
+        self._asked: dict[str, int] = {}
+        self._again: frozenset[str] = frozenset()
 
     def look(self, at_time: datetime | None = None) -> int:
         """Asks, where it is time to; how many instances came.
@@ -197,6 +220,7 @@ class Survey:
         since = today - timedelta(days=self._to.watch_days) - ONE_MORE
         with listing_of(self._to, self._folder) as source:
             found = source.recent(since, today + ONE_MORE, self._studies)
+            found += self._filed_elsewhere(source, since, {one.study_uid for one in found}, at)
             listed = {one.series_uid: one for one in found}
             here = self._notes.here(listed)
             lacking = {
@@ -222,9 +246,28 @@ class Survey:
             if one.series_uid not in told and some.there
         ]
         self._notes.set(offs, counts)
-        self._studies.ask_again(one.study_uid for one in (*arriving, *chosen))
+        self._again = frozenset(one.study_uid for one in (*arriving, *chosen))
+        self._studies.ask_again(self._again)
         done = len(due) == len(chosen) and self._studies.done
         return sum(some.gate.came for _, some in pulled if some.gate is not None), done
+
+    def _filed_elsewhere(
+        self, source: Listing, since: date, told: Collection[str], at: datetime
+    ) -> list[Listed]:
+        """What was made in these days, and lies in an older study of somebody under treatment."""
+        older = [uid for uid in self._notes.studies(at - UNDER_TREATMENT) if uid not in told]
+        self._looks += 1
+        self._asked = {uid: self._asked[uid] for uid in older if uid in self._asked}
+        found: list[Listed] = []
+        for study in older_in_turn(older, self._asked, self._again):
+            self._asked[study] = self._looks
+            try:
+                found += source.in_study(study, since)
+            except PeerUnreachableError:
+                raise
+            except PeerError as error:
+                log.warning("study_not_listed", study=study, code=error.code, cause=error.cause)
+        return found
 
     def _pull(self, source: Listing, one: Listed, offs: dict[str, PutOff], at: datetime) -> Pulled:
         """Pulls a series, and decides how long it waits; a fault of one holds up no other."""
@@ -322,6 +365,33 @@ class _Notes:
             for one in newest[:COUNTS_AT_ONCE]:
                 assert one.instances is not None
                 self._arriving.counted_within(at, one.series_uid, one.instances)
+
+    def studies(self, since: datetime) -> list[str]:
+        """Of the planning CT and the last CBCT of each course that goes on, the newest first."""
+        last = (
+            select(fraction.c.course_id, func.max(fraction.c.made_at).label("made_at"))
+            .where(fraction.c.course_id.is_not(None))
+            .group_by(fraction.c.course_id)
+            .subquery()
+        )
+        planned = select(
+            course.c.planning_series_uid.label("series_uid"),
+            func.coalesce(last.c.made_at, course.c.made_at).label("at"),
+        ).select_from(course.outerjoin(last, last.c.course_id == course.c.id))
+        scanned = select(fraction.c.series_uid, fraction.c.made_at).join(
+            last,
+            (fraction.c.course_id == last.c.course_id) & (fraction.c.made_at == last.c.made_at),
+        )
+        used = union_all(planned, scanned).subquery()
+        query = (
+            select(series.c.study_uid)
+            .join(used, series.c.uid == used.c.series_uid)
+            .where(used.c.at >= since.isoformat(), series.c.study_uid != "")
+            .group_by(series.c.study_uid)
+            .order_by(func.max(used.c.at).desc(), series.c.study_uid)
+        )
+        with self._index.read() as at:
+            return [row.study_uid for row in at.execute(query)]
 
     def here(self, series_uids: Collection[str]) -> dict[str, Here]:
         """What is here of series, by their UIDs; nothing of those of which nothing ever came."""
