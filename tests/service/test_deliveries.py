@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydicom import dcmread
 
@@ -88,10 +89,11 @@ FILES = {"RS.dcm": "a" * 64, "REG.dcm": "b" * 64, "overlay.png": "c" * 64, "repo
         ({"registration": False}, "accept", ["structure_set"]),
         ({"structure_set": False}, "accept", ["registration"]),
         (
-            {"secondary_capture": True, "pdf": True},
+            {"secondary_capture": True, "pdf": True, "segmentation": True},
             "reject",
             ["structure_set", "secondary_capture", "pdf"],
         ),
+        ({"segmentation": True}, "look", ["structure_set", "registration", "segmentation"]),
     ],
 )
 def test_what_a_destination_gets(asks: dict[str, Any], verdict: str, roles: list[str]) -> None:
@@ -100,7 +102,7 @@ def test_what_a_destination_gets(asks: dict[str, Any], verdict: str, roles: list
 
 
 def test_what_was_not_written_goes_nowhere() -> None:
-    archive = web("pacs", NOBODY, secondary_capture=True, pdf=True)
+    archive = web("pacs", NOBODY, secondary_capture=True, pdf=True, segmentation=True)
     assert wanted(archive, "accept", {"report.json": "d" * 64}) == []
 
 
@@ -649,7 +651,7 @@ def test_on_postgres_notices_become_visible_in_their_order(
 
 
 @pytest.mark.peer
-def test_a_picture_and_a_page_are_made_once_for_whoever_wants_them(
+def test_a_picture_a_page_and_masks_are_made_once_for_whoever_wants_them(
     tmp_path: Path, archive: RealOrthanc, of_orthanc: dict[str, Destination]
 ) -> None:
     course = make_course(tmp_path / "course")
@@ -662,22 +664,40 @@ def test_a_picture_and_a_page_are_made_once_for_whoever_wants_them(
     settings = Settings(methods=("translation", "rigid"))
     done = propagate(case, settings=settings, network=None, clock=lambda: 0.0)
     write_results(done, tmp_path / "results", made_at=START)
-    wants = of_orthanc["orthanc"].model_copy(update={"secondary_capture": True, "pdf": True})
+    roles = ("secondary_capture", "pdf", "segmentation")
+    wants = of_orthanc["orthanc"].model_copy(update=dict.fromkeys(roles, True))
     with outgoing(tmp_path / "data", [wants]) as house:
-        house.finish(results=tmp_path / "results", verdict=done.verdict.value)
+        house.finish(
+            results=tmp_path / "results", verdict=done.verdict.value, cbct=course.cbct.paths
+        )
         house.run_due()
         one = house.one("orthanc")
         assert one.state is DeliveryState.DELIVERED, one.problem
         there = held(archive)
         sent = {o["role"]: o for o in one.objects}
-        assert {"secondary_capture", "pdf"} <= sent.keys()
-        for role in ("secondary_capture", "pdf"):
+        assert set(roles) <= sent.keys()
+        for role in roles:
             path = house.records.archive.blobs.get(sent[role]["key"])
             assert dciodvfy(path) == []
             assert len(there[sent[role]["sop_uid"]]) == 1
             assert dcmread(path).StudyInstanceUID == dcmread(course.cbct.paths[0]).StudyInstanceUID
         picture = dcmread(house.records.archive.blobs.get(sent["secondary_capture"]["key"]))
         assert picture.pixel_array.shape[2] == 3
+        masks = dcmread(house.records.archive.blobs.get(sent["segmentation"]["key"]))
+        for drawn in done.drawn:
+            (number,) = [
+                each.SegmentNumber
+                for each in masks.SegmentSequence
+                if each.SegmentAlgorithmName == drawn.method
+            ]
+            frames = [
+                each.SegmentIdentificationSequence[0].ReferencedSegmentNumber == number
+                for each in masks.PerFrameFunctionalGroupsSequence
+            ]
+            voxel_cc = float(np.prod(case.cbct.grid.spacing_xyz_mm)) / 1000
+            assert masks.pixel_array[frames].sum() * voxel_cc == pytest.approx(
+                drawn.volume_cc, rel=0.05
+            )
         made = set(house.records.derived.results("p1"))
         house.clock.turn(CONFIRM_AFTER_S)
         house.run_due()

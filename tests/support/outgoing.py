@@ -21,9 +21,12 @@ from typing import Any
 import numpy as np
 import pydicom
 
+from contourcast.imaging.dicom.instance import read_header
 from contourcast.imaging.dicom.registration_out import write_registration
 from contourcast.imaging.dicom.rtstruct_out import write_structure_set
 from contourcast.imaging.transform import RigidTransform
+from contourcast.service.archive import Sent
+from contourcast.service.ingest import take_files
 from contourcast.service.intake.states import State
 from contourcast.service.jobs.propagations import Job, Origin, Propagations
 from contourcast.service.pacs.deliveries import Deliveries
@@ -61,11 +64,20 @@ class House:
     clock: Clock
 
     def begin(
-        self, name: str = "p1", *, verdict: str = "look", results: Path, cohort: str | None = None
+        self,
+        name: str = "p1",
+        *,
+        verdict: str = "look",
+        results: Path,
+        cohort: str | None = None,
+        cbct: Sequence[Path] = (),
     ) -> tuple[Job, dict[str, str]]:
-        """A propagation whose results are written and that has not ended; with their digests."""
+        """A propagation whose results are written and that has not ended; with their digests.
+
+        Where the files of a CBCT are given, it was drawn on that.
+        """
         propagations = self.records.propagations
-        propagations.open(name, ORDER, Origin(cohort=cohort))
+        propagations.open(name, self._order(cbct) if cbct else ORDER, Origin(cohort=cohort))
         for state in (State.REGISTERING, State.COMPARING, State.WRITING):
             propagations.tell(name, state, state.value, 0.5, verdict=verdict)
         files: dict[str, Path] = {}
@@ -76,6 +88,16 @@ class House:
         digests = {n: hashlib.sha256(p.read_bytes()).hexdigest() for n, p in files.items()}
         self.records.derived.put_results(name, files)
         return propagations.job(name), digests
+
+    def _order(self, cbct: Sequence[Path]) -> dict[str, Any]:
+        files = ((path.name, path.open("rb")) for path in cbct)
+        settings = ServiceSettings(
+            data_folder=self.records.archive.incoming().parents[2], disk_reserve_mib=0
+        )
+        take_files(files, self.records.archive, settings, sent=Sent(door="rest"))
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in cbct]
+        series = read_header(cbct[0]).series_instance_uid
+        return ORDER | {"cbct": {"series": series, "files": digests}}
 
     def end(self, job: Job, files: dict[str, str]) -> None:
         """As the last step of a job does."""

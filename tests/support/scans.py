@@ -2,7 +2,6 @@
 
 scan = make_scan(uneven_grid())                       # a Volume whose source says where it is
 ring(scan, 10.0, 5.0)                                 # a Roi: a disc with a hole on each slice
-write_all(scan, folder)                               # its images, as our writer writes them
 """
 
 from __future__ import annotations

@@ -41,6 +41,9 @@ class _Archive(_Destination):
         default=False, description="One picture: three planes, contours, verdict."
     )
     pdf: bool = Field(default=False, description="The report on one page.")
+    segmentation: bool = Field(
+        default=False, description="The proposals as masks, never with the verdict reject."
+    )
     verdicts: tuple[Verdict, ...] = Field(
         default=("accept", "look", "reject"), description="With which of them it gets anything."
     )

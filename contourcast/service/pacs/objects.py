@@ -14,9 +14,15 @@ from typing import Any, Final
 from contourcast.imaging.dicom.instance import read_header
 from contourcast.imaging.dicom.pdf_out import write_pdf
 from contourcast.imaging.dicom.rtstruct_adapt import adapt_structure_set
+from contourcast.imaging.dicom.rtstruct_in import read_structure_set
+from contourcast.imaging.dicom.rtstruct_out import PALETTE_RGB
 from contourcast.imaging.dicom.secondary_capture_out import write_secondary_capture
+from contourcast.imaging.dicom.segmentation_out import Segment, write_segmentation
+from contourcast.imaging.rasterise import rasterise
 from contourcast.service.index.database import as_json
 from contourcast.service.jobs.derived import result_key
+from contourcast.service.jobs.scans import cbct_of
+from contourcast.service.outputs.report import Report
 from contourcast.service.pacs.destinations import Archive
 from contourcast.service.pacs.outbox import Delivery
 from contourcast.service.pacs.profiles import DEFAULT, Profile
@@ -27,7 +33,12 @@ STRUCTURES: Final = "RS.dcm"
 REGISTRATION: Final = "REG.dcm"
 OVERLAY: Final = "overlay.png"
 REPORT: Final = "report.json"
-MADE_FROM: Final = (STRUCTURES, OVERLAY, REPORT)
+# What is made of results when it is asked for, and of which.
+MADE_FROM: Final = {
+    "secondary_capture": (STRUCTURES, OVERLAY, REPORT),
+    "pdf": (STRUCTURES, OVERLAY, REPORT),
+    "segmentation": (STRUCTURES, REPORT),
+}
 
 
 def wanted(archive: Archive, verdict: str, files: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -48,9 +59,11 @@ def wanted(archive: Archive, verdict: str, files: Mapping[str, str]) -> list[dic
     if archive.registration and REGISTRATION in files and verdict != "reject":
         registration = {REGISTRATION: files[REGISTRATION]}
         found.append({"role": "registration", "files": registration})
-    for role, asked in (("secondary_capture", archive.secondary_capture), ("pdf", archive.pdf)):
-        if asked and files.keys() >= set(MADE_FROM):
-            found.append({"role": role, "files": {name: files[name] for name in MADE_FROM}})
+    for role, sources in MADE_FROM.items():
+        if role == "segmentation" and verdict == "reject":
+            continue
+        if getattr(archive, role) and files.keys() >= set(sources):
+            found.append({"role": role, "files": {name: files[name] for name in sources}})
     return found
 
 
@@ -141,8 +154,40 @@ class Objects:
                 explicit=profile.transfer_syntax == "explicit",
                 charset=profile.charset,
             )
+        elif one["role"] == "segmentation":
+            self._make_segmentation(propagation, one, sources, draft)
         else:
             self._make_picture_or_page(propagation, one, sources, draft)
+
+    def _make_segmentation(
+        self,
+        propagation: str,
+        one: Mapping[str, Any],
+        sources: Mapping[str, Path],
+        draft: Path,
+    ) -> None:
+        job, site = self._records.propagations.job(propagation), self._records.site
+        cbct = cbct_of(self._records.archive, job)
+        report = Report.model_validate_json(sources[REPORT].read_bytes())
+        drew = {method.roi_name: method.method for method in report.methods}
+        write_segmentation(
+            draft,
+            segments=[
+                Segment(
+                    mask=rasterise(roi, cbct.grid),
+                    name=roi.name,
+                    method=drew.get(roi.name, roi.name),
+                    color_rgb=roi.color_rgb or PALETTE_RGB[n % len(PALETTE_RGB)],
+                    interpreted_type=roi.interpreted_type,
+                )
+                for n, roi in enumerate(read_structure_set(sources[STRUCTURES]).rois)
+            ],
+            reference_scan=cbct,
+            digest=_digest_of(one),
+            made_at=site.clock(job.made_at),
+            description="Contourcast proposals",
+            series_number=site.series_number,
+        )
 
     def _make_picture_or_page(
         self,
@@ -152,13 +197,12 @@ class Objects:
         draft: Path,
     ) -> None:
         from contourcast.service.outputs.pdf import report_pdf
-        from contourcast.service.outputs.report import Report
         from contourcast.service.outputs.secondary_capture import picture_rgb
 
         report = Report.model_validate_json(sources[REPORT].read_bytes())
         overlay = sources[OVERLAY].read_bytes()
         about = read_header(sources[STRUCTURES])  # patient and study are the scan's
-        digest = hashlib.sha256(as_json(dict(one["files"])).encode()).hexdigest()
+        digest = _digest_of(one)
         site = self._records.site
         made_at = site.clock(self._records.propagations.job(propagation).made_at)
         if one["role"] == "pdf":
@@ -196,6 +240,11 @@ def _name(one: Mapping[str, Any]) -> str:
         return str(name)
     content = as_json([one["role"], one["files"], one.get("profile")])
     return f"{one['role']}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.dcm"
+
+
+def _digest_of(one: Mapping[str, Any]) -> str:
+    """Of what an object is made of."""
+    return hashlib.sha256(as_json(dict(one["files"])).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

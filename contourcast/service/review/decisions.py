@@ -19,7 +19,6 @@ from typing import Any, Final, Literal, get_args
 from sqlalchemy import Connection, Row, select
 
 from contourcast.imaging.dicom.check import check_structure_set
-from contourcast.imaging.dicom.ct_series import read_ct_series
 from contourcast.imaging.dicom.instance import read_header
 from contourcast.imaging.dicom.modules import required_source
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
@@ -36,6 +35,7 @@ from contourcast.service.intake.rules import SiteRules
 from contourcast.service.intake.states import State
 from contourcast.service.jobs.orders import SIGNED_ROI
 from contourcast.service.jobs.propagations import Job
+from contourcast.service.jobs.scans import cbct_of
 from contourcast.service.outputs.report import RESEARCH, Report, generation_of
 from contourcast.service.pacs.outbox import signed_and_taken
 from contourcast.service.problems import ConflictError
@@ -234,7 +234,7 @@ class Reviews:
             raise InputError(
                 f"{method} drew nothing", remedy="draw it, choose another method, or reject"
             )
-        scan = self._scan(job)
+        scan = cbct_of(self.records.archive, job)
         require_same_frame(machine.frame_of_reference, scan.frame_of_reference)
         contours = machine.loops if draft is None else edited(machine, draft, scan.grid)
         signed_roi = _signed_roi(job, machine, contours, draft)
@@ -296,11 +296,6 @@ class Reviews:
                     remedy="read it again, then decide",
                 )
             yield at
-
-    def _scan(self, job: Job) -> Volume:
-        cbct = job.order["cbct"]
-        files = [self.records.archive.file_of(cbct["series"], d) for d in cbct["files"]]
-        return read_ct_series(files, role="CBCT")
 
     def _machine_set(self, job: Job) -> StructureSet:
         if "RS.dcm" not in job.files:

@@ -19,7 +19,6 @@ from typing import Any, Final
 import numpy as np
 from sqlalchemy import Row, delete, select, update
 
-from contourcast.imaging.dicom.ct_series import read_ct_series
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
 from contourcast.imaging.distance import carry, distance_map
 from contourcast.imaging.errors import ContourcastError, InputError
@@ -35,6 +34,7 @@ from contourcast.propagate import Case
 from contourcast.service.index.tables import page, propagation, volume
 from contourcast.service.jobs.orders import case_of
 from contourcast.service.jobs.propagations import Job
+from contourcast.service.jobs.scans import cbct_of
 from contourcast.service.outputs.report import MethodReport, Report
 from contourcast.service.problems import NotFoundError, NotReadyError
 from contourcast.service.records import Records
@@ -223,16 +223,6 @@ class Pages:
         path = self.records.derived.result(job.id, "report.json")
         return Report.model_validate_json(path.read_bytes())
 
-    def scan(self, job: Job) -> Volume:
-        """Today's CBCT.
-
-        Raises:
-            ContourcastError: It is not here any more, or cannot be read.
-        """
-        order = job.order["cbct"]
-        files = self.records.archive.files_of(order["series"], order["files"])
-        return read_ct_series(files, role="CBCT")
-
     # What was made before
 
     def _kept(self, job: Job) -> Page | None:
@@ -278,7 +268,7 @@ class Pages:
         job = self.records.propagations.job(row.propagation)
         with self._making:
             if row.role == "cbct":
-                self.records.derived.put_voxels(_bytes(self.scan(job)))
+                self.records.derived.put_voxels(_bytes(cbct_of(self.records.archive, job)))
                 return
             case = self._case(job.id)
             onto = case.cbct
@@ -292,13 +282,13 @@ class Pages:
         report = self.report(job)
         if report is None:
             why_not = "the planning CT is not placed on this CBCT yet"
-            scan = self.scan(job)
+            scan = cbct_of(self.records.archive, job)
         else:
             try:
                 case = self._case(job.id)
                 scan = case.cbct
             except ContourcastError as error:
-                why_not, scan = error.cause, self.scan(job)
+                why_not, scan = error.cause, cbct_of(self.records.archive, job)
         structures = None
         if "RS.dcm" in job.files:
             structures = self.records.derived.result(job.id, "RS.dcm")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
@@ -142,12 +142,21 @@ def routes(context: Context) -> APIRouter:
     return router
 
 
+ROLES: Final = (
+    "structure_set",
+    "registration",
+    "signed",
+    "secondary_capture",
+    "pdf",
+    "segmentation",
+)
+
+
 def _destination(one: Destination, counts: dict[tuple[str, str], int]) -> DestinationItem:
     if isinstance(one, WebhookDestination):
         gets = ["notices"] if one.kinds is None else list(one.kinds)
     else:
-        roles = ("structure_set", "registration", "signed", "secondary_capture", "pdf")
-        gets = [role for role in roles if getattr(one, role)]
+        gets = [role for role in ROLES if getattr(one, role)]
     return DestinationItem(
         name=one.name,
         kind=one.kind,
