@@ -7,6 +7,7 @@ import math
 import random
 import threading
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import pydicom
 import pytest
+from pydicom import dcmread
 from sqlalchemy import select, text, update
 
 from contourcast.imaging.dicom.instance import CT_IMAGE
@@ -344,6 +346,43 @@ def test_a_second_content_of_the_plan_is_a_question_of_what_nobody_has_signed(
     asked = open_questions(department)
     assert set(asked) == {second.series_uid}, "what was signed stays; the other patient's stays"
     assert asked[second.series_uid]["question"] == "conflict"
+
+
+def test_of_two_targets_the_one_that_is_signed_does_not_shield_the_other(
+    department: Department, patients: tuple[Treatment, Treatment], tmp_path: Path
+) -> None:
+    patient = patients[0]
+    cbct = patient.fractions[0]
+    structures = with_second_target(patient.structures, tmp_path / "two.dcm")
+    department.send([*patient.planning_ct.paths, structures, *cbct.paths])
+    department.wait()
+    one, other = (department.draw(job) for job in department.records.propagations.jobs())
+    department.reviews.approve(one, method="translation", reviewer="Someone Signing", seen=0)
+    department.wait()
+    assert not open_questions(department)
+
+    department.send([other_content(structures, tmp_path / "again.dcm", value=1)])
+    department.wait()
+    assert open_questions(department)[cbct.series_uid]["question"] == "conflict"
+    assert job_of(department, one).state is State.APPROVED, "a person stands for it"
+    assert department.told().count("signed.overtaken") == 1
+    with pytest.raises(ChangedError, match="is in question"):
+        department.reviews.approve(other, method="translation", reviewer="Someone", seen=0)
+
+
+def with_second_target(structures: Path, path: Path) -> Path:
+    """The same set with its first ROI twice, under a second name."""
+    dataset = dcmread(structures)
+    for keyword in ("StructureSetROI", "ROIContour", "RTROIObservations"):
+        items = dataset[f"{keyword}Sequence"].value
+        twin = deepcopy(items[0])
+        if keyword == "StructureSetROI":
+            twin.ROINumber, twin.ROIName = 2, "GTV_2"
+        else:
+            twin.ReferencedROINumber = 2
+        items.append(twin)
+    dataset.save_as(path)
+    return path
 
 
 # A match that was taken back

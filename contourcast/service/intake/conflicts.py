@@ -111,4 +111,5 @@ def dispute(at: Connection, *, series_uids: Collection[str], sop_uids: Collectio
             course.c.planning_series_uid.in_(series_uids),
             course.c.structures_uid.in_(sop_uids),
         ),
+        disputed=True,
     )
