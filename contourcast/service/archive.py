@@ -433,6 +433,14 @@ class Archive:
         """A file on this machine with one of these contents."""
         return self.blobs.get(f"quarantine/{file_digest}.dcm")
 
+    def first_arrival(self, series_uid: str) -> datetime | None:
+        """When the first file of a series came; None: none did."""
+        with self.index.read() as at:
+            first = at.execute(
+                select(func.min(arrival.c.at)).where(arrival.c.series_uid == series_uid)
+            ).scalar()
+        return datetime.fromisoformat(first) if first else None
+
     def path(self, kept: Kept) -> Path:
         """A file on this machine with the bytes of an instance."""
         return self.file_of(kept.series_uid, kept.file_digest)

@@ -44,7 +44,7 @@ from contourcast.service.api.routes import (
     statistics,
     worklist,
 )
-from contourcast.service.api.tracing import Traced, tracer_provider
+from contourcast.service.api.tracing import Traced
 from contourcast.service.intake.evidence import Evidence
 from contourcast.service.intake.fractions import Fractions
 from contourcast.service.intake.rules import SiteRules, read_rules
@@ -55,6 +55,7 @@ from contourcast.service.records import open_records
 from contourcast.service.review.decisions import Reviews
 from contourcast.service.review.pages import Pages
 from contourcast.service.settings import ServiceSettings
+from contourcast.service.traces import Trail, tracer_provider
 
 ROUTES = (
     instances,
@@ -84,6 +85,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     records = open_records(settings, role="api")
     guard_audit(records.index)
     spans = tracer_provider()
+    trail = Trail(spans)
     issuer = Issuer(settings.access.oidc) if settings.access.oidc else None
     network = served_network(settings)
     rules = read_rules(settings.rules) if settings.rules else SiteRules()
@@ -105,6 +107,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         ),
         issuer=issuer,
         uploads=Uploads(settings.uploads_at_once),
+        trail=trail,
     )
 
     @asynccontextmanager
@@ -112,8 +115,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         await in_thread(records.archive.discard_incoming)
         yield
         records.close()
-        if spans is not None:
-            await in_thread(spans.shutdown)
+        await in_thread(trail.close)
         if issuer is not None:
             issuer.close()
 

@@ -17,6 +17,7 @@ from contourcast.service.records import Records
 from contourcast.service.review.decisions import Reviews
 from contourcast.service.review.pages import Pages
 from contourcast.service.settings import ServiceSettings
+from contourcast.service.traces import Trail
 
 # Of everything that speaks of a patient; voxels under their digest alone may be kept.
 PRIVATE: Final = {"Cache-Control": "private, no-store"}
@@ -58,6 +59,7 @@ class Context:
         fractions: What belongs to what, and what people answer to that.
         issuer: Who vouches for people, where there is one.
         uploads: Those under way.
+        trail: Where what is done for a propagation is told.
     """
 
     settings: ServiceSettings
@@ -68,6 +70,7 @@ class Context:
     fractions: Fractions
     issuer: Issuer | None
     uploads: Uploads
+    trail: Trail
 
 
 async def in_thread(function: Callable[..., Result], *args: object) -> Result:

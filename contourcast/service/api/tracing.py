@@ -1,50 +1,22 @@
-"""OpenTelemetry: a span for each request, once somebody says where spans go.
+"""A span for each request, once somebody says where spans go.
 
-The endpoint is OpenTelemetry's own setting, ``OTEL_EXPORTER_OTLP_ENDPOINT``; without it nothing of
-the SDK is imported. A span has the route's template, never a path: that may hold what somebody
-typed. A caller's ``traceparent`` (W3C Trace Context) is continued, and given back.
+It has the route's template, never a path: that may hold what somebody typed. A caller's
+``traceparent`` (W3C Trace Context) is continued, and given back.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from contourcast.service.access.roles import template_of
-from contourcast.service.problems import SettingsError
+from contourcast.service.traces import SERVICE, failing
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
-
-ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
-SERVICE: Final = "contourcast"
-
-
-def tracer_provider() -> TracerProvider | None:
-    """Where spans go; None where nobody said so.
-
-    Raises:
-        SettingsError: An endpoint is set, and OpenTelemetry is not installed.
-    """
-    if not os.environ.get(ENDPOINT):
-        return None
-    try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as error:
-        raise SettingsError(
-            f"{ENDPOINT} is set, and OpenTelemetry is not installed",
-            remedy="pip install contourcast[tracing], or leave the variable away",
-        ) from error
-    provider = TracerProvider(resource=Resource.create({"service.name": SERVICE}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return provider
 
 
 class Traced:
@@ -77,6 +49,7 @@ class Traced:
             kind=SpanKind.SERVER,
             attributes={"http.request.method": method, "http.route": template},
             record_exception=False,  # a message may quote what was read
+            set_status_on_exception=False,
         ) as span:
             back: dict[str, str] = {}
             self._context.inject(back, set_span_in_context(span))
@@ -88,4 +61,5 @@ class Traced:
                     MutableHeaders(raw=message["headers"]).update(back)
                 await send(message)
 
-            await self.app(scope, receive, told)
+            with failing(span):
+                await self.app(scope, receive, told)

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -189,6 +190,12 @@ class Steps:
                     at, propagation, files=files, problem=problem, delivering=sending
                 )
         return {}
+
+    def began(self, propagation: str) -> tuple[datetime, str]:
+        """When the first instance of its CBCT came, and its state."""
+        job = self.records.propagations.job(propagation)
+        came = self.records.archive.first_arrival(job.order["cbct"]["series"])
+        return came or job.made_at, job.state.value
 
     def _write(self, result: Propagation, job: Job) -> tuple[dict[str, str], Report]:
         """Writes the files aside and brings them into the store; digests of what is there now."""

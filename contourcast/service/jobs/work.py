@@ -35,6 +35,7 @@ from contourcast.service.pacs.watching import watching
 from contourcast.service.problems import BusyError
 from contourcast.service.records import Records, open_records
 from contourcast.service.settings import ServiceSettings
+from contourcast.service.traces import Trail, tracer_provider
 
 END_S: Final = 5.0
 # Between two looks at what arrives.
@@ -104,7 +105,8 @@ def at_work(
     """
     slot, listen = settings.worker_slot, chosen(settings.queues)
     known: dict[str, Queue] = {}
-    defined = define(steps, lambda: known, gpu_draws=settings.gpu_draws)
+    trail = Trail(tracer_provider())
+    defined = define(steps, lambda: known, trail=trail, gpu_draws=settings.gpu_draws)
     heart = take_over.Heartbeat(records.workers, slot, ",".join(listen))
     duties = [
         Duty(
@@ -140,6 +142,7 @@ def at_work(
         until_s = time.monotonic() + END_S
         for thread in threads:
             thread.join(max(0.0, until_s - time.monotonic()))
+    trail.close()
     with contextlib.suppress(BusyError):  # then the others wait for a minute of silence
         records.workers.left(slot)
     log.info("worker_ended", slot=slot)

@@ -33,6 +33,7 @@ from contourcast.service.problems import (
     unexpected,
 )
 from contourcast.service.store.disk import writing
+from contourcast.service.traces import Trail
 
 # Times that a job may take its worker down before it is set aside.
 RECOVERIES: Final = 3
@@ -65,12 +66,19 @@ class Work:
     hand_over: Callable[[Job], None]
 
 
-def define(steps: Steps, queues: Callable[[], Mapping[str, Queue]], *, gpu_draws: int = 0) -> Work:
+def define(
+    steps: Steps,
+    queues: Callable[[], Mapping[str, Queue]],
+    *,
+    trail: Trail,
+    gpu_draws: int = 0,
+) -> Work:
     """Defines the workflows over these steps, before the engine is launched.
 
     Args:
         steps: What is done.
         queues: By name, once the engine runs.
+        trail: Where each step is told.
         gpu_draws: Networks that are drawn on a GPU before this process ends itself; 0: it does not.
     """
     drawn = 0
@@ -83,6 +91,10 @@ def define(steps: Steps, queues: Callable[[], Mapping[str, Queue]], *, gpu_draws
         """
 
         def told(propagation: str, *args: Any) -> Outcome:
+            with trail.span(propagation, name, **({"method": args[0]} if name == "draw" else {})):
+                return tried(propagation, *args)
+
+        def tried(propagation: str, *args: Any) -> Outcome:
             try:
                 return waited_out(lambda: function(propagation, *args), job_id=propagation)
             except DeviceError as error:
@@ -126,7 +138,13 @@ def define(steps: Steps, queues: Callable[[], Mapping[str, Queue]], *, gpu_draws
     draw = job("draw", counted, renewed)
     finish = job("finish", steps.finish)
     place = step("place", steps.place)
-    end = step("end", steps.end)
+
+    def ended(propagation: str, *args: Any) -> Outcome:
+        outcome = steps.end(propagation, *args)
+        trail.whole(propagation, steps.began)
+        return outcome
+
+    end = step("end", ended)
 
     @DBOS.workflow(name=PROPAGATE, max_recovery_attempts=RECOVERIES_OF_WAITING)
     def propagate(propagation: str, attempt: int, methods: str, priority: int) -> str:

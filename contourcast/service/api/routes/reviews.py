@@ -123,11 +123,13 @@ def routes(context: Context) -> APIRouter:
             )
         require_proof(caller.session, minutes=context.settings.access.sign_proof_minutes)
         spend = partial(spend_proof, found=caller.session)
-        return await in_thread(
-            lambda: _answer(
-                records.index, _decide(context, job, decision, caller.shown_name, seen, spend)
-            )
-        )
+
+        def decide() -> ReviewAnswer:
+            with context.trail.span(job.id, decision.decision):
+                found = _decide(context, job, decision, caller.shown_name, seen, spend)
+            return _answer(records.index, found)
+
+        return await in_thread(decide)
 
     return router
 
