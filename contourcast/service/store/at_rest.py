@@ -21,16 +21,22 @@ def encryption_of(folder: Path, *, devices: Path = DEVICES) -> str:
     """
     there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     number = there.stat().st_dev
-    device = devices / f"{os.major(number)}:{os.minor(number)}"
-    if not device.exists():
+    try:
+        encrypted = _is_encrypted(devices / f"{os.major(number)}:{os.minor(number)}")
+    except OSError:  # not a disk of its own, or a container that hides the kernel's list
         return f"{there}: cannot be told here; the site has to see to it"
-    if _is_encrypted(device):
+    if encrypted:
         return f"{there}: on an encrypted disk (dm-crypt)"
     return f"{there}: NOT encrypted as far as the kernel knows; patient data belongs on such a disk"
 
 
 def _is_encrypted(device: Path) -> bool:
-    """Whether it, or a disk below it, is dm-crypt's: a volume of LVM may lie on LUKS."""
+    """Whether it, or a disk below it, is dm-crypt's: a volume of LVM may lie on LUKS.
+
+    Raises:
+        OSError: The kernel does not show it.
+    """
+    device.stat()
     uuid = device / "dm" / "uuid"
     if uuid.is_file() and uuid.read_text("ascii", errors="replace").startswith("CRYPT-"):
         return True
