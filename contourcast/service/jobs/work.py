@@ -142,9 +142,9 @@ def at_work(
         until_s = time.monotonic() + END_S
         for thread in threads:
             thread.join(max(0.0, until_s - time.monotonic()))
-    trail.close()
     with contextlib.suppress(BusyError):  # then the others wait for a minute of silence
         records.workers.left(slot)
+    trail.close()  # last: a collector that does not answer takes its time
     log.info("worker_ended", slot=slot)
 
 
