@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+import hypothesis
+
 from contourcast.models.libraries import untouched_path
 
 # MONAI tries OpenCV, which only tests of ours bring along. Where graphics libraries are missing its
@@ -13,3 +15,7 @@ try:
         import cv2  # noqa: F401
 except ImportError:
     sys.modules["cv2"] = None  # type: ignore[assignment]
+
+# A property holds however busy the machine is: how long things take is what benchmarks/ tell.
+hypothesis.settings.register_profile("contourcast", deadline=None)
+hypothesis.settings.load_profile("contourcast")

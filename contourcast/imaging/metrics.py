@@ -24,6 +24,8 @@ from contourcast.imaging.volume import Mask
 
 # Added path length counts contour further away than this (REGISTRATION §10).
 PATH_TOLERANCE_MM: Final = 1.0
+# Far above what coordinates in mm are rounded to: five slices of 0.4 mm are 2 mm wherever they lie.
+ROUNDING_MM: Final = 1e-6
 # An even copy of an uneven grid has at most this many planes for each slice.
 MOST_PLANES_A_SLICE: Final = 8
 
@@ -195,7 +197,7 @@ def _distances(proposal: Mask, reference: Mask) -> _Distances:
     elements_b, areas_b = _surface_elements(*b, spacing)
     near_a, near_b = _directed(elements_a, elements_b)
     within = [
-        float(areas_a[near_a <= mm].sum() + areas_b[near_b <= mm].sum())
+        float(areas_a[near_a <= mm + ROUNDING_MM].sum() + areas_b[near_b <= mm + ROUNDING_MM].sum())
         / float(areas_a.sum() + areas_b.sum())
         for mm in (1.0, 2.0, 3.0)
     ]
@@ -315,7 +317,7 @@ def _added_path(proposal: Mask, reference: Mask) -> tuple[float, float]:
     # Slices are set further apart than any contour is long, so that only their own counts.
     apart = np.array([1e6, 1.0, 1.0])
     away, _ = cKDTree(_contour_elements(proposal)[0] * apart).query(points * apart)
-    return float(lengths[away > PATH_TOLERANCE_MM].sum()), float(lengths.sum())
+    return float(lengths[away > PATH_TOLERANCE_MM + ROUNDING_MM].sum()), float(lengths.sum())
 
 
 def _contour_elements(mask: Mask) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, " n"]]:

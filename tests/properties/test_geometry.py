@@ -19,7 +19,7 @@ from contourcast.imaging.transform import RigidTransform
 from contourcast.imaging.volume import Mask, Volume
 from support.strategies import FRAME, OTHER_FRAME, grids, masks, rigid_transforms
 
-some = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+some = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 
 
 @some

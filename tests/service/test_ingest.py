@@ -321,9 +321,7 @@ def test_nothing_comes_in_when_the_disk_is_below_its_reserve(tmp_path: Path, ct:
     full.close()
 
 
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     arrivals=st.lists(st.sampled_from(range(6)), min_size=1, max_size=14),
     cuts=st.sets(st.integers(0, 14)),

@@ -352,7 +352,7 @@ def attack(case: Case[Any], http: Client, headers: dict[str, str]) -> None:
 
 
 @given(st.data())
-@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=2, suppress_health_check=list(HealthCheck))
 def test_no_input_is_a_fault_of_ours(
     http: Client, everything: dict[str, str], data: st.DataObject
 ) -> None:
@@ -363,7 +363,7 @@ def test_no_input_is_a_fault_of_ours(
 
 @pytest.mark.slow
 @_attacked.parametrize()
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 def test_much_input_is_no_fault_of_ours(
     case: Case[Any], http: Client, everything: dict[str, str]
 ) -> None:

@@ -293,9 +293,7 @@ def other_disk() -> Path:
 # Folders alone
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sets(
         st.lists(st.text("ab.-_0Z", min_size=1, max_size=3), min_size=1, max_size=3).map("/".join),

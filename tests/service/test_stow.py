@@ -229,7 +229,6 @@ def test_a_hostile_file_is_refused_by_itself_in_bounded_memory(
 @given(st.data())
 @settings(
     max_examples=15,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_no_damage_is_a_fault_of_ours(

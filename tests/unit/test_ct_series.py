@@ -107,9 +107,7 @@ def test_an_oblique_series_keeps_its_axes(tmp_path: Path) -> None:
     assert volume.grid.spacing_xyz_mm[2] == pytest.approx(3.0, abs=1e-6)
 
 
-@settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.permutations(range(5)), numbers=st.permutations(range(1, 6)))
 def test_the_volume_does_not_depend_on_names_or_instance_numbers(
     tmp_path: Path, order: list[int], numbers: list[int]

@@ -552,9 +552,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path, syntax: str) -> None:
             read_header(data[:length], file="slice.dcm")
 
 
-@settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_bytes_in_a_file_never_escape_the_family_of_errors(
     tmp_path: Path, data: st.DataObject

@@ -237,6 +237,16 @@ def test_pixels_that_are_not_square_have_their_own_lengths() -> None:
     )
 
 
+def test_what_lies_at_the_tolerance_counts_wherever_it_lies() -> None:
+    """Five slices of 0.4 mm are 2 mm, though the difference of two places may round to more."""
+    found = set()
+    for first in range(40):
+        near = in_a_box((60, 6, 6), (first, 2, 2), (first + 8, 4, 4), (1.0, 1.0, 0.4))
+        far = in_a_box((60, 6, 6), (first + 5, 2, 2), (first + 13, 4, 4), (1.0, 1.0, 0.4))
+        found.add(round(agreement(near, far).surface_dice_2mm or 0.0, 9))
+    assert found == {1.0}
+
+
 # --- nothing
 
 

@@ -170,9 +170,7 @@ def test_a_plan_cut_at_any_byte_is_refused_or_merely_not_approved(tmp_path: Path
     assert read <= 1
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_bytes_never_escape_the_family_of_errors(
     tmp_path: Path, data: st.DataObject

@@ -349,9 +349,7 @@ def test_a_structure_set_cut_anywhere_never_loses_contours_unsaid(ct: CtFiles) -
     assert read <= 1
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_bytes_never_escape_the_family_of_errors(
     tmp_path: Path, data: st.DataObject
