@@ -24,8 +24,8 @@ class Mirror:
     """The mirror image, where it fits best.
 
     Attributes:
-        pair: The CBCT and the mirror image.
-        pose: Where that fits best on the coarsest level; None: nowhere.
+        pair: The CBCT and the planning CT as it is.
+        pose: Where the mirror image fits best on the coarsest level; None: nowhere.
         coarse: Local NCC there.
     """
 
@@ -36,8 +36,8 @@ class Mirror:
     @classmethod
     def of(cls, pair: Pair, base: Pose) -> Mirror:
         """Sought among the shifts of ``base``, as the planning CT itself is."""
-        twin = pair.mirrored()
-        rigid = twin.settings.rigid
+        twin = pair.mirrored(spacings_mm=[pair.coarse_mm])
+        rigid = pair.settings.rigid
         starts = start_poses(
             twin.fixed[twin.coarse_mm],
             twin.core,
@@ -48,35 +48,39 @@ class Mirror:
             local_ncc=rigid.local_ncc,
         )
         if not starts:
-            return cls(pair=twin, pose=None, coarse=NOTHING)
+            return cls(pair=pair, pose=None, coarse=NOTHING)
         pose, value, _ = descend_level(twin, starts[0].pose, level=rigid.coarsest)
-        return cls(pair=twin, pose=pose, coarse=value)
+        return cls(pair=pair, pose=pose, coarse=value)
 
-    def margin(self, pair: Pair, pose: Pose, *, coarse: float) -> float:
+    def margin(self, pose: Pose, *, coarse: float) -> float:
         """How much more the planning CT looks like the CBCT: difference of local NCC.
 
         On the coarsest level, which is enough for most pairs; where it is not, at the spacing of
         the limits, where what two people do not share is seen.
 
         Args:
-            pair: With the planning CT as it is.
-            pose: The answer that is judged.
+            pose: Of the planning CT, the answer that is judged.
             coarse: Its local NCC on the coarsest level.
         """
         margin = coarse - self.coarse
-        told = not 0 <= margin < pair.settings.limits.closer_mirror_margin
-        return margin if told or self.pose is None else _lncc(pair, pose) - self._closely
+        told = not 0 <= margin < self.pair.settings.limits.closer_mirror_margin
+        return margin if told or self.pose is None else _lncc(self.pair, pose) - self._closely
 
     @cached_property
     def _closely(self) -> float:
         """Local NCC at the spacing of the limits, after a descent through the levels to it."""
-        pose = self.pose
+        pose, settings = self.pose, self.pair.settings
         assert pose is not None
-        least_mm = self.pair.settings.limits.spacing_mm
-        for level in self.pair.settings.rigid.levels:
-            if least_mm <= level.spacing_mm < self.pair.coarse_mm:
-                pose, _, _ = descend_level(self.pair, pose, level=level)
-        return _lncc(self.pair, pose)
+        finest_mm = settings.limits.spacing_mm
+        levels = [
+            level
+            for level in settings.rigid.levels
+            if finest_mm <= level.spacing_mm < self.pair.coarse_mm
+        ]
+        twin = self.pair.mirrored(spacings_mm={finest_mm, *(each.spacing_mm for each in levels)})
+        for level in levels:
+            pose, _, _ = descend_level(twin, pose, level=level)
+        return _lncc(twin, pose)
 
 
 def _lncc(pair: Pair, pose: Pose) -> float:

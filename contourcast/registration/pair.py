@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -180,10 +181,9 @@ class Pair:
             device=self.depth.values.device,
         )
 
-    def mirrored(self) -> Pair:
-        """The same CBCT with the planning CT's left-right mirror image, as fine as is judged."""
-        least_mm = self.settings.limits.spacing_mm
-        images = {mm: _mirrored(i) for mm, i in self.moving.items() if mm >= least_mm}
+    def mirrored(self, *, spacings_mm: Iterable[float]) -> Pair:
+        """The same CBCT with the left-right mirror image of the planning CT, at these alone."""
+        images = {mm: _mirrored(self.moving[mm]) for mm in spacings_mm}
         twin = replace(self, moving=images)
         twin._places.update(self._places)
         twin._normalised_fixed.update(self._normalised_fixed)

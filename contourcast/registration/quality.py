@@ -81,7 +81,7 @@ def assess(
     settled, value, _ = descend_level(pair, pose, level=settings.rigid.coarsest)
     evidence = Evidence(
         better_fit_mm=apart_mm(pair, pose, settled),
-        mirror_margin=Mirror.of(pair, start).margin(pair, pose, coarse=value),
+        mirror_margin=Mirror.of(pair, start).margin(pose, coarse=value),
     )
     return judge(pair, pose, PriorRegion.of(prior), base=start, evidence=evidence)
 

@@ -188,7 +188,7 @@ def _body(
             start_ratio=starts.ratio,
             spread_mm=_spread(pair, coarse),
             blind=blind,
-            mirror_margin=mirror.margin(pair, answer.pose, coarse=max(a.value for a in coarse)),
+            mirror_margin=mirror.margin(answer.pose, coarse=max(a.value for a in coarse)),
         )
         return judge(pair, answer.pose, prior, base=base, evidence=evidence)
 

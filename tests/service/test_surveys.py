@@ -137,6 +137,12 @@ class Department:
     def survey(self, archive: Surveyed) -> Survey:
         return Survey(archive, self.settings, self.records)
 
+    def fetch(self, archive: Surveyed) -> None:
+        """What belongs to the CBCTs that are here, asked of an archive."""
+        self.wait()
+        Fetcher(archive, self.settings, self.records, SiteRules()).look()
+        self.wait()
+
     def here(self) -> dict[str, int]:
         """Instances of each series."""
         return {one.series_uid: one.instances for one in self.records.archive.series()}
@@ -234,9 +240,7 @@ def test_a_cbct_that_is_filed_under_the_study_of_its_planning_ct_is_found(
         archive = to(pacs, kind)
         survey = department.survey(archive)
         assert survey.look(TODAY) == len(first.paths), "nobody is known to be treated yet"
-        department.wait()
-        Fetcher(archive, department.settings, department.records, SiteRules()).look()
-        department.wait()
+        department.fetch(archive)
         planning = department.here()[treatment.planning_ct.series_uid]
         assert survey.look(TODAY + MINUTE) == len(filed)
         department.wait()

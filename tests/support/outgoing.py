@@ -59,6 +59,7 @@ class Clock:
 class House:
     """Records with deliveries over them."""
 
+    settings: ServiceSettings
     records: Records
     deliveries: Deliveries
     clock: Clock
@@ -91,10 +92,7 @@ class House:
 
     def _order(self, cbct: Sequence[Path]) -> dict[str, Any]:
         files = ((path.name, path.open("rb")) for path in cbct)
-        settings = ServiceSettings(
-            data_folder=self.records.archive.incoming().parents[2], disk_reserve_mib=0
-        )
-        take_files(files, self.records.archive, settings, sent=Sent(door="rest"))
+        take_files(files, self.records.archive, self.settings, sent=Sent(door="rest"))
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in cbct]
         series = read_header(cbct[0]).series_instance_uid
         return ORDER | {"cbct": {"series": series, "files": digests}}
@@ -155,6 +153,7 @@ def outgoing(
     )
     try:
         yield House(
+            settings=settings,
             records=records,
             deliveries=Deliveries(records, destinations, clock=clock),
             clock=clock,

@@ -195,6 +195,14 @@ def references(series: SeriesSource) -> Sequence[Dataset]:
     return [reference(series.sop_class_uid, s.sop_instance_uid) for s in series.slices]
 
 
+def series_reference(series: SeriesSource) -> Dataset:
+    """An item that names a series and every slice of it (Common Instance Reference, C.12.2)."""
+    item = Dataset()
+    item.SeriesInstanceUID = series.series_instance_uid
+    item.ReferencedInstanceSequence = references(series)
+    return item
+
+
 def contributing_equipment() -> Dataset:
     """The item that says that a program worked on this (PS3.3 C.12.1.1.5)."""
     item = Dataset()

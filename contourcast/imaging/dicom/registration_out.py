@@ -25,6 +25,7 @@ from contourcast.imaging.dicom.modules import (
     references,
     required_source,
     save,
+    series_reference,
     time_text,
 )
 from contourcast.imaging.dicom.uids import derived_uid
@@ -151,19 +152,12 @@ def _registration_item(
 
 def _add_references(dataset: Dataset, cbct: SeriesSource, planning_ct: SeriesSource) -> None:
     """Common Instance Reference module (PS3.3 C.12.2): both series, by study."""
-    here, elsewhere = [_series_item(cbct)], list[Dataset]()
+    here, elsewhere = [series_reference(cbct)], list[Dataset]()
     same_study = planning_ct.study.instance_uid == cbct.study.instance_uid
-    (here if same_study else elsewhere).append(_series_item(planning_ct))
+    (here if same_study else elsewhere).append(series_reference(planning_ct))
     dataset.ReferencedSeriesSequence = here
     if elsewhere:
         study = Dataset()
         study.StudyInstanceUID = planning_ct.study.instance_uid
         study.ReferencedSeriesSequence = elsewhere
         dataset.StudiesContainingOtherReferencedInstancesSequence = [study]
-
-
-def _series_item(source: SeriesSource) -> Dataset:
-    item = Dataset()
-    item.SeriesInstanceUID = source.series_instance_uid
-    item.ReferencedInstanceSequence = references(source)
-    return item

@@ -31,9 +31,9 @@ from contourcast.imaging.dicom.modules import (
     ds_text,
     new_object,
     reference,
-    references,
     required_source,
     save,
+    series_reference,
     time_text,
 )
 from contourcast.imaging.dicom.uids import derived_uid
@@ -133,7 +133,7 @@ def write_segmentation(
     dataset.SegmentSequence = [_segment_item(n, one) for n, one in enumerate(segments, 1)]
     dataset.SharedFunctionalGroupsSequence = [_shared(reference_scan.grid)]
     dataset.PerFrameFunctionalGroupsSequence = [_frame_item(*f, source) for f in frames]
-    _add_references(dataset, source)
+    dataset.ReferencedSeriesSequence = [series_reference(source)]
     _add_pixels(dataset, [segments[n - 1].mask.values[k] for n, k in frames])
     save(path, dataset)
     return str(dataset.SOPInstanceUID)
@@ -242,14 +242,6 @@ def _frame_item(number: int, k: int, source: SeriesSource) -> Dataset:
     item.SegmentIdentificationSequence = [segment]
     item.DerivationImageSequence = [derivation]
     return item
-
-
-def _add_references(dataset: Dataset, source: SeriesSource) -> None:
-    """Common Instance Reference module (PS3.3 C.12.2)."""
-    series = Dataset()
-    series.SeriesInstanceUID = source.series_instance_uid
-    series.ReferencedInstanceSequence = references(source)
-    dataset.ReferencedSeriesSequence = [series]
 
 
 def _add_pixels(dataset: Dataset, frames: Sequence[Bool[np.ndarray, "y x"]]) -> None:

@@ -15,14 +15,13 @@ from contourcast.imaging.dicom.instance import read_header
 from contourcast.imaging.dicom.pdf_out import write_pdf
 from contourcast.imaging.dicom.rtstruct_adapt import adapt_structure_set
 from contourcast.imaging.dicom.rtstruct_in import read_structure_set
-from contourcast.imaging.dicom.rtstruct_out import PALETTE_RGB
 from contourcast.imaging.dicom.secondary_capture_out import write_secondary_capture
-from contourcast.imaging.dicom.segmentation_out import Segment, write_segmentation
-from contourcast.imaging.rasterise import rasterise
+from contourcast.imaging.dicom.segmentation_out import write_segmentation
 from contourcast.service.index.database import as_json
 from contourcast.service.jobs.derived import result_key
 from contourcast.service.jobs.scans import cbct_of
 from contourcast.service.outputs.report import Report
+from contourcast.service.outputs.segments import segments_of
 from contourcast.service.pacs.destinations import Archive
 from contourcast.service.pacs.outbox import Delivery
 from contourcast.service.pacs.profiles import DEFAULT, Profile
@@ -154,42 +153,10 @@ class Objects:
                 explicit=profile.transfer_syntax == "explicit",
                 charset=profile.charset,
             )
-        elif one["role"] == "segmentation":
-            self._make_segmentation(propagation, one, sources, draft)
         else:
-            self._make_picture_or_page(propagation, one, sources, draft)
+            self._make_of_report(propagation, one, sources, draft)
 
-    def _make_segmentation(
-        self,
-        propagation: str,
-        one: Mapping[str, Any],
-        sources: Mapping[str, Path],
-        draft: Path,
-    ) -> None:
-        job, site = self._records.propagations.job(propagation), self._records.site
-        cbct = cbct_of(self._records.archive, job)
-        report = Report.model_validate_json(sources[REPORT].read_bytes())
-        drew = {method.roi_name: method.method for method in report.methods}
-        write_segmentation(
-            draft,
-            segments=[
-                Segment(
-                    mask=rasterise(roi, cbct.grid),
-                    name=roi.name,
-                    method=drew.get(roi.name, roi.name),
-                    color_rgb=roi.color_rgb or PALETTE_RGB[n % len(PALETTE_RGB)],
-                    interpreted_type=roi.interpreted_type,
-                )
-                for n, roi in enumerate(read_structure_set(sources[STRUCTURES]).rois)
-            ],
-            reference_scan=cbct,
-            digest=_digest_of(one),
-            made_at=site.clock(job.made_at),
-            description="Contourcast proposals",
-            series_number=site.series_number,
-        )
-
-    def _make_picture_or_page(
+    def _make_of_report(
         self,
         propagation: str,
         one: Mapping[str, Any],
@@ -200,15 +167,25 @@ class Objects:
         from contourcast.service.outputs.secondary_capture import picture_rgb
 
         report = Report.model_validate_json(sources[REPORT].read_bytes())
-        overlay = sources[OVERLAY].read_bytes()
         about = read_header(sources[STRUCTURES])  # patient and study are the scan's
-        digest = _digest_of(one)
-        site = self._records.site
-        made_at = site.clock(self._records.propagations.job(propagation).made_at)
-        if one["role"] == "pdf":
+        job, site = self._records.propagations.job(propagation), self._records.site
+        digest = hashlib.sha256(as_json(dict(one["files"])).encode()).hexdigest()
+        made_at = site.clock(job.made_at)
+        if one["role"] == "segmentation":
+            cbct = cbct_of(self._records.archive, job)
+            write_segmentation(
+                draft,
+                segments=segments_of(read_structure_set(sources[STRUCTURES]), report, cbct.grid),
+                reference_scan=cbct,
+                digest=digest,
+                made_at=made_at,
+                description="Contourcast proposals",
+                series_number=site.series_number,
+            )
+        elif one["role"] == "pdf":
             write_pdf(
                 draft,
-                document=report_pdf(report, about.patient, overlay),
+                document=report_pdf(report, about.patient, sources[OVERLAY].read_bytes()),
                 title=f"{report.prior.roi_name}: {report.verdict.value}",
                 patient=about.patient,
                 study=about.study,
@@ -218,11 +195,14 @@ class Objects:
                 series_number=site.series_number,
             )
         else:
+            picture = picture_rgb(
+                sources[OVERLAY].read_bytes(),
+                verdict=report.verdict.value,
+                reasons=report.reasons,
+            )
             write_secondary_capture(
                 draft,
-                picture_rgb=picture_rgb(
-                    overlay, verdict=report.verdict.value, reasons=report.reasons
-                ),
+                picture_rgb=picture,
                 patient=about.patient,
                 study=about.study,
                 body_part="",
@@ -240,11 +220,6 @@ def _name(one: Mapping[str, Any]) -> str:
         return str(name)
     content = as_json([one["role"], one["files"], one.get("profile")])
     return f"{one['role']}-{hashlib.sha256(content.encode()).hexdigest()[:16]}.dcm"
-
-
-def _digest_of(one: Mapping[str, Any]) -> str:
-    """Of what an object is made of."""
-    return hashlib.sha256(as_json(dict(one["files"])).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

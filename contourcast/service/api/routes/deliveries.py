@@ -14,6 +14,16 @@ from contourcast.service.pacs.notices import Kind
 from contourcast.service.pacs.outbox import Delivery, DeliveryState, Outbox
 from contourcast.service.problems import document_for
 
+# What an archive may be given, in the order in which it is told.
+ROLES: Final = (
+    "structure_set",
+    "registration",
+    "signed",
+    "secondary_capture",
+    "pdf",
+    "segmentation",
+)
+
 
 class DestinationItem(BaseModel):
     """A system that gets results or notices; nothing of its address or credentials."""
@@ -140,16 +150,6 @@ def routes(context: Context) -> APIRouter:
         )
 
     return router
-
-
-ROLES: Final = (
-    "structure_set",
-    "registration",
-    "signed",
-    "secondary_capture",
-    "pdf",
-    "segmentation",
-)
 
 
 def _destination(one: Destination, counts: dict[tuple[str, str], int]) -> DestinationItem:
