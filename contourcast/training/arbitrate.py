@@ -26,6 +26,7 @@ from contourcast.models.weights import KNOWN_CHANNELS, Card, load_model, save_mo
 from contourcast.training.augment import Augmentation, augment, centre_crop
 from contourcast.training.loop import (
     TrainSettings,
+    autocast,
     segmentation_loss,
     widened,
 )
@@ -165,7 +166,7 @@ def prepare(
                 else centre_crop(sample, patch_zyx=patch)
             )
             x = torch.from_numpy(channels[None])
-            with torch.autocast("cpu", torch.bfloat16):  # as in training
+            with autocast("cpu", "auto"):  # as in training
                 logits = network(x[:, :shown])
             question = tuple(part.half() for part in asked(x, logits))
             lessons.append(Lesson(asked=question, label=torch.from_numpy(label[None])))

@@ -37,6 +37,8 @@ COHORTS = "cohorts"  # the settings' entry for the digests of the samples
 # Steps in a row whose loss is not finite before the run ends (NETWORKS §12).
 MAX_BAD_STEPS = 10
 
+Precision = Literal["auto", "fp32", "bf16"]
+
 
 class TrainingDivergedError(ContourcastError):
     """The loss is no longer a number."""
@@ -64,7 +66,8 @@ class TrainSettings:
         optimiser: ``sgd`` is nnU-Net's (Nesterov 0.99); ``adamw`` learns faster in short runs.
         decay_ssm: Whether weight decay also pulls at Mamba's A, D and Δ bias, at λ and the gate.
         average: Decay per step of the running average of the weights that is validated and kept.
-        precision: ``bf16`` computes convolutions in bfloat16; Mamba stays in float32.
+        precision: ``bf16`` computes convolutions in bfloat16, Mamba stays in float32; ``auto`` does
+            so where the device is made for it.
         threads: CPU threads; 0 leaves torch's choice.
         start: Digest of the model whose weights it begins with; empty: with random ones.
     """
@@ -85,7 +88,7 @@ class TrainSettings:
     poly_power: float = 0.9
     clip_norm: float = 12.0
     average: float = 0.99
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "auto"
     device: str = "cpu"
     threads: int = 1
     start: str = ""
@@ -291,12 +294,34 @@ def export(
         seen=seen,
         training=training
         | {
-            "settings": _plain(settings),
+            "settings": _plain(
+                replace(settings, precision=precision_on(settings.device, settings.precision))
+            ),
             "best_epoch": trained.best.epoch,
             "validation_dice": round(trained.best.validation_dice, 4),
         },
     )
     return save_model(folder, trained.network, card, dtype=torch.float16)
+
+
+def autocast(device: str, precision: Precision) -> torch.autocast:
+    """What convolutions are computed in."""
+    return torch.autocast(
+        torch.device(device).type,
+        torch.bfloat16,
+        enabled=precision_on(device, precision) == "bf16",
+    )
+
+
+def precision_on(device: str, precision: Precision) -> Precision:
+    """Never ``auto``: a processor not made for bfloat16 takes a hundred times as long in it."""
+    if precision != "auto":
+        return precision
+    if torch.device(device).type == "cuda":
+        made_for_it: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        made_for_it = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return "bf16" if made_for_it else "fp32"
 
 
 def segmentation_loss(
@@ -335,7 +360,7 @@ def validate(network: Any, samples: Sequence[Sample], settings: TrainSettings) -
     for each in samples:
         channels, label = centre_crop(each, patch_zyx=settings.samples.patch_zyx)
         channels = channels[settings.shown]
-        with _precision(settings):
+        with autocast(settings.device, settings.precision):
             x = torch.from_numpy(channels[None]).to(settings.device)
             logits = on_volume(network, x)[0].float().cpu()
         drawn, wanted = (logits[1] > logits[0]).numpy(), label >= 0.5
@@ -362,7 +387,7 @@ def _train_epoch(
             group["lr"] = _learning_rate(settings, number * settings.steps_per_epoch + step)
         x, label = _batch(samples, settings, generator)
         optimiser.zero_grad(set_to_none=True)
-        with _precision(settings):
+        with autocast(settings.device, settings.precision):
             logits: Any = on_volume(network, x)
         loss = deep_loss(logits, label)
         if not torch.isfinite(loss):
@@ -415,11 +440,6 @@ def _follow(average: nn.Module, network: nn.Module, settings: TrainSettings, ste
         mean.lerp_(now, 1 - keep)
     for kept, seen in zip(average.buffers(), network.buffers(), strict=True):
         kept.copy_(seen)  # statistics of batches, which are averages already
-
-
-def _precision(settings: TrainSettings) -> torch.autocast:
-    device = torch.device(settings.device).type
-    return torch.autocast(device, torch.bfloat16, enabled=settings.precision == "bf16")
 
 
 def _optimiser(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:

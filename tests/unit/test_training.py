@@ -18,6 +18,7 @@ from contourcast.training import loop
 from contourcast.training.augment import Augmentation, augment, centre_crop
 from contourcast.training.loop import (
     Epoch,
+    Precision,
     TrainingDivergedError,
     TrainSettings,
     best_so_far,
@@ -493,6 +494,35 @@ class TestRun:
         monkeypatch.setattr(loop, "deep_loss", lambda logits, label: logits[0].sum() * torch.nan)
         with pytest.raises(TrainingDivergedError, match="10 steps in a row"):
             train(samples[:1], samples[1:2], replace(quick, steps_per_epoch=12), tmp_path / "all")
+
+    @pytest.mark.parametrize(
+        ("asked", "made_for_it", "computed"),
+        [
+            ("auto", True, torch.bfloat16),
+            ("auto", False, torch.float32),
+            ("bf16", False, torch.bfloat16),
+            ("fp32", True, torch.float32),
+        ],
+    )
+    def test_bfloat16_is_for_processors_that_are_made_for_it(
+        self,
+        asked: Precision,
+        made_for_it: bool,
+        computed: torch.dtype,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: made_for_it)
+        with loop.autocast("cpu", asked):
+            assert torch.nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == computed
+
+    def test_a_card_says_in_what_its_network_was_computed(
+        self, samples: tuple[Sample, ...], tmp_path: Path
+    ) -> None:
+        brief = replace(SETTINGS, precision="auto", epochs=1, steps_per_epoch=1)
+        card = export(
+            train(samples[:1], samples[1:2], brief, tmp_path), tmp_path / "m", training={}
+        )
+        assert card.training["settings"]["precision"] == loop.precision_on("cpu", "auto") != "auto"
 
     def test_the_recurrence_is_not_decayed_unless_asked(self) -> None:
         network = build("diff-umamba", replace(TINY, nrm=NrmConfig(gate="scalar")))
