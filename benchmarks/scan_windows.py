@@ -1,17 +1,20 @@
 """A model of nnU-Net's in propagate against nnU-Net's prediction of the whole volume.
 
-    python -m benchmarks.scan_windows
+    python -m benchmarks.scan_windows [--network diff-umamba]
 
-A stock PlainConv of two channels is fitted for some minutes on three virtual patients, on windows
-that lie anywhere, as nnU-Net fits; then it draws today's tumour of others. Ours draws those of
-nnU-Net's windows that tell near the carried prior (`windows: scan` on the card); nnU-Net's own
-predictor (2.8: half a patch, Gaussian) draws all of them. The goal is a fifth of the time, and the
-same contour to DSC 0.995. How well either draws is not the question here.
+A stock PlainConv of two channels, or a Diff-UMamba of as many levels, is fitted for some minutes on
+three virtual patients, on windows that lie anywhere, as nnU-Net fits; then it draws today's tumour
+of others. Ours draws those of nnU-Net's windows that tell near the carried prior (`windows: scan`
+on the card); nnU-Net's own predictor (2.8: half a patch, Gaussian) draws all of them. The goal is a
+fifth of the time, and the same contour to DSC 0.995. How well either draws is not the question
+here.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,13 +23,17 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import nn
 from torch.nn import functional
 
 from benchmarks.measure import compared
 from contourcast.imaging.grid import Grid
 from contourcast.imaging.metrics import dice
 from contourcast.imaging.volume import Mask, Probability
-from contourcast.models.plain_conv import PlainConv, PlainConvConfig
+from contourcast.models.config import NetworkConfig
+from contourcast.models.diff_umamba import DiffUMambaConfig
+from contourcast.models.networks import build
+from contourcast.models.plain_conv import PlainConvConfig
 from contourcast.models.predictor import Predictor, plausible
 from contourcast.models.region import filled_up, sample_on, scaling, scan_on, whole_grid
 from contourcast.models.weights import Card, Normalisation
@@ -37,16 +44,29 @@ from support.virtual_patients import phantom_course
 
 FITTED, UNSEEN = (600_001, 600_002, 600_003), (600_004, 600_007, 600_009)
 STEPS, BATCH = 240, 2
-CONFIG = PlainConvConfig(
-    features=(16, 32, 64, 128),
-    kernels=((3, 3, 3),) * 4,
-    strides=((1, 1, 1), *((2, 2, 2),) * 3),
-    blocks=(2,) * 4,
-    decoder_blocks_asked=(2,) * 3,
-)
+FEATURES = (16, 32, 64, 128)
+KERNELS = ((3, 3, 3),) * 4
+STRIDES = ((1, 1, 1), *((2, 2, 2),) * 3)
+CONFIGS: dict[str, NetworkConfig] = {
+    "nnunet-plainconv": PlainConvConfig(
+        features=FEATURES,
+        kernels=KERNELS,
+        strides=STRIDES,
+        blocks=(2,) * 4,
+        decoder_blocks_asked=(2,) * 3,
+    ),
+    "diff-umamba": DiffUMambaConfig(
+        channels_in=2,
+        features=FEATURES,
+        kernels=KERNELS,
+        strides=STRIDES,
+        blocks=(1,) * 4,
+        decoder_blocks_asked=(1,) * 3,
+    ),
+}
 CARD = Card(
     network="nnunet-plainconv",
-    config=CONFIG,
+    config=CONFIGS["nnunet-plainconv"],
     spacing_zyx_mm=(2.5, 2.5, 2.5),
     patch_zyx=(40, 48, 48),
     margin_mm=25.0,
@@ -57,12 +77,16 @@ CARD = Card(
 
 def main() -> None:
     """Fits, then prints ratios and how far the contours agree."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network", choices=CONFIGS, default=CARD.network)
+    name = parser.parse_args().network
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    network = PlainConv(CONFIG)
+    network = build(name, CONFIGS[name])
     _fit(network, [_seen(*phantom_course(seed)) for seed in FITTED])
     network.eval()
-    ours = Predictor(network=network, card=CARD, digest="of this run")
+    card = replace(CARD, network=name, config=CONFIGS[name])
+    ours = Predictor(network=network, card=card, digest="of this run")
     for seed in UNSEEN:
         case, truth = phantom_course(seed)
         r_ct = carry_prior(case, register(case, Settings()))
@@ -101,7 +125,7 @@ def _seen(case: Case, truth: Mask) -> tuple[Float[np.ndarray, "2 z y x"], np.nda
     return channels, label
 
 
-def _fit(network: PlainConv, seen: list[tuple[np.ndarray, np.ndarray]]) -> None:
+def _fit(network: nn.Module, seen: list[tuple[np.ndarray, np.ndarray]]) -> None:
     """Cross-entropy and Dice on windows of which half hold the tumour."""
     draw = np.random.default_rng(0)
     optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)

@@ -169,7 +169,9 @@ class Predictor:
                 )
             torch.cuda.empty_cache()
             patch = _halved(smaller.patch, self.card.config)
-            smaller = None if patch is None else Windows.over(windows.shape, patch)
+            smaller = None
+            if patch is not None:
+                smaller = Windows.over(windows.shape, patch, as_nnunet=windows.as_nnunet)
         on_note("drawn on the processor")
         return _logits(_on_processor(self.network), channels, windows, first, "cpu")
 
@@ -215,7 +217,7 @@ def _on_scan(cbct: Volume, r_ct: Probability, card: Card) -> _Place:
         return box_of(around, whole)
 
     looked, first = near(card.margin_mm), near(min(card.margin_mm, NEAR_PRIOR_MM))
-    windows = Windows.over(whole.shape_zyx, card.patch_zyx).telling(looked)
+    windows = Windows.over(whole.shape_zyx, card.patch_zyx, as_nnunet=True).telling(looked)
     box = windows.box
     grid = whole.crop([along.start for along in box], [along.stop for along in box])
     beyond = np.ones(grid.shape_zyx, bool)

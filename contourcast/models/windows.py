@@ -1,14 +1,15 @@
 """Windows of a network: where they lie, which of them tell at a place, and what they say together.
 
 nnU-Net v2's sliding window: windows of the size that the network was trained on overlap by half,
-and their logits are averaged with Gaussian weights (its own lie half a voxel off the middle of
-patches of an even size, ours do not).
+and their logits are averaged with Gaussian weights. Its own lie half a voxel off the middle of
+patches of an even size; where windows contradict each other that half voxel is seen (DSC 0.977), so
+whoever wants its contour takes its weights. Ours lie in the middle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Final
@@ -22,6 +23,9 @@ from torch import Tensor
 # nnU-Net v2: windows overlap by half and weigh by a Gaussian of an eighth of the patch.
 OVERLAP: Final = 0.5
 SIGMA: Final = 1 / 8
+# The least weight of a voxel whose largest is 1; nnU-Net's is the least of half precision, of 10.
+LEAST: Final = 1e-4
+NNUNETS_LEAST: Final = 2.0**-24 / 10
 # Logits beyond say nothing more of where the surface is, and would bend it between samples.
 LOGIT_LIMIT: Final = 8.0
 # A window whose share of the average is smaller than this everywhere in a box tells nothing there.
@@ -41,17 +45,22 @@ class Windows:
         shape: Of the array.
         patch: Of each window.
         corners: Their first indices, along each axis.
+        as_nnunet: Weighed as nnU-Net does, half a voxel off the middle.
     """
 
     shape: tuple[int, ...]
     patch: tuple[int, ...]
     corners: tuple[tuple[int, ...], ...]
+    as_nnunet: bool = False
 
     @classmethod
-    def over(cls, shape: Sequence[int], patch: Sequence[int]) -> Windows:
+    def over(
+        cls, shape: Sequence[int], patch: Sequence[int], *, as_nnunet: bool = False
+    ) -> Windows:
         """Evenly spread, overlapping by at least `OVERLAP`, the last ones at the end."""
         sides = zip(shape, patch, strict=True)
-        return cls(tuple(shape), tuple(patch), tuple(_corners(n, p) for n, p in sides))
+        corners = tuple(_corners(n, p) for n, p in sides)
+        return cls(tuple(shape), tuple(patch), corners, as_nnunet)
 
     def telling(self, box: Box) -> Windows:
         """Those whose share of the average reaches `TELLING` somewhere in a box."""
@@ -62,10 +71,11 @@ class Windows:
             for each in share
         ]
         kept = zip(self.corners, keep, strict=True)
-        return Windows(
-            self.shape,
-            self.patch,
-            tuple(tuple(c for c, k in zip(all_, some, strict=True) if k) for all_, some in kept),
+        return replace(
+            self,
+            corners=tuple(
+                tuple(c for c, k in zip(all_, some, strict=True) if k) for all_, some in kept
+            ),
         )
 
     @property
@@ -80,11 +90,18 @@ class Windows:
     def within(self, box: Box) -> Windows:
         """The same windows on the part of the array that a box cuts out."""
         corners = zip(self.corners, box, strict=True)
-        return Windows(
-            tuple(along.stop - along.start for along in box),
-            self.patch,
-            tuple(tuple(c - along.start for c in some) for some, along in corners),
+        return replace(
+            self,
+            shape=tuple(along.stop - along.start for along in box),
+            corners=tuple(tuple(c - along.start for c in some) for some, along in corners),
         )
+
+    @property
+    def weight(self) -> Float[np.ndarray, "z y x"]:
+        """Gaussian weights of a window, never zero."""
+        z, y, x = (_gaussian(side, as_nnunet=self.as_nnunet) for side in self.patch)
+        weight: np.ndarray = z[:, None, None] * y[None, :, None] * x[None, None, :]
+        return weight.astype(np.float32).clip(NNUNETS_LEAST if self.as_nnunet else LEAST)
 
     @cached_property
     def _shares(self) -> list[Float[np.ndarray, "windows length"]]:
@@ -93,7 +110,7 @@ class Windows:
         for length, side, corners in zip(self.shape, self.patch, self.corners, strict=True):
             weights = np.zeros((len(corners), length))
             for row, corner in zip(weights, corners, strict=True):
-                row[corner : corner + side] = _gaussian(side)
+                row[corner : corner + side] = _gaussian(side, as_nnunet=self.as_nnunet)
             found.append(weights / weights.sum(0).clip(min=1e-30))
         return found
 
@@ -117,7 +134,7 @@ def in_windows(
         first: Only windows that tell in this box are drawn, and those that tell where what they
             show there reaches to; None: all of them.
     """
-    weight = _weight(windows.patch)
+    weight = windows.weight
     total = np.zeros(windows.shape, np.float32)
     weights = np.zeros_like(total)
     done: set[tuple[int, ...]] = set()
@@ -165,13 +182,7 @@ def _corners(length: int, patch: int) -> tuple[int, ...]:
     return tuple(int(n) for n in np.linspace(0, length - patch, windows).round())
 
 
-def _gaussian(side: int) -> Float[np.ndarray, " side"]:
-    weights: np.ndarray = np.exp(-0.5 * ((np.arange(side) - (side - 1) / 2) / (SIGMA * side)) ** 2)
+def _gaussian(side: int, *, as_nnunet: bool) -> Float[np.ndarray, " side"]:
+    middle = side // 2 if as_nnunet else (side - 1) / 2
+    weights: np.ndarray = np.exp(-0.5 * ((np.arange(side) - middle) / (SIGMA * side)) ** 2)
     return weights
-
-
-def _weight(patch: Sequence[int]) -> Float[np.ndarray, "z y x"]:
-    """Gaussian weights, never zero."""
-    z, y, x = (_gaussian(side) for side in patch)
-    weight: np.ndarray = z[:, None, None] * y[None, :, None] * x[None, None, :]
-    return weight.astype(np.float32).clip(1e-4)
