@@ -95,7 +95,8 @@ def main() -> None:
         title = f"phantom {seed}, {grid.shape_zyx} voxels"
         print(compared(title, partial(ours.predict, case.cbct, r_ct), theirs, times=1))
         drawn = ours.predict(case.cbct, r_ct).mask()
-        logits = theirs()
+        # as ours before they go onto the scan: a spline through steep logits lies elsewhere
+        logits = theirs().clip(-LOGIT_LIMIT, LOGIT_LIMIT)
         prior = sample_on(r_ct.values, r_ct.grid, onto=grid, outside=0.0)
         # what no tumour is, such as a piece far from the prior, propagate takes away (plausible)
         logits[~plausible(logits > 0, prior, grid)] = -LOGIT_LIMIT
