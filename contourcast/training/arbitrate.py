@@ -166,7 +166,7 @@ def prepare(
                 else centre_crop(sample, patch_zyx=patch)
             )
             x = torch.from_numpy(channels[None])
-            with autocast("cpu", "auto"):  # as in training
+            with autocast("cpu", "auto"):  # as a run on this machine would
                 logits = network(x[:, :shown])
             question = tuple(part.half() for part in asked(x, logits))
             lessons.append(Lesson(asked=question, label=torch.from_numpy(label[None])))

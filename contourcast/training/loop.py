@@ -313,8 +313,11 @@ def autocast(device: str, precision: Precision) -> torch.autocast:
     )
 
 
-def precision_on(device: str, precision: Precision) -> Precision:
-    """Never ``auto``: a processor not made for bfloat16 takes a hundred times as long in it."""
+def precision_on(device: str, precision: Precision) -> Literal["fp32", "bf16"]:
+    """What ``auto`` means on a device; the others are what they are.
+
+    A processor that is not made for bfloat16 takes a hundred times as long in it.
+    """
     if precision != "auto":
         return precision
     if torch.device(device).type == "cuda":

@@ -73,9 +73,10 @@ def test_all_of_them_say_what_nnunet_says(patch: tuple[int, int, int]) -> None:
 def test_they_weigh_as_nnunet_does() -> None:
     sliding: Any = pytest.importorskip("nnunetv2.inference.sliding_window_prediction")
     for patch in (PATCH, (15, 20, 17), (40, 48, 48)):
-        theirs = sliding.compute_gaussian(patch, 1 / 8, 10, device=torch.device("cpu"))
-        ours = Windows.over(patch, patch, as_nnunet=True).weight
-        assert np.abs(ours - theirs.float().numpy() / 10).max() < 1e-3
+        half = sliding.compute_gaussian(patch, 1 / 8, 10, device=torch.device("cpu"))
+        ours, theirs = Windows.over(patch, patch, as_nnunet=True).weight, half.float().numpy() / 10
+        assert np.abs(ours - theirs).max() < 1e-3
+        assert ours.min() == pytest.approx(theirs.min())
 
 
 class Contrary(nn.Module):
