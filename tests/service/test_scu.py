@@ -25,6 +25,7 @@ from pydicom.uid import (
     RLELossless,
 )
 from pynetdicom import AE, evt
+from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.dimse_primitives import C_FIND
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     CTImageStorage,
@@ -36,9 +37,10 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from contourcast.imaging.dicom.pixels import pixel_digest
 from contourcast.imaging.errors import DicomError
+from contourcast.service.pacs import wire
 from contourcast.service.pacs.node import Commitment, Node, Sender
 from contourcast.service.pacs.scu import Peer, Reference
-from contourcast.service.pacs.wire import Bounds, Tls, bound
+from contourcast.service.pacs.wire import Bounds, Messages, Tls, bound
 from contourcast.service.problems import PeerError, PeerUnreachableError, SettingsError
 from support.data import peer
 from support.dcmqrscp import dcmqrscp, until_it_answers
@@ -562,6 +564,22 @@ def test_a_peer_that_falls_silent_is_given_up() -> None:
         with pytest.raises(PeerUnreachableError, match="did not answer our C-ECHO in time"):
             there.echo()
         over.set()
+
+
+def test_an_answer_is_left_to_whoever_waits_for_it(
+    ct: CtFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine pynetdicom's other thread looks just when one comes."""
+
+    class LookedThrough(Messages):
+        def _deliver(self, message: DIMSEMessage) -> None:
+            super()._deliver(message)
+            if self.assoc.is_requestor:
+                self.get_msg()
+
+    monkeypatch.setattr(wire, "Messages", LookedThrough)
+    with archive_of(CTImageStorage, bounds=Bounds(answer_s=5.0), c_store=lambda event: 0) as there:
+        assert [receipt.stored for receipt in there.store(ct.paths)] == [True] * 6
 
 
 def test_a_refused_instance_is_in_its_receipt(ct: CtFiles) -> None:

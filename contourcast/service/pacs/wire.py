@@ -42,7 +42,8 @@ from pynetdicom import AE, _config
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_FIND_RSP, C_STORE_RQ, N_EVENT_REPORT_RQ, DIMSEMessage
-from pynetdicom.dimse_primitives import C_CANCEL, C_STORE
+from pynetdicom.dimse_primitives import C_CANCEL, C_STORE, DimseServiceType
+from pynetdicom.dul import DULServiceProvider
 from pynetdicom.fsm import StateMachine
 from pynetdicom.pdu_primitives import A_P_ABORT, P_DATA
 from pynetdicom.transport import AddressInformation, AssociationSocket
@@ -397,6 +398,17 @@ class Messages(DIMSEServiceProvider):
             self.dul.event_queue.put("Evt19")
             self.msg_queue.put((None, None))  # whoever waits for an answer gets none any more
 
+    def get_msg(self, block: bool = False) -> tuple[None, None] | tuple[int, DimseServiceType]:
+        """The next message; where we call, only for whoever waits for an answer.
+
+        pynetdicom's thread that looks for requests is paused while a call waits, but on a busy
+        machine it goes on late, into the next call, and would take and drop that one's answer. What
+        a peer may ask of a caller meanwhile does not come this way (`_deliver`).
+        """
+        if self.assoc.is_requestor and not block:
+            return None, None
+        return super().get_msg(block)
+
     def end(self) -> None:
         """Closes the socket, and deletes the files that nobody will take any more."""
         wire = self.dul.socket
@@ -525,6 +537,7 @@ def bound(
     wire.socket.settimeout(bounds.pdu_s)
     wire.__class__ = _Socket
     wire.select_timeout = bounds.pdu_s
+    assoc.dul.__class__ = _Reader
     assoc.dul._run_loop_delay = 0.0  # `_Socket.ready` waits instead
     assoc.dul.state_machine.__class__ = _States
     messages = Messages(assoc, intake, bounds.file_bytes)
@@ -538,6 +551,19 @@ def hang_up(assoc: Association) -> None:
     if wire is not None and wire.socket is not None:
         with suppress(OSError):
             wire.socket.shutdown(socket.SHUT_RDWR)
+
+
+class _Reader(DULServiceProvider):
+    """Ends with a connection whose request came just when its time was over.
+
+    Nobody will answer it any more, and pynetdicom would wait for the peer to close.
+    """
+
+    def stop_dul(self) -> bool:
+        """Whether it has ended; asked again and again by whoever gives the connection up."""
+        if self.assoc.is_acceptor and self.assoc.requestor.primitive is None:
+            hang_up(self.assoc)
+        return super().stop_dul()
 
 
 class _States(StateMachine):
