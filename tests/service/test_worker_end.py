@@ -44,7 +44,11 @@ def until(reached: Callable[[], Any]) -> None:
 
 
 def worker(folder: Path, slot: str, *options: str) -> Process:
-    environment = {"CONTOURCAST_DATA_FOLDER": str(folder), "CONTOURCAST_DISK_RESERVE_MIB": "0"}
+    environment = {
+        "CONTOURCAST_DATA_FOLDER": str(folder),
+        "CONTOURCAST_DISK_RESERVE_MIB": "0",
+        "CONTOURCAST_INTAKE": "on_request",  # else it draws the course first
+    }
     command = ["worker", "--slot", slot, *options]
     return Process(slot, command, environment, started='"worker_started"')
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from contourcast.models.diff_umamba import DiffUMambaConfig
 from contourcast.models.networks import build
+from contourcast.models.noise_reduction import NoiseReduction
 from contourcast.models.profile import gigaflops, measured, parameters
 from contourcast.models.selective_scan import SCANS
 from contourcast.models.umamba_bot import UMambaConfig
@@ -61,11 +62,14 @@ def test_the_published_arithmetic(name: str, published: int) -> None:
     assert round(found) == published
 
 
-def test_scans_work_again_after_a_count_even_after_a_failure() -> None:
+def test_scans_and_slabs_work_again_after_a_count_even_after_a_failure() -> None:
+    network = build("diff-umamba", TINY)
     before = dict(SCANS)
+    gigaflops(network, (1, 2, 16, 16, 16))
     with pytest.raises(RuntimeError, match="channels"):
-        gigaflops(Plain(), (1, 7, 8, 8, 8))
+        gigaflops(network, (1, 7, 16, 16, 16))
     assert before == SCANS
+    assert [m.config.slabs for m in network.modules() if isinstance(m, NoiseReduction)] == [True]
 
 
 def test_parameters_are_counted_once_and_only_trainable_ones() -> None:

@@ -81,6 +81,7 @@ def define(
         trail: Where each step is told.
         gpu_draws: Networks that are drawn on a GPU before this process ends itself; 0: it does not.
     """
+    drawn_here: set[tuple[str, str]] = set()
     drawn = 0
 
     def step(name: str, function: Callable[..., Outcome]) -> Callable[..., Outcome]:
@@ -117,25 +118,33 @@ def define(
         @DBOS.workflow(name=f"{name}_job", max_recovery_attempts=RECOVERIES)
         def run(propagation: str, *args: Any) -> Outcome:
             outcome = one(propagation, *args)
-            then(*args)  # what came of the step is written down by now
+            then(propagation, *args)  # what came of the step is written down by now
             return outcome
 
         return run
 
-    def counted(propagation: str, method: str, *args: Any) -> Outcome:
-        nonlocal drawn
+    def noted(propagation: str, method: str, *args: Any) -> Outcome:
         outcome = steps.draw(propagation, method, *args)
-        drawn += steps.device.startswith("cuda") and is_network(method)
+        if steps.device.startswith("cuda") and is_network(method):
+            drawn_here.add((propagation, method))
         return outcome
 
-    def renewed(*_: Any) -> None:
-        """Ends this process in good order, once it has drawn as much on its GPU as it was to."""
-        if drawn >= gpu_draws > 0:
-            log.info("worker_renewed", draws=drawn)
-            leaving.in_good_order()
+    def renewed(propagation: str, method: str, *_: Any) -> None:
+        """Ends this process in good order, once it has drawn as much on its GPU as it was to.
+
+        Each network counts when its own contour is written down: any sooner, and that of another
+        thread would be drawn again.
+        """
+        nonlocal drawn
+        if (propagation, method) in drawn_here:
+            drawn_here.remove((propagation, method))
+            drawn += 1
+            if drawn == gpu_draws:
+                log.info("worker_renewed", draws=drawn)
+                leaving.in_good_order()
 
     register = job("register", steps.register)
-    draw = job("draw", counted, renewed)
+    draw = job("draw", noted, renewed)
     finish = job("finish", steps.finish)
     place = step("place", steps.place)
 
