@@ -60,7 +60,7 @@ def run(settings: ServiceSettings, stop: threading.Event) -> None:
     log = Path(os.environ[LOG])
     steps = GpuSteps(records, slot=settings.worker_slot, log=log, seconds=0.05)
     steps.device = "cuda"
-    work.Trail = LateTrail  # type: ignore[attr-defined, misc]
+    work.Trail = LateTrail  # type: ignore[attr-defined]
     work.at_work(settings, records, steps, stop)
 
 
