@@ -73,13 +73,16 @@ def test_all_that_is_wrong_gets_the_same_answer(ann: Index) -> None:
 
 
 def test_an_unknown_name_takes_as_long_as_a_known_one(ann: Index) -> None:
-    """Both verify one hash; without it an unknown name would answer some forty times as fast."""
+    """Both verify one hash; without it an unknown name would answer some forty times as fast.
+
+    In processor time: other tests run beside this one.
+    """
     taken: dict[str, list[float]] = {"ann": [], "nobody": []}
     for _ in range(5):
         for name, times in taken.items():
-            began = time.perf_counter()
+            began = time.process_time()
             fail(ann, name)
-            times.append(time.perf_counter() - began)
+            times.append(time.process_time() - began)
     ratio = median(taken["nobody"]) / median(taken["ann"])
     assert 0.4 < ratio < 2.5
 
