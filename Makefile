@@ -9,7 +9,8 @@ WORKERS ?= 2
 DEMO_PARTS := baselines
 TEST_PARTS := baselines,codecs,compare,dev,docs,evidence,networks,report,s3,simulation,tracing,train,triton
 
-# Compiled at installation, where there is a compiler.
+# Compiled at installation, where there is a compiler. (Python's own files are when they are first
+# imported: most never are, and compiling all of them takes as long as everything else.)
 KERNEL := hatch_build.py $(addprefix contourcast/models/kernels/,build.py selective_scan.c)
 
 # The review page, built; not in git, in the wheel.
@@ -84,9 +85,9 @@ $(PAGE): $(PAGE_SOURCES)
 	$(PYTHON) -m venv .venv
 
 .venv/.stamp-demo: pyproject.toml constraints.txt $(KERNEL) | .venv/bin/python
-	@test -f .venv/.stamp-test -a ! .venv/.stamp-test -ot pyproject.toml || $(BIN)/pip install -q -c constraints.txt $(TORCH) -e '.[$(DEMO_PARTS)]'
+	@test -f .venv/.stamp-test -a ! .venv/.stamp-test -ot pyproject.toml || $(BIN)/pip install -q --no-compile -c constraints.txt $(TORCH) -e '.[$(DEMO_PARTS)]'
 	@touch $@
 
 .venv/.stamp-test: pyproject.toml constraints.txt $(KERNEL) | .venv/bin/python
-	$(BIN)/pip install -q -c constraints.txt $(TORCH) -e '.[$(TEST_PARTS)]'
+	$(BIN)/pip install -q --no-compile -c constraints.txt $(TORCH) -e '.[$(TEST_PARTS)]'
 	@touch $@
