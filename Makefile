@@ -9,9 +9,12 @@ WORKERS ?= 2
 DEMO_PARTS := baselines
 TEST_PARTS := baselines,codecs,compare,dev,docs,evidence,networks,report,s3,simulation,tracing,train,triton
 
-# Compiled at installation, where there is a compiler. (Python's own files are when they are first
-# imported: most never are, and compiling all of them takes as long as everything else.)
+# Compiled at installation, where there is a compiler.
 KERNEL := hatch_build.py $(addprefix contourcast/models/kernels/,build.py selective_scan.c)
+
+# Python's files are compiled when they are first imported: most never are, and compiling all of them
+# takes as long as everything else.
+INSTALL = $(BIN)/pip install -q --no-compile -c constraints.txt $(TORCH)
 
 # The review page, built; not in git, in the wheel.
 PAGE := contourcast/service/static/index.html
@@ -85,9 +88,9 @@ $(PAGE): $(PAGE_SOURCES)
 	$(PYTHON) -m venv .venv
 
 .venv/.stamp-demo: pyproject.toml constraints.txt $(KERNEL) | .venv/bin/python
-	@test -f .venv/.stamp-test -a ! .venv/.stamp-test -ot pyproject.toml || $(BIN)/pip install -q --no-compile -c constraints.txt $(TORCH) -e '.[$(DEMO_PARTS)]'
+	@test -f .venv/.stamp-test -a ! .venv/.stamp-test -ot pyproject.toml || $(INSTALL) -e '.[$(DEMO_PARTS)]'
 	@touch $@
 
 .venv/.stamp-test: pyproject.toml constraints.txt $(KERNEL) | .venv/bin/python
-	$(BIN)/pip install -q --no-compile -c constraints.txt $(TORCH) -e '.[$(TEST_PARTS)]'
+	$(INSTALL) -e '.[$(TEST_PARTS)]'
 	@touch $@

@@ -123,7 +123,10 @@ def idle_scans() -> Iterator[None]:
 
 @contextmanager
 def _whole_maps(network: nn.Module) -> Iterator[None]:
-    """Noise reduction projects each map at once: as much arithmetic, one step a level to count."""
+    """Noise reduction projects each map at once: one step a level to count, not one a cell.
+
+    As much arithmetic where the sizes divide; elsewhere cells overlap, and slabs do a little more.
+    """
     slabbed = [m for m in network.modules() if isinstance(m, NoiseReduction) and m.config.slabs]
     for module in slabbed:
         module.config = replace(module.config, slabs=False)

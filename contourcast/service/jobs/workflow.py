@@ -81,8 +81,8 @@ def define(
         trail: Where each step is told.
         gpu_draws: Networks that are drawn on a GPU before this process ends itself; 0: it does not.
     """
-    drawn_here: set[tuple[str, str]] = set()
-    drawn = 0
+    drawn_here: set[tuple[str, str]] = set()  # on this process's GPU, perhaps not yet written down
+    drawn = 0  # written down
 
     def step(name: str, function: Callable[..., Outcome]) -> Callable[..., Outcome]:
         """A step by itself on a queue.
